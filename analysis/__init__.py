@@ -1,0 +1,1 @@
+"""Turns Timelines into numbers, tables, pictures and reports."""

@@ -1,0 +1,1 @@
+"""From jobs to one Plan: grouping, packing, merging, and the per-stage Program that both interpreters run."""

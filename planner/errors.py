@@ -1,0 +1,9 @@
+"""Errors of the planner's inputs and outputs. Every message gives the value, the rule and the mend."""
+
+
+class JobError(ValueError):
+    """A job file, its data or its settings break a rule."""
+
+
+class PlanError(ValueError):
+    """A plan, a program or the request that led to it breaks a rule."""

@@ -1,0 +1,1 @@
+"""Replays a Program under a CostProfile in SimPy and returns a Timeline."""

@@ -1,0 +1,256 @@
+"""CostProfile: what work costs on one kind of device, composed into the cost of a pipeline stage.
+
+A profile holds the kernels of one decoder layer (linears, attention, elementwise), the two ends of the model, the
+optimizer step, one link between neighbouring stages, and memory. `stages()` composes them for a number of stages.
+Everything is a plain sum of terms, so that another GPU's numbers or another kernel can be swapped in by name.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import TraceError
+
+Origin = Literal["measured", "published", "textbook"]
+Kernels = Literal["fused", "eager", "frozen"]
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostTerms:
+    """Milliseconds of one piece of work on a microbatch: a sum of four terms, never negative."""
+
+    fixed_ms: float = 0.0
+    per_token_ms: float = 0.0
+    per_square_ms: float = 0.0
+    """Per unit of the sum over samples of the squared length in tokens."""
+    per_adapter_ms: float = 0.0
+
+    def ms(self, *, tokens: ArrayLike, squares: ArrayLike = 0.0, adapters: ArrayLike = 1.0) -> Float:
+        """Cost of microbatches given by arrays of one shape; 0 where a microbatch has no tokens."""
+        count = np.asarray(tokens, dtype=np.float64)
+        cost = (
+            self.fixed_ms
+            + self.per_token_ms * count
+            + self.per_square_ms * np.asarray(squares, dtype=np.float64)
+            + self.per_adapter_ms * np.asarray(adapters, dtype=np.float64)
+        )
+        return np.where(count > 0, np.maximum(cost, 0.0), 0.0)
+
+    def __add__(self, other: "CostTerms") -> "CostTerms":
+        return CostTerms(
+            fixed_ms=self.fixed_ms + other.fixed_ms,
+            per_token_ms=self.per_token_ms + other.per_token_ms,
+            per_square_ms=self.per_square_ms + other.per_square_ms,
+            per_adapter_ms=self.per_adapter_ms + other.per_adapter_ms,
+        )
+
+    def scaled(self, factor: float) -> "CostTerms":
+        """The cost of `factor` times the work."""
+        return CostTerms(
+            fixed_ms=self.fixed_ms * factor,
+            per_token_ms=self.per_token_ms * factor,
+            per_square_ms=self.per_square_ms * factor,
+            per_adapter_ms=self.per_adapter_ms * factor,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassCosts:
+    """One pass (forward or backward) through one decoder layer, by kernel."""
+
+    linears: Mapping[Kernels, CostTerms]
+    """All target linears of the layer, base and LoRA, by how they are computed."""
+    attention: CostTerms = field(default_factory=CostTerms)
+    elementwise: CostTerms = field(default_factory=CostTerms)
+
+    def layer(self, kernels: Kernels) -> CostTerms:
+        """The whole layer with these linears."""
+        if kernels not in self.linears:
+            raise TraceError(
+                f"kernels={kernels!r} is not in this profile, which has {sorted(self.linears)}; choose one of them"
+            )
+        return self.linears[kernels] + self.attention + self.elementwise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndCosts:
+    """The embedding (first stage; by tokens) and the head with the loss (last stage; by target tokens)."""
+
+    embedding_forward: CostTerms = field(default_factory=CostTerms)
+    embedding_backward: CostTerms = field(default_factory=CostTerms)
+    head_forward: CostTerms = field(default_factory=CostTerms)
+    head_backward: CostTerms = field(default_factory=CostTerms)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkCosts:
+    """One transfer between neighbouring stages."""
+
+    latency_ms: float = 0.0
+    bytes_per_ms: float = float("inf")
+    bytes_per_token: float = 0.0
+    """Hidden size times bytes of the activations' type."""
+    overlapped: bool = True
+    """Whether a stage may compute while its transfers are under way."""
+
+    def ms(self, tokens: ArrayLike) -> Float:
+        """Time from the end of the sender's action until the receiver may start."""
+        return self.latency_ms + np.asarray(tokens, dtype=np.float64) * self.bytes_per_token / self.bytes_per_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryCosts:
+    """What a stage keeps in device memory, in bytes."""
+
+    layer_weight_bytes: float = 0.0
+    embedding_weight_bytes: float = 0.0
+    head_weight_bytes: float = 0.0
+    adapter_bytes_per_layer: float = 0.0
+    """Weights, gradients and optimizer state of one adapter in one layer."""
+    activation_bytes_per_token_layer: float = 0.0
+    """Kept from forward to backward."""
+    boundary_bytes_per_token: float = 0.0
+    """A stage's input, kept when a layer is recomputed, and in transfer."""
+    logit_bytes_per_target: float = 0.0
+    """Peak of head and loss on the last stage."""
+    overhead_bytes: float = 0.0
+    """Context, workspaces, fragmentation."""
+    capacity_bytes: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageCost:
+    """Composed cost of one stage, in ms, for arrays of microbatches."""
+
+    forward_terms: CostTerms
+    backward_terms: CostTerms
+    """Input gradients and weight gradients together."""
+    weight_share: float = 0.0
+    """Part of the backward pass that only makes weight gradients (small: the base is frozen)."""
+    end_forward: CostTerms = field(default_factory=CostTerms)
+    end_backward: CostTerms = field(default_factory=CostTerms)
+    end_by_targets: bool = False
+    """Whether the end's tokens are target tokens (head) or all tokens (embedding)."""
+    step_ms: float = 0.0
+    num_layers: int = 0
+
+    def forward_ms(self, *, tokens: ArrayLike, squares: ArrayLike, targets: ArrayLike, adapters: ArrayLike) -> Float:
+        """Forward of each microbatch."""
+        end_tokens = targets if self.end_by_targets else tokens
+        return self.forward_terms.ms(tokens=tokens, squares=squares, adapters=adapters) + self.end_forward.ms(
+            tokens=end_tokens, adapters=0.0
+        )
+
+    def backward_ms(self, *, tokens: ArrayLike, squares: ArrayLike, targets: ArrayLike, adapters: ArrayLike) -> Float:
+        """Whole backward of each microbatch."""
+        end_tokens = targets if self.end_by_targets else tokens
+        return self.backward_terms.ms(tokens=tokens, squares=squares, adapters=adapters) + self.end_backward.ms(
+            tokens=end_tokens, adapters=0.0
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostProfile:
+    """Costs of one model on one kind of device. `origin` says where the numbers come from; reports print it."""
+
+    name: str
+    origin: Origin
+    source: str
+    """For measured: device, versions, date, command. For published: the publication. For textbook: what was assumed."""
+    num_layers: int
+    forward: PassCosts
+    backward: PassCosts
+    weight_share: float = 0.0
+    ends: EndCosts = field(default_factory=EndCosts)
+    step_ms_per_layer: float = 0.0
+    """One adapter's optimizer step over one layer."""
+    step_fixed_ms: float = 0.0
+    link: LinkCosts = field(default_factory=LinkCosts)
+    memory: MemoryCosts = field(default_factory=MemoryCosts)
+    fit_error_median: float | None = None
+    """Median relative error of the fit on held-out points; None where nothing was fitted."""
+    fit_error_worst: float | None = None
+
+    def stages(
+        self,
+        *,
+        num_stages: int,
+        kernels: Kernels | None = None,
+        layers_per_stage: Sequence[int] | None = None,
+        recompute: bool = False,
+    ) -> tuple[StageCost, ...]:
+        """Cost of each of `num_stages` stages.
+
+        `kernels` defaults to the profile's fastest linears (fused, else eager, else frozen); `layers_per_stage` to
+        `split_layers`. With `recompute` a backward pays one more forward of its layers.
+        Raises TraceError when the layers do not add up.
+        """
+        layers = tuple(layers_per_stage) if layers_per_stage else split_layers(self.num_layers, num_stages)
+        if len(layers) != num_stages or sum(layers) != self.num_layers or min(layers) < 1:
+            raise TraceError(
+                f"layers_per_stage={layers} must be {num_stages} positive numbers that add up to the profile's "
+                f"{self.num_layers} layers"
+            )
+        fastest_first: tuple[Kernels, ...] = ("fused", "eager", "frozen")
+        chosen = kernels or next(kind for kind in fastest_first if kind in self.forward.linears)
+        forward = self.forward.layer(chosen)
+        backward = self.backward.layer(chosen) + forward.scaled(float(recompute))
+        return tuple(
+            StageCost(
+                forward_terms=forward.scaled(count),
+                backward_terms=backward.scaled(count),
+                weight_share=self.weight_share,
+                end_forward=_ends_of(stage, num_stages, self.ends.embedding_forward, self.ends.head_forward),
+                end_backward=_ends_of(stage, num_stages, self.ends.embedding_backward, self.ends.head_backward),
+                end_by_targets=stage == num_stages - 1,
+                step_ms=self.step_fixed_ms + self.step_ms_per_layer * count,
+                num_layers=count,
+            )
+            for stage, count in enumerate(layers)
+        )
+
+
+def _ends_of(stage: int, num_stages: int, embedding: CostTerms, head: CostTerms) -> CostTerms:
+    # A single stage carries both ends; the embedding, a lookup, is then counted by target tokens like the head.
+    terms = CostTerms()
+    if stage == 0:
+        terms = terms + embedding
+    if stage == num_stages - 1:
+        terms = terms + head
+    return terms
+
+
+def split_layers(num_layers: int, num_stages: int) -> tuple[int, ...]:
+    """Layers of each stage, as even as possible; longer shares first, since the last stage also carries the head."""
+    if not 1 <= num_stages <= num_layers:
+        raise TraceError(f"num_stages={num_stages} must lie between 1 and the model's {num_layers} layers")
+    share, rest = divmod(num_layers, num_stages)
+    return tuple(share + (stage < rest) for stage in range(num_stages))
+
+
+def uniform_profile(
+    *, forward_ms: float, backward_ms: float, weight_ms: float = 0.0, num_stages: int, latency_ms: float = 0.0
+) -> CostProfile:
+    """A textbook profile: every microbatch costs the same on every stage.
+
+    `backward_ms` is the whole backward, `weight_ms` the part of it that makes weight gradients.
+    """
+    if min(forward_ms, backward_ms, weight_ms, latency_ms) < 0 or weight_ms > backward_ms:
+        raise TraceError(
+            f"forward_ms={forward_ms}, backward_ms={backward_ms}, weight_ms={weight_ms}, latency_ms={latency_ms}: "
+            "none may be negative and weight_ms is a part of backward_ms"
+        )
+    return CostProfile(
+        name="uniform",
+        origin="textbook",
+        source="the same cost for every microbatch on every stage",
+        num_layers=num_stages,
+        forward=PassCosts(linears={"fused": CostTerms(fixed_ms=forward_ms)}),
+        backward=PassCosts(linears={"fused": CostTerms(fixed_ms=backward_ms)}),
+        weight_share=weight_ms / backward_ms if backward_ms else 0.0,
+        link=LinkCosts(latency_ms=latency_ms),
+    )
