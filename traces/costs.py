@@ -175,6 +175,11 @@ class CostProfile:
     """Median relative error of the fit on held-out points; None where nothing was fitted."""
     fit_error_worst: float | None = None
 
+    def fastest_kernels(self) -> Kernels:
+        """The fastest linears this profile has: fused, else eager, else frozen."""
+        order: tuple[Kernels, ...] = ("fused", "eager", "frozen")
+        return next(kind for kind in order if kind in self.forward.linears)
+
     def stages(
         self,
         *,
@@ -185,8 +190,7 @@ class CostProfile:
     ) -> tuple[StageCost, ...]:
         """Cost of each of `num_stages` stages.
 
-        `kernels` defaults to the profile's fastest linears (fused, else eager, else frozen); `layers_per_stage` to
-        `split_layers`. With `recompute` a backward pays one more forward of its layers.
+        `kernels` defaults to `fastest_kernels`, `layers_per_stage` to `split_layers`. With `recompute` a backward pays one more forward of its layers.
         Raises TraceError when the layers do not add up.
         """
         layers = tuple(layers_per_stage) if layers_per_stage else split_layers(self.num_layers, num_stages)
@@ -195,8 +199,7 @@ class CostProfile:
                 f"layers_per_stage={layers} must be {num_stages} positive numbers that add up to the profile's "
                 f"{self.num_layers} layers"
             )
-        fastest_first: tuple[Kernels, ...] = ("fused", "eager", "frozen")
-        chosen = kernels or next(kind for kind in fastest_first if kind in self.forward.linears)
+        chosen = kernels or self.fastest_kernels()
         forward = self.forward.layer(chosen)
         backward = self.backward.layer(chosen) + forward.scaled(float(recompute))
         return tuple(
