@@ -190,7 +190,8 @@ class CostProfile:
     ) -> tuple[StageCost, ...]:
         """Cost of each of `num_stages` stages.
 
-        `kernels` defaults to `fastest_kernels`, `layers_per_stage` to `split_layers`. With `recompute` a backward pays one more forward of its layers.
+        `kernels` defaults to `fastest_kernels`, `layers_per_stage` to `split_layers`.
+        With `recompute` a backward pays one more forward of its layers.
         Raises TraceError when the layers do not add up.
         """
         layers = tuple(layers_per_stage) if layers_per_stage else split_layers(self.num_layers, num_stages)
