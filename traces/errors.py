@@ -1,5 +1,9 @@
-"""The one error that bad traces raise."""
+"""The errors that bad input raises. Every message gives the value, the rule and the mend."""
 
 
-class TraceError(ValueError):
-    """A cost profile, timeline or length table breaks a rule. The message gives value, rule and mend."""
+class InputError(ValueError):
+    """Something a user gave breaks a rule: the command line prints the message alone and exits with 2."""
+
+
+class TraceError(InputError):
+    """A cost profile, timeline or length table breaks a rule."""
