@@ -1,0 +1,24 @@
+"""Multi-LoRA linears: tensors in, tensors out; knows no plan. Importing this needs neither torch nor triton.
+
+`multi_lora_linear` (one linear), `multi_lora_linears` (several over one input) and `lora_linear` (one adapter) pick the
+fused kernels on a CUDA device and the plain PyTorch reference elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .routing import Routing, Segment
+
+if TYPE_CHECKING:
+    from .multi_lora import lora_linear, multi_lora_linear, multi_lora_linears
+
+__all__ = ["Routing", "Segment", "lora_linear", "multi_lora_linear", "multi_lora_linears"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in {"lora_linear", "multi_lora_linear", "multi_lora_linears"}:
+        from . import multi_lora
+
+        return getattr(multi_lora, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

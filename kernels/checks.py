@@ -1,0 +1,71 @@
+"""Argument checks of the public ops: attribute reads only, so they cost nothing beside a launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .routing import Routing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_LORA_RANK = 256
+
+
+def check_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora_a: Sequence[Tensor | None],
+    lora_b: Sequence[Tensor | None],
+    *,
+    routing: Routing,
+) -> None:
+    """Raise `ValueError` naming the argument that does not fit, its value, and what would."""
+    if weight.ndim != 2:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}: give [N, K]")
+    n, k = weight.shape
+    if x.ndim < 1 or x.shape[-1] != k:
+        raise ValueError(f"x has shape {tuple(x.shape)}, but weight is {n} x {k}: the last dimension of x must be {k}")
+    if x.numel() != routing.num_rows * k:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, that is {x.numel() // max(k, 1)} rows, but routing has "
+            f"{routing.num_rows}: build the routing for this microbatch"
+        )
+    if not x.is_floating_point():
+        raise ValueError(f"x has dtype {x.dtype}: give a floating dtype")
+    if weight.dtype != x.dtype:
+        raise ValueError(f"weight has dtype {weight.dtype}, but x has {x.dtype}: cast one of them")
+    if weight.device != x.device or routing.device != x.device:
+        raise ValueError(
+            f"x is on {x.device}, weight on {weight.device}, routing on {routing.device}: move them to one device"
+        )
+    if bias is not None and (bias.shape != (n,) or bias.device != x.device):
+        raise ValueError(f"bias has shape {tuple(bias.shape)} on {bias.device}: give [{n}] on {x.device}")
+    if not len(lora_a) == len(lora_b) == routing.num_adapters:
+        raise ValueError(
+            f"lora_a has {len(lora_a)} and lora_b {len(lora_b)} entries, but routing has {routing.num_adapters} "
+            "adapters: give one entry per adapter, None where it does not target this linear"
+        )
+    for adapter, (a, b) in enumerate(zip(lora_a, lora_b, strict=True)):
+        if a is not None and b is not None:
+            _check_pair(adapter, a, b, n=n, k=k, x=x)
+        elif a is not b:
+            raise ValueError(f"lora_a[{adapter}] or lora_b[{adapter}] is None and the other is not: give both or none")
+
+
+def _check_pair(adapter: int, a: Tensor, b: Tensor, *, n: int, k: int, x: Tensor) -> None:
+    if a.ndim != 2 or a.shape[1] != k:
+        raise ValueError(f"lora_a[{adapter}] has shape {tuple(a.shape)}: give [r, {k}]")
+    lora_rank = a.shape[0]
+    if not 1 <= lora_rank <= MAX_LORA_RANK:
+        raise ValueError(f"lora_a[{adapter}] has r = {lora_rank}: r lies between 1 and {MAX_LORA_RANK}")
+    if b.shape != (n, lora_rank):
+        raise ValueError(f"lora_b[{adapter}] has shape {tuple(b.shape)}: give [{n}, {lora_rank}]")
+    if not a.is_floating_point() or a.dtype != b.dtype:
+        raise ValueError(f"lora_a[{adapter}] has dtype {a.dtype}, lora_b[{adapter}] {b.dtype}: give one floating dtype")
+    if a.device != x.device or b.device != x.device:
+        raise ValueError(
+            f"lora_a[{adapter}] is on {a.device}, lora_b[{adapter}] on {b.device}, x on {x.device}: move them to one"
+        )

@@ -1,0 +1,240 @@
+"""Which rows of a microbatch belong to which adapter, and the words that adapter's dropout is drawn from.
+
+A `Routing` is built once per microbatch and read by every linear of every layer; everything the device needs is in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+DROPOUT_LEVELS = 65536
+"""Dropout probabilities are multiples of 1 / 65536: 16 random bits decide one feature, so one word serves two."""
+
+NO_ADAPTER = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A run of rows that belong to one adapter."""
+
+    first_row: int
+    num_rows: int
+    adapter: int
+    """Index into `lora_a` and `lora_b`; rows that no segment covers belong to no adapter."""
+
+    @property
+    def end_row(self) -> int:
+        return self.first_row + self.num_rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiles:
+    """Row tiles of at most `height` rows, none of which holds rows of two owners."""
+
+    height: int
+    table: Tensor
+    """int32 `[num_tiles, 4]`: first row, end row, adapter (-1: none), slot of this tile among its adapter's tiles."""
+    ranges: Tensor
+    """int32 `[num_adapters, 2]`: first and end index of each adapter's tiles in `table` (they stand together)."""
+
+    @property
+    def num_tiles(self) -> int:
+        return int(self.table.shape[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routing:
+    """The segments of one microbatch with each adapter's scaling, dropout and random words. Make it with `build`."""
+
+    num_rows: int
+    segments: tuple[Segment, ...]
+    """Sorted by first row, disjoint."""
+    scaling: tuple[float, ...]
+    dropout: tuple[float, ...]
+    seeds: tuple[int, ...]
+    words: Tensor
+    """int32 `[num_adapters, 2]` on the device: (seed, global_batch) of each adapter, folded; `refresh` rewrites it."""
+    thresholds: Tensor
+    """int32 `[num_adapters]`: a feature is kept where its 16 bits are at least this."""
+    branch_scale: Tensor
+    """float32 `[num_adapters]`: scaling / (1 - p), what the kept features are multiplied with."""
+    token_index: Tensor
+    """int32 `[num_rows]`: each row's place in its adapter's global batch, in data order."""
+    _tiles: dict[int, Tiles] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        num_rows: int,
+        segments: Sequence[Segment],
+        scaling: Sequence[float],
+        dropout: Sequence[float],
+        seeds: Sequence[int],
+        global_batches: Sequence[int],
+        token_index: Sequence[int] | Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Routing:
+        """Check the segments and put what the kernels read on `device`.
+
+        `scaling`, `dropout`, `seeds` and `global_batches` hold one entry per adapter, indexed as `lora_a`;
+        `token_index` one per row (None: the row number). Raises `ValueError` naming the argument and its value.
+        """
+        import torch
+
+        ordered = tuple(sorted(segments, key=lambda segment: segment.first_row))
+        _check_adapters(scaling, dropout, seeds, global_batches)
+        _check_segments(num_rows, ordered, len(scaling))
+        thresholds = [min(round(p * DROPOUT_LEVELS), DROPOUT_LEVELS - 1) for p in dropout]
+        return cls(
+            num_rows=num_rows,
+            segments=ordered,
+            scaling=tuple(float(value) for value in scaling),
+            dropout=tuple(float(p) for p in dropout),
+            seeds=tuple(int(seed) for seed in seeds),
+            words=folded_words(seeds, global_batches).to(device),
+            thresholds=torch.tensor(thresholds, dtype=torch.int32).to(device),
+            branch_scale=torch.tensor(
+                [value / (1.0 - p) for value, p in zip(scaling, dropout, strict=True)], dtype=torch.float32
+            ).to(device),
+            token_index=_token_index(token_index, num_rows).to(device),
+        )
+
+    @property
+    def num_adapters(self) -> int:
+        return len(self.scaling)
+
+    @property
+    def device(self) -> torch.device:
+        return self.words.device
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether any adapter that owns a row here drops features."""
+        return any(self.dropout[segment.adapter] > 0.0 for segment in self.segments)
+
+    def refresh(
+        self, *, global_batches: Sequence[int], token_index: Sequence[int] | Tensor | None = None
+    ) -> None:
+        """Rewrite the random words (and, if given, the token indices) in place.
+
+        A captured CUDA graph reads them from the same addresses, so its next replay draws fresh masks.
+        """
+        _check_adapters(self.scaling, self.dropout, self.seeds, global_batches)
+        self.words.copy_(folded_words(self.seeds, global_batches))
+        if token_index is not None:
+            self.token_index.copy_(_token_index(token_index, self.num_rows))
+
+    def tiles(self, height: int) -> Tiles:
+        """Row tiles of at most `height` rows; made on first use, then shared by every layer of the microbatch."""
+        made = self._tiles.get(height)
+        if made is None:
+            made = self._tiles[height] = _make_tiles(self, height)
+        return made
+
+
+def folded_words(seeds: Sequence[int], global_batches: Sequence[int]) -> Tensor:
+    """int32 `[num_adapters, 2]`: a hash of (seed, global_batch), so near seeds give unrelated masks."""
+    import torch
+
+    words = []
+    for seed, global_batch in zip(seeds, global_batches, strict=True):
+        digest = hashlib.blake2b(f"{int(seed)}:{int(global_batch)}".encode(), digest_size=8).digest()
+        words.append(struct.unpack("<2i", digest))
+    return torch.tensor(words, dtype=torch.int32).reshape(len(words), 2)
+
+
+def _token_index(token_index: Sequence[int] | Tensor | None, num_rows: int) -> Tensor:
+    import torch
+
+    if token_index is None:
+        return torch.arange(num_rows, dtype=torch.int32)
+    index = torch.as_tensor(token_index)
+    if index.ndim != 1 or index.shape[0] != num_rows:
+        raise ValueError(
+            f"token_index has shape {tuple(index.shape)}, but one entry per row is needed: give {num_rows} integers"
+        )
+    return index.to(torch.int32)
+
+
+def _make_tiles(routing: Routing, height: int) -> Tiles:
+    """Cut every owner's rows into tiles; adapters' tiles first, in adapter order, then the rows of no adapter."""
+    import torch
+
+    table: list[tuple[int, int, int, int]] = []
+    ranges: list[tuple[int, int]] = []
+    for adapter in range(routing.num_adapters):
+        first_tile = len(table)
+        for segment in routing.segments:
+            if segment.adapter == adapter:
+                for row in range(segment.first_row, segment.end_row, height):
+                    table.append((row, min(row + height, segment.end_row), adapter, len(table) - first_tile))
+        ranges.append((first_tile, len(table)))
+    for first_row, end_row in _gaps(routing):
+        table.extend(
+            (row, min(row + height, end_row), NO_ADAPTER, 0) for row in range(first_row, end_row, height)
+        )
+    return Tiles(
+        height=height,
+        table=torch.tensor(table, dtype=torch.int32).reshape(len(table), 4).to(routing.device),
+        ranges=torch.tensor(ranges, dtype=torch.int32).reshape(len(ranges), 2).to(routing.device),
+    )
+
+
+def _gaps(routing: Routing) -> list[tuple[int, int]]:
+    """Runs of rows that no segment covers."""
+    gaps = []
+    row = 0
+    for segment in routing.segments:
+        if segment.first_row > row:
+            gaps.append((row, segment.first_row))
+        row = segment.end_row
+    if row < routing.num_rows:
+        gaps.append((row, routing.num_rows))
+    return gaps
+
+
+def _check_adapters(
+    scaling: Sequence[float], dropout: Sequence[float], seeds: Sequence[int], global_batches: Sequence[int]
+) -> None:
+    lengths = {
+        "scaling": len(scaling),
+        "dropout": len(dropout),
+        "seeds": len(seeds),
+        "global_batches": len(global_batches),
+    }
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"{lengths}: these hold one entry per adapter, so give them equal lengths")
+    for adapter, (value, p) in enumerate(zip(scaling, dropout, strict=True)):
+        if not math.isfinite(value):
+            raise ValueError(f"scaling[{adapter}] = {value} is not finite: give alpha / r or alpha / sqrt(r)")
+        if not 0.0 <= p < 1.0:
+            raise ValueError(f"dropout[{adapter}] = {p} lies outside [0, 1): give the probability of dropping")
+
+
+def _check_segments(num_rows: int, segments: tuple[Segment, ...], num_adapters: int) -> None:
+    if num_rows < 0:
+        raise ValueError(f"num_rows = {num_rows} is negative: give the number of packed tokens")
+    end_row = 0
+    for segment in segments:
+        if not 0 <= segment.adapter < num_adapters:
+            raise ValueError(
+                f"segments: {segment} names adapter {segment.adapter}, but there are {num_adapters}: "
+                "give every adapter its entry in scaling, dropout, seeds and global_batches"
+            )
+        if segment.num_rows < 1:
+            raise ValueError(f"segments: {segment} has no row: leave out the segment of an adapter without tokens")
+        if segment.first_row < end_row:
+            raise ValueError(f"segments: {segment} begins before row {end_row}, where the one before it ends")
+        end_row = segment.end_row
+    if end_row > num_rows:
+        raise ValueError(f"segments: {segments[-1]} ends at row {end_row}, after num_rows = {num_rows}")
