@@ -1,0 +1,34 @@
+# Two commands do everything: `make demo` and `make test`. Both make .venv first, with the pinned versions.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One thread a process: the demo runs a process per stage and the tests a process per core.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint wheel clean
+
+demo: $(VENV)/installed
+	$(BIN)/loraplex demo -o demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -q -n auto
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+wheel: $(VENV)/installed
+	rm -rf dist
+	$(BIN)/python -m build --wheel --outdir dist .
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "LoRAPlex needs Python 3.11 or later; name one: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,fast,dev]'
+	touch $@
