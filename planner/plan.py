@@ -3,8 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from .jobs import Job, Sample
+
+if TYPE_CHECKING:
+    from .verify import Violation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,3 +105,9 @@ class Plan:
     def num_tokens(self) -> int:
         """Real tokens of the whole plan."""
         return sum(batch.num_tokens() for batch in self.microbatches)
+
+    def verify(self) -> "tuple[Violation, ...]":
+        """Every broken rule, told in a sentence; empty for a valid plan (see verify.py)."""
+        from .verify import verify  # here, since verify.py reads Plan
+
+        return verify(self)
