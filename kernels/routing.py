@@ -42,9 +42,11 @@ class Tiles:
 
     height: int
     table: Tensor
-    """int32 `[num_tiles, 4]`: first row, end row, adapter (-1: none), slot of this tile among its adapter's tiles."""
+    """int32 `[num_tiles, 4]`: first row, end row, adapter (-1: none), 0; sixteen bytes, one load."""
     ranges: Tensor
     """int32 `[num_adapters, 2]`: first and end index of each adapter's tiles in `table` (they stand together)."""
+    num_owned: int
+    """So many tiles, the first ones, belong to adapters; the rest to none."""
 
     @property
     def num_tiles(self) -> int:
@@ -177,8 +179,9 @@ def _make_tiles(routing: Routing, height: int) -> Tiles:
         for segment in routing.segments:
             if segment.adapter == adapter:
                 for row in range(segment.first_row, segment.end_row, height):
-                    table.append((row, min(row + height, segment.end_row), adapter, len(table) - first_tile))
+                    table.append((row, min(row + height, segment.end_row), adapter, 0))
         ranges.append((first_tile, len(table)))
+    num_owned = len(table)
     for first_row, end_row in _gaps(routing):
         table.extend(
             (row, min(row + height, end_row), NO_ADAPTER, 0) for row in range(first_row, end_row, height)
@@ -187,6 +190,7 @@ def _make_tiles(routing: Routing, height: int) -> Tiles:
         height=height,
         table=torch.tensor(table, dtype=torch.int32).reshape(len(table), 4).to(routing.device),
         ranges=torch.tensor(ranges, dtype=torch.int32).reshape(len(ranges), 2).to(routing.device),
+        num_owned=num_owned,
     )
 
 

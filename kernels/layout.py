@@ -1,0 +1,131 @@
+"""How the adapters of one call are laid side by side, and the block sizes its passes run with.
+
+Every (adapter, target) pair gets `padded_rank` columns, zeros where its own r is smaller: offsets are then arithmetic
+and no table has to travel to the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MAX_TARGETS = 4
+"""The borders of so many linears travel as kernel arguments; q/k/v and gate/up need three and two."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassConfig:
+    """Block sizes of one pass."""
+
+    rows: int
+    columns: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelConfig:
+    """Block sizes of the four passes; `input_grad_rows` is what one program walks over in strides of its `rows`."""
+
+    shrink: PassConfig
+    expand: PassConfig
+    output_grad: PassConfig
+    input_grad: PassConfig
+    input_grad_rows: int
+    min_programs: int
+    """Passes over few rows split their reduction until so many programs run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskClass:
+    """Columns of S that see the same dropout mask."""
+
+    first_column: int
+    end_column: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Shapes of one call: K, the N of each target, and the columns of S."""
+
+    num_adapters: int
+    num_features: int
+    out_features: tuple[int, ...]
+    padded_rank: int
+    config: KernelConfig
+
+    @property
+    def num_targets(self) -> int:
+        return len(self.out_features)
+
+    @property
+    def columns(self) -> int:
+        """Width C of S: the ranks of all targets side by side."""
+        return self.num_targets * self.padded_rank
+
+    @property
+    def total_out_features(self) -> int:
+        return sum(self.out_features)
+
+    @property
+    def borders(self) -> tuple[int, int, int, int]:
+        """End column of each target, the last repeated up to `MAX_TARGETS`."""
+        ends = [sum(self.out_features[: target + 1]) for target in range(self.num_targets)]
+        one, two, three, four = ends + [ends[-1]] * (MAX_TARGETS - len(ends))
+        return one, two, three, four
+
+    def chunk_ends(self, width: int) -> tuple[int, ...]:
+        """For each target the number of chunks of at most `width` columns up to its end (`draws.locate`)."""
+        ends, total = [], 0
+        for n in self.out_features:
+            total += -(-n // width)
+            ends.append(total)
+        return tuple(ends)
+
+    def shrink_splits(self, num_tiles: int) -> int:
+        """Shares of K, a power of two, so that `min_programs` run; a share is 512 features or more."""
+        most = max(1, self.num_features // 512)
+        return _power_of_two_within(-(-self.config.min_programs // max(num_tiles, 1)), most)
+
+    def output_grad_chunk(self, num_tiles: int) -> int:
+        """Columns of dy that one program reads: `columns` times a power of two, so that `min_programs` run."""
+        columns = self.config.output_grad.columns
+        wanted = -(-self.config.min_programs // max(num_tiles, 1))
+        most = max(1, self.total_out_features // (wanted * columns))
+        return columns * _power_of_two_within(most, most)
+
+    def mask_classes(self, targets: Sequence[int], *, has_dropout: bool) -> tuple[MaskClass, ...]:
+        """Runs of neighbouring targets with one mask; without dropout all targets are one."""
+        if not has_dropout:
+            return (MaskClass(first_column=0, end_column=self.columns, target=0),)
+        classes: list[MaskClass] = []
+        for position, target in enumerate(targets):
+            first = position * self.padded_rank
+            if classes and classes[-1].target == target:
+                first = classes.pop().first_column
+            classes.append(
+                MaskClass(first_column=first, end_column=(position + 1) * self.padded_rank, target=target)
+            )
+        return tuple(classes)
+
+
+def _power_of_two_within(wanted: int, most: int) -> int:
+    """The largest power of two that is at most both (and at least 1)."""
+    return 1 << (max(1, min(wanted, most)).bit_length() - 1)
+
+
+def padded_rank(lora_ranks: Sequence[int]) -> int:
+    """The power of two, at least 16 (the tensor cores' least), that holds every rank of the call."""
+    return max(16, 1 << (max(lora_ranks) - 1).bit_length())
+
+
+DEFAULT_CONFIG = KernelConfig(
+    shrink=PassConfig(rows=32, columns=64, num_warps=2, num_stages=4),
+    expand=PassConfig(rows=64, columns=128, num_warps=4, num_stages=2),
+    output_grad=PassConfig(rows=128, columns=64, num_warps=4, num_stages=3),
+    input_grad=PassConfig(rows=64, columns=128, num_warps=4, num_stages=3),
+    input_grad_rows=512,
+    min_programs=256,
+)
+"""What any GPU can run: under 100 KiB of shared memory, no Hopper feature."""

@@ -1,0 +1,65 @@
+"""Adapters' matrices side by side in the activations' dtype, and their gradients apart again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .layout import Layout
+
+
+def pack_a(matrices: Sequence[Tensor | None], *, layout: Layout, like: Tensor) -> Tensor:
+    """`[adapters, C, K]` from `[r, K]` each, adapter by adapter and within it target by target."""
+    shape = (layout.num_adapters, layout.columns, layout.num_features)
+    r = layout.padded_rank
+    if all(matrix is not None and matrix.shape[0] == r for matrix in matrices):
+        return _side_by_side([matrix for matrix in matrices if matrix is not None], like).view(shape)
+    rows = [_padded(matrix, (r, layout.num_features), like) for matrix in matrices]
+    return _side_by_side(rows, like).view(shape)
+
+
+def pack_b(matrices: Sequence[Tensor | None], *, layout: Layout, like: Tensor) -> Tensor:
+    """`[adapters, N, R]` from `[N_t, r]` each, in the same order."""
+    shape = (layout.num_adapters, layout.total_out_features, layout.padded_rank)
+    r = layout.padded_rank
+    if all(matrix is not None and matrix.shape[1] == r for matrix in matrices):
+        return _side_by_side([matrix for matrix in matrices if matrix is not None], like).view(shape)
+    sizes = layout.out_features * layout.num_adapters
+    rows = [_padded(matrix, (n, r), like) for matrix, n in zip(matrices, sizes, strict=True)]
+    return _side_by_side(rows, like).view(shape)
+
+
+def unpack_a(grad: Tensor, shapes: Sequence[torch.Size | None], *, layout: Layout) -> list[Tensor | None]:
+    """Views of `[adapters, C, K]`, one per matrix."""
+    rows = grad.view(-1, layout.padded_rank, layout.num_features)
+    return [None if shape is None else rows[i, : shape[0]] for i, shape in enumerate(shapes)]
+
+
+def unpack_b(grad: Tensor, shapes: Sequence[torch.Size | None], *, layout: Layout) -> list[Tensor | None]:
+    """Views of `[adapters, N, R]`, one per matrix."""
+    rows = grad.view(-1, layout.padded_rank)
+    grads: list[Tensor | None] = []
+    first = 0
+    sizes = layout.out_features * layout.num_adapters
+    for shape, n in zip(shapes, sizes, strict=True):
+        grads.append(None if shape is None else rows[first : first + n, : shape[1]])
+        first += n
+    return grads
+
+
+def _padded(matrix: Tensor | None, shape: tuple[int, int], like: Tensor) -> Tensor:
+    """The matrix with zeros below and to its right."""
+    if matrix is None:
+        return like.new_zeros(shape)
+    if matrix.shape == shape:
+        return matrix
+    return functional.pad(matrix, (0, shape[1] - matrix.shape[1], 0, shape[0] - matrix.shape[0]))
+
+
+def _side_by_side(matrices: list[Tensor], like: Tensor) -> Tensor:
+    """One matrix as it is where it can be read in place, else one concatenation and one cast."""
+    whole = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
+    return whole.detach().to(like.dtype).contiguous()
