@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from heapq import heapreplace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -18,7 +19,7 @@ from .files import write_atomically
 from .timeline import Timeline
 
 _WORD = re.compile(r"(\d+)([FBIE])(\d+)")
-Event = dict[str, object]
+Event = dict[str, Any]
 
 
 def write_chrome_trace(
