@@ -111,6 +111,8 @@ class MemoryCosts:
     head_weight_bytes: float = 0.0
     adapter_bytes_per_layer: float = 0.0
     """Weights, gradients and optimizer state of one adapter in one layer."""
+    adapter_gradient_bytes_per_layer: float = 0.0
+    """Of these, the gradients: what replicas reduce before a step."""
     activation_bytes_per_token_layer: float = 0.0
     """Kept from forward to backward."""
     boundary_bytes_per_token: float = 0.0

@@ -1,0 +1,66 @@
+"""From a Plan to its Program: the schedules by name, and the choice between the two continuous 1F1B emitters."""
+
+from collections.abc import Callable
+
+from ..traces.costs import CostProfile, CostTerms, PassCosts
+from .costing import program_costs
+from .dependencies import SlotDependencies, slot_dependencies
+from .errors import PlanError
+from .plan import Plan
+from .program import Program
+from .recurrence import makespan_ms
+from .schedules.assemble import assemble
+from .schedules.one_f_one_b import greedy_rule, slot_rule
+from .schedules.order import StageOrder
+
+DEFAULT_SCHEDULE = "1f1b"
+
+
+def build_program(plan: Plan, *, schedule: str | None = None, profile: CostProfile | None = None) -> Program:
+    """The actions of every worker. `schedule` defaults to the plan's.
+
+    "1f1b" emits both continuous 1F1B orders and keeps the one with the smaller makespan under `profile`, or, without
+    one, under costs in proportion to tokens; the Program's `schedule` then says which: "1f1b-slots" or "1f1b-greedy".
+    Every other name is emitted as it is. Raises PlanError for an unknown name or a plan that breaks its own order.
+    """
+    name = schedule or plan.schedule
+    dependencies = slot_dependencies(plan)
+    if name == DEFAULT_SCHEDULE:
+        programs = [_emit(plan, dependencies, rule) for rule in ("1f1b-slots", "1f1b-greedy")]
+        if all(left == right for left, right in zip(programs[0].workers, programs[1].workers, strict=True)):
+            return programs[0]
+        costs = profile or token_profile(num_layers=plan.num_stages)
+        return min(programs, key=lambda program: makespan_ms(program_costs(program, plan, costs)))
+    return _emit(plan, dependencies, name)
+
+
+def token_profile(*, num_layers: int) -> CostProfile:
+    """Costs in proportion to tokens, a backward twice a forward: for choosing an order where nothing was measured."""
+    return CostProfile(
+        name="by-tokens",
+        origin="textbook",
+        source="forward 1 ms per 1000 tokens and layer, backward twice that",
+        num_layers=num_layers,
+        forward=PassCosts(linears={"fused": CostTerms(per_token_ms=1e-3)}),
+        backward=PassCosts(linears={"fused": CostTerms(per_token_ms=2e-3)}),
+    )
+
+
+def schedule_names() -> tuple[str, ...]:
+    """All schedules by name, the default first."""
+    return (DEFAULT_SCHEDULE, *_emitters())
+
+
+def _emitters() -> dict[str, Callable[[Plan, SlotDependencies], tuple[StageOrder, ...]]]:
+    return {
+        "1f1b-slots": lambda plan, found: slot_rule(found, num_stages=plan.num_stages),
+        "1f1b-greedy": lambda plan, found: greedy_rule(found, num_stages=plan.num_stages),
+        "1f1b-wide": lambda plan, found: slot_rule(found, num_stages=plan.num_stages, wide=True),
+    }
+
+
+def _emit(plan: Plan, dependencies: SlotDependencies, name: str) -> Program:
+    emitters = _emitters()
+    if name not in emitters:
+        raise PlanError(f"schedule '{name}' is unknown; choose one of {', '.join(schedule_names())}")
+    return assemble(plan, dependencies, emitters[name](plan, dependencies), schedule=name)

@@ -1,0 +1,290 @@
+"""A Program as a graph: for each action, which action of another worker it waits for.
+
+Actions are numbered through, worker after worker. What an action waits for, besides the one before it on its worker:
+- a forward: the forward of its microbatch one model part earlier; a backward: the backward one part later;
+- a Step on any stage but the first: the message of the forward it stands before, which brings the gradient's norm;
+- a Reduce: the other replicas, at the same Reduce;
+- a Step on stage 0 whose norm could not ride on the backward messages (replicas, split backward): the last gradient of
+  its batch on every stage; the first of the Steps that end the Program: stage 0, which sends one last message down.
+A part is one chunk of one stage; parts are numbered chunk * num_stages + stage.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import PlanError
+from .program import Action, ActionKind, Program
+
+Index = NDArray[np.int64]
+Column = NDArray[np.int32]
+_FORWARDS = (int(ActionKind.FORWARD), int(ActionKind.EVALUATE))
+_BACKWARDS = (int(ActionKind.BACKWARD), int(ActionKind.BACKWARD_INPUT))
+_GRADIENTS = (int(ActionKind.BACKWARD), int(ActionKind.BACKWARD_WEIGHT))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ProgramGraph:
+    """Dependencies of all actions of a Program, in arrays over the numbered-through actions."""
+
+    program: Program
+    offsets: Index
+    """First action of each worker; one entry more than workers."""
+    kind: Column
+    microbatch: Column
+    part: Column
+    """chunk * num_stages + stage."""
+    worker: Column
+    sender: Index
+    """The action whose message it waits for, or -1."""
+    extra_first: Index
+    """Where an action's further waits begin in `extra_action`; one entry more than actions."""
+    extra_action: Index
+    extra_hops: Index
+    """Stages that the short message of a further wait passes through."""
+    order: Index
+    """All actions, each after everything it waits for."""
+
+    def num_actions(self) -> int:
+        """Actions of all workers."""
+        return len(self.kind)
+
+    def stage(self) -> Column:
+        """Stage of each action."""
+        return self.worker % np.int32(self.program.num_stages)
+
+
+def program_graph(program: Program) -> ProgramGraph:
+    """The graph of a Program. Raises PlanError if an action waits for one that is missing or for itself in a circle."""
+    offsets, kind, microbatch, part, worker = _numbered(program)
+    sender = _senders(program, kind=kind, microbatch=microbatch, part=part, worker=worker)
+    extras = sorted(_further_waits(program, offsets=offsets))
+    extra_first = np.searchsorted([action for action, _, _ in extras], np.arange(len(kind) + 1)).astype(np.int64)
+    extra_action = np.array([awaited for _, awaited, _ in extras], dtype=np.int64)
+    order = np.empty(len(kind), dtype=np.int64)
+    num_ordered = topological_order()(offsets, sender, extra_first, extra_action, order)
+    if num_ordered < len(kind):
+        raise PlanError(
+            f"schedule '{program.schedule}' deadlocks: {len(kind) - num_ordered} of {len(kind)} actions can never "
+            "start; check_program names the circle"
+        )
+    return ProgramGraph(
+        program=program,
+        offsets=offsets,
+        kind=kind,
+        microbatch=microbatch,
+        part=part,
+        worker=worker,
+        sender=sender,
+        extra_first=extra_first,
+        extra_action=extra_action,
+        extra_hops=np.array([hops for _, _, hops in extras], dtype=np.int64),
+        order=order,
+    )
+
+
+def program_messages(program: Program) -> tuple[list[int], list[int], list[int], list[int]]:
+    """(first action of each worker and the end, worker, sender, receiver) of all actions; -1 where there is none.
+
+    The sender of an action is the one whose message it waits for; its receiver is the forward or backward that takes
+    what it sends. Raises PlanError where a forward or backward has nobody to feed it.
+    """
+    offsets, kind, microbatch, part, worker = _numbered(program)
+    sender = _senders(program, kind=kind, microbatch=microbatch, part=part, worker=worker)
+    receiver = np.full(len(kind), -1, dtype=np.int64)
+    taking = np.flatnonzero(np.isin(kind, (*_FORWARDS, *_BACKWARDS)) & (sender >= 0))
+    receiver[sender[taking]] = taking
+    return offsets.tolist(), worker.tolist(), sender.tolist(), receiver.tolist()
+
+
+def _numbered(program: Program) -> tuple[Index, Column, Column, Column, Column]:
+    # First action of each worker; kind, microbatch, model part and worker of every action.
+    workers = program.workers
+    offsets = np.concatenate([[0], np.cumsum([len(columns) for columns in workers])]).astype(np.int64)
+    worker = np.repeat(np.arange(len(workers), dtype=np.int32), np.diff(offsets))
+    chunk = np.concatenate([columns.chunk for columns in workers])
+    part = (chunk * program.num_stages + worker % program.num_stages).astype(np.int32)
+    kind = np.concatenate([columns.kind for columns in workers])
+    return offsets, kind, np.concatenate([columns.microbatch for columns in workers]), part, worker
+
+
+def _senders(
+    program: Program,
+    *,
+    kind: Column,
+    microbatch: Column,
+    part: Column,
+    worker: Column,
+) -> Index:
+    num_parts = program.num_stages * program.num_chunks
+    forwards = np.flatnonzero(np.isin(kind, _FORWARDS))
+    backwards = np.flatnonzero(np.isin(kind, _BACKWARDS))
+    width = int(microbatch.max(initial=-1)) + 1
+    forward_at = np.full((num_parts, width), -1, dtype=np.int64)
+    forward_at[part[forwards], microbatch[forwards]] = forwards
+    backward_at = np.full((num_parts, width), -1, dtype=np.int64)
+    backward_at[part[backwards], microbatch[backwards]] = backwards
+    sender = np.full(len(kind), -1, dtype=np.int64)
+    received = forwards[part[forwards] > 0]
+    sender[received] = forward_at[part[received] - 1, microbatch[received]]
+    _require(sender, received, program, what="forward")
+    received = backwards[part[backwards] < num_parts - 1]
+    sender[received] = backward_at[part[received] + 1, microbatch[received]]
+    _require(sender, received, program, what="backward")
+    # A Step waits for what the forward right behind it, and behind its fellow Steps, waits for.
+    steps = np.flatnonzero(kind == int(ActionKind.STEP))
+    others = np.append(np.flatnonzero(kind != int(ActionKind.STEP)), len(kind))
+    following = others[np.searchsorted(others, steps)]
+    inside = following < len(kind)
+    steps, following = steps[inside], following[inside]
+    carried = (worker[steps] == worker[following]) & np.isin(kind[following], _FORWARDS)
+    carried &= worker[steps] % program.num_stages > 0
+    sender[steps[carried]] = sender[following[carried]]
+    return sender
+
+
+def _require(sender: Index, received: Index, program: Program, *, what: str) -> None:
+    missing = received[sender[received] < 0]
+    if len(missing):
+        worker, action = locate(program, int(missing[0]))
+        raise PlanError(
+            f"schedule '{program.schedule}': stage {worker % program.num_stages} runs {action}, but no stage runs the "
+            f"{what} that feeds it; add it to the neighbouring stage"
+        )
+
+
+def locate(program: Program, action: int) -> tuple[int, str]:
+    """Worker and text of an action given by its number."""
+    for worker, columns in enumerate(program.workers):
+        if action < len(columns):
+            return worker, action_text(program, worker, action)
+        action -= len(columns)
+    raise PlanError(f"action {action} is beyond the program's {program.num_actions()} actions")
+
+
+def action_text(program: Program, worker: int, place: int) -> str:
+    """The word, such as 1F3, of the action at a place of a worker."""
+    columns = program.workers[worker]
+    action = Action(
+        kind=ActionKind(int(columns.kind[place])),
+        microbatch=int(columns.microbatch[place]),
+        chunk=int(columns.chunk[place]),
+        adapter=int(columns.adapter[place]),
+        global_batch=int(columns.global_batch[place]),
+    )
+    return action.text(stage=worker % program.num_stages, num_stages=program.num_stages)
+
+
+def _further_waits(program: Program, *, offsets: Index) -> Iterator[tuple[int, int, int]]:
+    # (action, awaited action, hops of the message)
+    stages, replicas = program.num_stages, program.num_replicas
+    split = any(bool((columns.kind == int(ActionKind.BACKWARD_WEIGHT)).any()) for columns in program.workers)
+    for replica in range(replicas):
+        first_worker = replica * stages
+        tails = [_tail(program, worker) for worker in range(first_worker, first_worker + stages)]
+        if replicas > 1:
+            yield from _reduce_waits(program, offsets=offsets, replica=replica)
+        if replicas > 1 or split:
+            yield from _norm_waits(program, offsets=offsets, replica=replica)
+        for stage in range(1, stages):
+            worker, root = first_worker + stage, first_worker
+            if tails[stage] < len(program.workers[worker]) and tails[0] > 0:
+                tail = int(offsets[worker]) + tails[stage]
+                yield tail, int(offsets[root]) + tails[0] - 1, stage
+                if replicas > 1 or split:
+                    for other in range(1, stages):
+                        if other != stage and tails[other] > 0:
+                            awaited = int(offsets[first_worker + other]) + tails[other] - 1
+                            yield tail, awaited, other + stage
+
+
+def _tail(program: Program, worker: int) -> int:
+    # Place of the first of the Steps that end a worker's actions; the number of actions where it ends otherwise.
+    others = np.flatnonzero(program.workers[worker].kind != int(ActionKind.STEP))
+    return int(others[-1]) + 1 if len(others) else 0
+
+
+def _reduce_waits(program: Program, *, offsets: Index, replica: int) -> Iterator[tuple[int, int, int]]:
+    stages = program.num_stages
+    for stage in range(stages):
+        workers = [other * stages + stage for other in range(program.num_replicas)]
+        places = [_places(program, worker, ActionKind.REDUCE) for worker in workers]
+        for batch, place in places[replica].items():
+            for other, theirs in enumerate(places):
+                # Waiting for what stands before the others' Reduce is waiting until they have arrived there.
+                if other != replica and theirs.get(batch, 0) > 0:
+                    yield int(offsets[workers[replica]]) + place, int(offsets[workers[other]]) + theirs[batch] - 1, 0
+
+
+def _norm_waits(program: Program, *, offsets: Index, replica: int) -> Iterator[tuple[int, int, int]]:
+    # Where every stage's norm must reach stage 0 by its own message: after the Reduce, or, in one pipeline alone, after
+    # the last weight gradient before that stage's Step.
+    root = replica * program.num_stages
+    steps = _places(program, root, ActionKind.STEP)
+    for stage in range(1, program.num_stages):
+        worker = root + stage
+        if program.num_replicas > 1:
+            ready = _places(program, worker, ActionKind.REDUCE)
+        else:
+            gradients = np.flatnonzero(np.isin(program.workers[worker].kind, _GRADIENTS))
+            before = {
+                batch: int(np.searchsorted(gradients, place)) - 1
+                for batch, place in _places(program, worker, ActionKind.STEP).items()
+            }
+            ready = {batch: int(gradients[found]) for batch, found in before.items() if found >= 0}
+        for batch, place in steps.items():
+            if batch in ready:
+                yield int(offsets[root]) + place, int(offsets[worker]) + ready[batch], stage
+
+
+def _places(program: Program, worker: int, kind: ActionKind) -> dict[tuple[int, int], int]:
+    # Where a worker's Reduces or Steps stand, by (adapter, global batch).
+    columns = program.workers[worker]
+    places = np.flatnonzero(columns.kind == int(kind))
+    adapters, batches = columns.adapter[places].tolist(), columns.global_batch[places].tolist()
+    return dict(zip(zip(adapters, batches, strict=True), places.tolist(), strict=True))
+
+
+def _topological_order(offsets: Any, sender: Any, extra_first: Any, extra_action: Any, order: Any) -> int:
+    # Walks every worker as far as it gets, in turn, until none moves. Runs as it is and compiled.
+    num_workers = len(offsets) - 1
+    reached = offsets.copy()
+    done = [False for _ in range(len(order))]
+    num_ordered = 0
+    moved = True
+    while moved:
+        moved = False
+        for worker in range(num_workers):
+            action = reached[worker]
+            while action < offsets[worker + 1]:
+                ready = sender[action] < 0 or done[sender[action]]
+                for place in range(extra_first[action], extra_first[action + 1]):
+                    ready = ready and done[extra_action[place]]
+                if not ready:
+                    break
+                done[action] = True
+                order[num_ordered] = action
+                num_ordered += 1
+                action += 1
+                moved = True
+            reached[worker] = action
+    return num_ordered
+
+
+@cache
+def topological_order() -> Any:
+    """The walk, compiled where numba is installed."""
+    return compiled(_topological_order)
+
+
+def compiled(function: Any) -> Any:
+    """The function compiled by numba (an optional extra), or the function itself where numba is absent."""
+    try:
+        from numba import njit
+    except ImportError:
+        return function
+    return njit(cache=True)(function)
