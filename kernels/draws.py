@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """What every fused kernel shares on the device: the dropout generator and the split of N among targets."""
 
 from __future__ import annotations
@@ -15,13 +16,11 @@ def mix(word):
 
 
 @triton.jit
-def row_keys(words_ptr, token_index_ptr, adapter, o_row, m_row, target_word):
+def row_keys(word_0, word_1, token_index_ptr, o_row, m_row, target_word):
     """Two uint32 `[BM]` a row, from the adapter's words, the token's index and the target."""
-    word_0 = tl.load(words_ptr + 2 * adapter).to(tl.uint32)
-    word_1 = tl.load(words_ptr + 2 * adapter + 1).to(tl.uint32)
     token = tl.load(token_index_ptr + o_row, mask=m_row, other=0).to(tl.uint32)
     key = target_word.to(tl.uint32)
-    return mix(mix(token ^ word_0) + key), mix(mix(token + word_1) ^ key)
+    return mix(mix(token ^ word_0.to(tl.uint32)) + key), mix(mix(token + word_1.to(tl.uint32)) ^ key)
 
 
 @triton.jit

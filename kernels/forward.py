@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """The forward passes beside the frozen product: S = scale * dropout(x) A^T, and y = bias + S B^T before it."""
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from .draws import draw_words, keep_high, keep_low, locate, row_keys
 from .layout import Layout
 from .reduce import sum_splits
 from .routing import Routing
+from .tiles import can_use_tma, load_tile, tile_source
 
 
 @triton.jit(do_not_specialize=["target_word"])
 def shrink_kernel(
-    x_ptr, a_ptr, s_ptr, table_ptr, words_ptr, threshold_ptr, scale_ptr, token_index_ptr,
+    x_source, a_source, s_ptr, table_ptr, words_ptr, threshold_ptr, scale_ptr, token_index_ptr,
     num_rows, stride_x, target_word,
     K: tl.constexpr, C: tl.constexpr, FIRST_C: tl.constexpr, END_C: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr, SPLITS: tl.constexpr, DROPOUT: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr, SPLITS: tl.constexpr, DROPOUT: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """S `[T, C]` of one row tile, columns FIRST_C to END_C; with SPLITS > 1 a float32 share of K, `[SPLITS, T, C]`."""
     i_tile, i_c, i_split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -30,32 +32,25 @@ def shrink_kernel(
     # [BM], [BC], [64]
     o_row = first_row + tl.arange(0, BM)
     m_row = o_row < end_row
-    o_c = FIRST_C + i_c * BC + tl.arange(0, BC)
-    m_c = o_c < END_C
+    first_c = FIRST_C + i_c * BC
+    o_c = first_c + tl.arange(0, BC)
     o_half = tl.arange(0, 64)
-    key_0, key_1 = row_keys(words_ptr, token_index_ptr, adapter, o_row, m_row, target_word)
+    word_0 = tl.load(words_ptr + 2 * adapter)
+    word_1 = tl.load(words_ptr + 2 * adapter + 1)
+    key_0, key_1 = row_keys(word_0, word_1, token_index_ptr, o_row, m_row, target_word)
     threshold = tl.load(threshold_ptr + adapter)
-    p_x = x_ptr + o_row.to(tl.int64)[:, None] * stride_x
-    p_a = a_ptr + (adapter * C + o_c).to(tl.int64)[:, None] * K
-    EVEN: tl.constexpr = K % 128 == 0
+    row_a, end_a = adapter * C + first_c, adapter * C + END_C
     BLOCKS: tl.constexpr = (K + 127) // 128
     SHARE: tl.constexpr = (BLOCKS + SPLITS - 1) // SPLITS
     # [BM, BC]
     acc = tl.zeros((BM, BC), tl.float32)
     for block in range(i_split * SHARE, tl.minimum((i_split + 1) * SHARE, BLOCKS)):
-        o_low = block * 128 + o_half
-        o_high = o_low + 64
-        # [BM, 64] twice, [BC, 64] twice
-        if EVEN:
-            x_low = tl.load(p_x + o_low[None, :], mask=m_row[:, None], other=0.0)
-            x_high = tl.load(p_x + o_high[None, :], mask=m_row[:, None], other=0.0)
-            a_low = tl.load(p_a + o_low[None, :], mask=m_c[:, None], other=0.0)
-            a_high = tl.load(p_a + o_high[None, :], mask=m_c[:, None], other=0.0)
-        else:
-            x_low = tl.load(p_x + o_low[None, :], mask=m_row[:, None] & (o_low < K)[None, :], other=0.0)
-            x_high = tl.load(p_x + o_high[None, :], mask=m_row[:, None] & (o_high < K)[None, :], other=0.0)
-            a_low = tl.load(p_a + o_low[None, :], mask=m_c[:, None] & (o_low < K)[None, :], other=0.0)
-            a_high = tl.load(p_a + o_high[None, :], mask=m_c[:, None] & (o_high < K)[None, :], other=0.0)
+        low = block * 128
+        # [BM, 64] twice, [BC, 64] twice; rows past the tile's end and columns past END_C are computed, not stored
+        x_low = load_tile(x_source, stride_x, first_row, end_row, low, K, BM, 64, TMA, True)
+        x_high = load_tile(x_source, stride_x, first_row, end_row, low + 64, K, BM, 64, TMA, True)
+        a_low = load_tile(a_source, K, row_a, end_a, low, K, BC, 64, TMA, True)
+        a_high = load_tile(a_source, K, row_a, end_a, low + 64, K, BC, 64, TMA, True)
         if DROPOUT:
             word = draw_words(key_0, key_1, block * 64 + o_half)
             x_low = tl.where(keep_low(word, threshold), x_low, 0.0)
@@ -65,7 +60,7 @@ def shrink_kernel(
     if SPLITS == 1:
         acc = acc * tl.load(scale_ptr + adapter)
     p_s = s_ptr + (i_split.to(tl.int64) * num_rows + o_row)[:, None] * C + o_c[None, :]
-    tl.store(p_s, acc.to(s_ptr.dtype.element_ty), mask=m_row[:, None] & m_c[None, :])
+    tl.store(p_s, acc.to(s_ptr.dtype.element_ty), mask=m_row[:, None] & (o_c < END_C)[None, :])
 
 
 @triton.jit
@@ -110,14 +105,16 @@ def shrink(x: Tensor, a: Tensor, *, layout: Layout, routing: Routing, targets: S
     num_rows, k = x.shape
     shape = (num_rows, layout.columns) if splits == 1 else (splits, num_rows, layout.columns)
     s = torch.empty(shape, dtype=x.dtype if splits == 1 else torch.float32, device=x.device)
+    tma = config.tma and can_use_tma(x, a[0])
+    x_source, rows_a = tile_source(x, (config.rows, 64), tma=tma), a.view(-1, k)
     for mask_class in layout.mask_classes(targets, has_dropout=routing.has_dropout):
         first, end = mask_class.first_column, mask_class.end_column
         width = min(triton.next_power_of_2(end - first), config.columns)
         shrink_kernel[(tiles.num_owned, triton.cdiv(end - first, width), splits)](
-            x, a, s, tiles.table, routing.words, routing.thresholds, routing.branch_scale, routing.token_index,
+            x_source, tile_source(rows_a, (width, 64), tma=tma), s, tiles.table, routing.words, routing.thresholds, routing.branch_scale, routing.token_index,
             num_rows, x.stride(0), target_word(mask_class.target),
             K=k, C=layout.columns, FIRST_C=first, END_C=end, BM=config.rows, BC=width, SPLITS=splits,
-            DROPOUT=routing.has_dropout, num_warps=config.num_warps, num_stages=config.num_stages,
+            DROPOUT=routing.has_dropout, TMA=tma, num_warps=config.num_warps, num_stages=config.num_stages,
         )  # fmt: skip
     if splits == 1:
         return s

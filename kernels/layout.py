@@ -21,6 +21,8 @@ class PassConfig:
     columns: int
     num_warps: int
     num_stages: int
+    tma: bool = True
+    """Read through the tensor memory accelerator where the GPU and the shape allow it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
