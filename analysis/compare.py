@@ -1,0 +1,158 @@
+"""Prediction against reality: two timelines of one plan, side by side."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ..planner.plan import Plan
+from ..traces.errors import TraceError
+from ..traces.timeline import Timeline
+from .actions import NAMES, letters
+from .metrics import Summary, summarize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionComparison:
+    """All actions of one kind on one stage (over all replicas)."""
+
+    stage: int
+    action: str
+    """Word of analysis.actions.NAMES: forward, backward, ..."""
+    num_simulated: int
+    num_measured: int
+    simulated_ms: float | None
+    """Mean duration; None where there is none."""
+    measured_ms: float | None
+
+    def error(self) -> float | None:
+        """Simulated over measured, minus 1."""
+        if self.simulated_ms is None or not self.measured_ms:
+            return None
+        return self.simulated_ms / self.measured_ms - 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """How well a simulated timeline foretold a measured one."""
+
+    simulated: Summary
+    measured: Summary
+    actions: tuple[ActionComparison, ...]
+    first_difference: str | None
+    """Where the executed order first leaves the simulated one; None where it never does."""
+
+    def same_order(self) -> bool:
+        """Whether every worker ran the same actions in the same order, span for span."""
+        return self.first_difference is None
+
+    def makespan_error(self) -> float | None:
+        """Simulated over measured makespan, minus 1: positive where reality was faster than foretold."""
+        if not self.measured.makespan_ms:
+            return None
+        return self.simulated.makespan_ms / self.measured.makespan_ms - 1.0
+
+    def bubble_ratio_difference(self) -> float:
+        """Simulated minus measured bubble ratio."""
+        return self.simulated.bubble_ratio - self.measured.bubble_ratio
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values, ready for json.dumps."""
+        return {
+            "makespan_error": self.makespan_error(),
+            "bubble_ratio_difference": self.bubble_ratio_difference(),
+            "same_order": self.same_order(),
+            "first_difference": self.first_difference,
+            "actions": [
+                {name: getattr(action, name) for name in action.__dataclass_fields__} | {"error": action.error()}
+                for action in self.actions
+            ],
+            "simulated": self.simulated.to_json(),
+            "measured": self.measured.to_json(),
+        }
+
+
+def compare(simulated: Timeline, *, measured: Timeline, plan: Plan | None = None) -> Comparison:
+    """Compare two timelines of one plan. Raises TraceError where they cannot be of one plan."""
+    for name in ("num_stages", "num_replicas"):
+        ours, theirs = getattr(simulated, name), getattr(measured, name)
+        if ours != theirs:
+            raise TraceError(
+                f"the simulated timeline has {name}={ours}, the measured one {theirs}; compare timelines of one plan"
+            )
+        if plan is not None and getattr(plan, name) != ours:
+            raise TraceError(f"the plan has {name}={getattr(plan, name)}, its timelines {ours}; give their own plan")
+    return Comparison(
+        simulated=summarize(simulated, plan=plan),
+        measured=summarize(measured, plan=plan),
+        actions=tuple(_compare_actions(_means(simulated), _means(measured))),
+        first_difference=_first_difference(simulated, measured),
+    )
+
+
+def action_times(simulated: Timeline, measured: Timeline) -> pd.DataFrame:
+    """Every action that both ran: replica, stage, action, letter, simulated_ms and measured_ms."""
+    both = _durations(simulated).merge(
+        _durations(measured), on=["replica", "stage", "action"], suffixes=("_simulated", "_measured")
+    )
+    both["letter"] = letters(both["action"])
+    return both.rename(columns={"ms_simulated": "simulated_ms", "ms_measured": "measured_ms"})
+
+
+def _durations(timeline: Timeline) -> pd.DataFrame:
+    compute = timeline.compute()
+    return compute[["replica", "stage", "action"]].assign(ms=compute["end_ms"] - compute["start_ms"])
+
+
+def _means(timeline: Timeline) -> dict[tuple[int, str], tuple[int, float]]:
+    durations = _durations(timeline)
+    durations["letter"] = letters(durations["action"])
+    found = durations.groupby(["stage", "letter"])["ms"].agg(["count", "mean"])
+    return {
+        (int(stage), str(letter)): (int(count), float(mean))
+        for (stage, letter), count, mean in found.itertuples(name=None)
+    }
+
+
+def _compare_actions(
+    simulated: dict[tuple[int, str], tuple[int, float]], measured: dict[tuple[int, str], tuple[int, float]]
+) -> Iterator[ActionComparison]:
+    order = {letter: place for place, letter in enumerate(NAMES)}
+    nothing = (0, None)
+    for stage, letter in sorted(set(simulated) | set(measured), key=lambda key: (key[0], order.get(key[1], 99))):
+        num_simulated, simulated_ms = simulated.get((stage, letter), nothing)
+        num_measured, measured_ms = measured.get((stage, letter), nothing)
+        yield ActionComparison(
+            stage=stage,
+            action=NAMES.get(letter, letter),
+            num_simulated=num_simulated,
+            num_measured=num_measured,
+            simulated_ms=simulated_ms,
+            measured_ms=measured_ms,
+        )
+
+
+def _first_difference(simulated: Timeline, measured: Timeline) -> str | None:
+    ours, theirs = (_orders(timeline) for timeline in (simulated, measured))
+    for replica in range(simulated.num_replicas):
+        for stage in range(simulated.num_stages):
+            foretold, ran = ours.get((replica, stage), []), theirs.get((replica, stage), [])
+            if foretold == ran:
+                continue
+            both = min(len(foretold), len(ran))
+            place = next((at for at in range(both) if foretold[at] != ran[at]), both)
+            words = [actions[place] if place < len(actions) else "nothing" for actions in (foretold, ran)]
+            where = f"replica {replica}, stage {stage}" if simulated.num_replicas > 1 else f"stage {stage}"
+            return f"{where}, action {place}: {words[0]} was simulated, {words[1]} was executed"
+    return None
+
+
+def _orders(timeline: Timeline) -> dict[tuple[int, int], list[str]]:
+    compute = timeline.compute()
+    places = (compute["replica"] * timeline.num_stages + compute["stage"]).to_numpy()
+    words = compute["action"].to_numpy()
+    return {
+        divmod(int(place), timeline.num_stages): [str(word) for word in words[places == place]]
+        for place in np.unique(places)
+    }

@@ -1,0 +1,108 @@
+"""Numbers as tables for a terminal: every function returns something that rich can print, and prints nothing."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .compare import Comparison
+from .metrics import Summary
+from .units import bytes_text, difference_text, ms_text, percent, rate_text, signed_percent, tokens_text
+
+
+def summary_table(summary: Summary) -> RenderableType:
+    """One run: headline numbers, stages, and adapters where the plan was known."""
+    parts: list[RenderableType] = [_headline(summary), _stages(summary)]
+    if summary.adapters:
+        parts.append(_adapters(summary))
+    return Group(*parts)
+
+
+def comparison_table(comparison: Comparison) -> RenderableType:
+    """Prediction against reality: the whole run, then each kind of action on each stage."""
+    simulated, measured = comparison.simulated, comparison.measured
+    whole = Table(title="simulated and measured", title_justify="left")
+    for name in ("", "simulated", "measured", "difference"):
+        whole.add_column(name, justify="right" if name else "left")
+    error = signed_percent(comparison.makespan_error())
+    rows = [
+        ("makespan", ms_text(simulated.makespan_ms), ms_text(measured.makespan_ms), error),
+        *(
+            (label, percent(ours), percent(theirs), difference_text(ours, theirs))
+            for label, ours, theirs in (
+                ("bubble ratio", simulated.bubble_ratio, measured.bubble_ratio),
+                ("bubble ratio, steady", simulated.steady_bubble_ratio, measured.steady_bubble_ratio),
+            )
+        ),
+        ("tokens/s", rate_text(simulated.tokens_per_s), rate_text(measured.tokens_per_s), ""),
+        ("peak memory", bytes_text(simulated.peak_memory_bytes), bytes_text(measured.peak_memory_bytes), ""),
+    ]
+    for row in rows:
+        whole.add_row(*row)
+    kinds = Table(title="mean duration of an action", title_justify="left")
+    for name in ("stage", "action", "count", "simulated", "measured", "error"):
+        kinds.add_column(name, justify="left" if name == "action" else "right")
+    for action in comparison.actions:
+        count = str(action.num_measured)
+        if action.num_measured != action.num_simulated:
+            count = f"{action.num_simulated} / {action.num_measured}"
+        kinds.add_row(
+            str(action.stage),
+            action.action,
+            count,
+            ms_text(action.simulated_ms),
+            ms_text(action.measured_ms),
+            signed_percent(action.error()),
+        )
+    order = "the same on every stage, span for span" if comparison.same_order() else comparison.first_difference or ""
+    return Group(whole, kinds, Text(f"order of actions: {order}"))
+
+
+def _headline(summary: Summary) -> Table:
+    table = Table(title=f"{summary.source}: {summary.origin}", title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    table.add_row("makespan", ms_text(summary.makespan_ms))
+    table.add_row("bubble ratio", percent(summary.bubble_ratio))
+    table.add_row("  without warmup and cooldown", percent(summary.steady_bubble_ratio))
+    whole_ms = summary.makespan_ms * len(summary.stages)
+    for cause, cause_ms in summary.bubble_ms_by_cause.items():
+        table.add_row(f"  by {cause}", percent(cause_ms / whole_ms))
+    table.add_row("tokens/s", rate_text(summary.tokens_per_s))
+    table.add_row("peak memory", bytes_text(summary.peak_memory_bytes))
+    table.add_row("padding", percent(summary.padding_ratio))
+    table.add_row("unused capacity", percent(summary.capacity_waste_ratio))
+    return table
+
+
+def _stages(summary: Summary) -> Table:
+    table = Table(title="stages", title_justify="left")
+    for name in ("stage", "busy", "bubble ratio", "steady", "peak memory"):
+        table.add_column(name, justify="right")
+    for stage in summary.stages:
+        name = f"{stage.stage}" if summary.num_replicas == 1 else f"{stage.stage} (replica {stage.replica})"
+        table.add_row(
+            name,
+            ms_text(stage.busy_ms),
+            percent(stage.bubble_ratio),
+            percent(stage.steady_bubble_ratio),
+            bytes_text(stage.peak_memory_bytes),
+        )
+    return table
+
+
+def _adapters(summary: Summary) -> Table:
+    table = Table(title="adapters", title_justify="left")
+    for name in ("adapter", "tokens", "microbatches", "padding", "unused capacity", "complete after", "than alone"):
+        table.add_column(name, justify="left" if name == "adapter" else "right")
+    for adapter in summary.adapters:
+        slowdown = adapter.slowdown()
+        table.add_row(
+            adapter.name,
+            tokens_text(adapter.num_tokens),
+            tokens_text(adapter.num_microbatches),
+            tokens_text(adapter.padding_tokens),
+            tokens_text(adapter.capacity_waste_tokens),
+            ms_text(adapter.completion_ms),
+            "-" if slowdown is None else f"{slowdown:.2f}x",
+        )
+    return table

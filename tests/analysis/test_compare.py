@@ -1,0 +1,104 @@
+"""Prediction against reality, on runs whose differences are known."""
+
+import json
+from io import StringIO
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from loraplex.analysis.compare import ActionComparison, action_times, compare
+from loraplex.analysis.metrics import summarize
+from loraplex.analysis.tables import comparison_table, summary_table
+from loraplex.planner.plan import Plan
+from loraplex.traces.errors import TraceError
+from loraplex.traces.timeline import Timeline
+
+from .conftest import MakeTimeline
+
+
+def printed(renderable: object) -> str:
+    output = StringIO()
+    Console(width=100, file=output).print(renderable)
+    return output.getvalue()
+
+
+def test_a_run_a_tenth_slower_than_foretold(make_1f1b: MakeTimeline) -> None:
+    simulated = make_1f1b(num_stages=2, num_microbatches=3)
+    measured = make_1f1b(num_stages=2, num_microbatches=3, forward_ms=1.25, backward_ms=2.5, source="measured")
+    comparison = compare(simulated, measured=measured)
+    assert comparison.makespan_error() == pytest.approx(-0.2)
+    assert comparison.bubble_ratio_difference() == pytest.approx(0.0)
+    assert comparison.same_order()
+    assert comparison.actions == tuple(
+        ActionComparison(
+            stage=stage,
+            action=action,
+            num_simulated=3,
+            num_measured=3,
+            simulated_ms=simulated_ms,
+            measured_ms=simulated_ms * 1.25,
+        )
+        for stage in (0, 1)
+        for action, simulated_ms in (("forward", 1.0), ("backward", 2.0))
+    )
+    assert [action.error() for action in comparison.actions] == [pytest.approx(-0.2)] * 4
+
+
+def changed(timeline: Timeline, frame: pd.DataFrame) -> Timeline:
+    return Timeline.from_frame(frame, source="measured", origin="changed", num_stages=timeline.num_stages)
+
+
+def test_another_order_is_found_where_it_begins(make_1f1b: MakeTimeline) -> None:
+    simulated = make_1f1b(num_stages=2, num_microbatches=3)
+    swapped = simulated.frame.copy()
+    rows = swapped["action"].isin(["1B1", "1F2"])
+    swapped.loc[rows, "action"] = swapped.loc[rows, "action"].to_numpy()[::-1]
+    comparison = compare(simulated, measured=changed(simulated, swapped))
+    assert comparison.first_difference == "stage 1, action 3: 1B1 was simulated, 1F2 was executed"
+    short = compare(simulated, measured=changed(simulated, simulated.frame.iloc[:-1]))
+    assert short.first_difference == "stage 1, action 5: 1B2 was simulated, nothing was executed"
+    assert not short.same_order()
+
+
+def test_every_action_beside_its_prediction(make_1f1b: MakeTimeline) -> None:
+    simulated = make_1f1b(num_stages=1, num_microbatches=2)
+    measured = make_1f1b(num_stages=1, num_microbatches=3, backward_ms=3.0, source="measured")
+    both = action_times(simulated, measured)
+    assert both[["action", "letter", "simulated_ms", "measured_ms"]].values.tolist() == [
+        ["0F0", "F", 1.0, 1.0],
+        ["0B0", "B", 2.0, 3.0],
+        ["0F1", "F", 1.0, 1.0],
+        ["0B1", "B", 2.0, 3.0],
+    ]
+
+
+def test_timelines_of_different_plans_are_refused(make_1f1b: MakeTimeline, two_adapters: Plan) -> None:
+    two, three = (make_1f1b(num_stages=stages, num_microbatches=2) for stages in (2, 3))
+    with pytest.raises(TraceError, match="num_stages=2, the measured one 3"):
+        compare(two, measured=three)
+    with pytest.raises(TraceError, match="the plan has num_stages=2, its timelines 3"):
+        compare(three, measured=three, plan=two_adapters)
+
+
+def test_the_tables_say_what_the_numbers_say(make_1f1b: MakeTimeline, two_adapters: Plan) -> None:
+    simulated = make_1f1b(num_stages=2, num_microbatches=3)
+    measured = make_1f1b(num_stages=2, num_microbatches=3, backward_ms=3.0, source="measured")
+    text = printed(comparison_table(compare(simulated, measured=measured, plan=two_adapters)))
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if "│" in line]
+    assert rows[0] == ["makespan", "12 ms", "16 ms", "-25.0 %"]
+    assert ["1", "backward", "3", "2 ms", "3 ms", "-33.3 %"] in rows
+    assert "the same on every stage, span for span" in text
+    text = printed(summary_table(summarize(simulated, plan=two_adapters, alone_ms={"papers": 5.0})))
+    for words in ("bubble ratio", "by warmup", "by cooldown", "maths", "papers", "unused capacity"):
+        assert words in text
+
+
+def test_a_comparison_is_plain_json(make_1f1b: MakeTimeline) -> None:
+    simulated = make_1f1b(num_stages=2, num_microbatches=2)
+    content = json.loads(json.dumps(compare(simulated, measured=simulated).to_json()))
+    assert {name: content[name] for name in ("makespan_error", "bubble_ratio_difference", "same_order")} == {
+        "makespan_error": 0.0,
+        "bubble_ratio_difference": 0.0,
+        "same_order": True,
+    }
