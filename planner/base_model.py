@@ -69,16 +69,15 @@ class BaseModel:
     max_tokens: int
     """Positions it was made for."""
 
-    def targets(self, wanted: str | Sequence[str]) -> tuple[str, ...]:
+    def targets(self, names: Sequence[str]) -> tuple[str, ...]:
         """Short names of the linears that `target_modules` names, in the layer's order.
 
         PEFT's rule: a linear is meant by its name or by the end of it after a dot. Raises JobError naming what matches
         nothing.
         """
         linears = LINEARS[self.family]
-        names = (wanted,) if isinstance(wanted, str) else tuple(wanted)
         short = tuple(linear.rpartition(".")[2] for linear in linears)
-        if names == (ALL_LINEAR,):
+        if tuple(names) == (ALL_LINEAR,):
             return short
         unknown = [name for name in names if not any(_meant(linear, name) for linear in linears)]
         if unknown:
@@ -109,9 +108,7 @@ def find_base_model(name: str, *, relative_to: Path) -> BaseModel:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise JobError(
-            f"{path}: cannot be read ({error.strerror}); base_model must be a transformers folder"
-        ) from error
+        raise JobError(f"{path}: cannot be read ({error.strerror}); give the folder of a transformers model") from error
     except ValueError as error:
         raise JobError(f"{path}: not readable as JSON ({error}); download the model again") from error
     return _described(name, folder, config)
@@ -136,10 +133,10 @@ def load_tokenizer(model: BaseModel) -> "PreTrainedTokenizerFast":
 
 def _from_hub(name: str, *, relative_to: Path) -> Path:
     if not _HUB_ID.fullmatch(name):
-        raise JobError(f"base_model {name!r} is no folder below {relative_to}, no hub id and not {TINY!r}; mend it")
+        raise JobError(f"{name!r} is no folder below {relative_to}, no hub id and not {TINY!r}; mend it")
     if find_spec("huggingface_hub") is None:
         raise JobError(
-            f"base_model {name!r} is no folder below {relative_to}; to look on the hub, `pip install 'loraplex[train]'`"
+            f"{name!r} is no folder below {relative_to}; to look on the hub, `pip install 'loraplex[train]'`"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -148,7 +145,7 @@ def _from_hub(name: str, *, relative_to: Path) -> Path:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise JobError(
-            f"base_model {name!r} is no folder below {relative_to} and could not be had from the hub "
+            f"{name!r} is no folder below {relative_to} and could not be had from the hub "
             f"({type(error).__name__}); download it and give its folder"
         ) from error
 
@@ -156,7 +153,7 @@ def _from_hub(name: str, *, relative_to: Path) -> Path:
 def _described(name: str, folder: Path | None, config: Mapping[str, Any]) -> BaseModel:
     family = str(config.get("model_type"))
     if family not in LINEARS:
-        raise JobError(f"base_model {name!r} is of the family {family!r}; trained are {', '.join(LINEARS)}")
+        raise JobError(f"{name!r} is of the family {family!r}; trained are {', '.join(LINEARS)}")
     return BaseModel(
         name=name,
         folder=folder,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .errors import JobError
-from .load_jobs import DEMO_FOLDER
+from .read_table import DEMO_FOLDER
 
 DEMO_JOBS = DEMO_FOLDER / "jobs.yaml"
 """Three adapters on built-in texts; works from wherever it lies."""

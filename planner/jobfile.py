@@ -6,7 +6,7 @@ Names follow PEFT for what an adapter is and Axolotl for how it is trained.
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from .jobs import Scheduler
 
@@ -22,6 +22,10 @@ def _checked_name(name: str) -> str:
             "a name becomes a folder: 1 to 100 letters, digits, '.', '_' and '-', not starting with '.' or '-'"
         )
     return name
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
 Rank = Annotated[int, Field(ge=1, le=65536)]
@@ -89,8 +93,11 @@ class AdapterEntry(_Entry):
     r: Rank = Field(default=16, description="LoRA rank.")
     lora_alpha: Alpha = Field(default=32.0, description="The LoRA branch is multiplied by lora_alpha / r.")
     lora_dropout: Dropout = Field(default=0.0, description="Share of the LoRA branch's inputs that is dropped.")
-    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = Field(
-        default="all-linear", description="`all-linear`, or names of linears such as [q_proj, v_proj]."
+    target_modules: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
+        default=("all-linear",),
+        strict=False,
+        min_length=1,
+        description="`all-linear`, or names of linears such as [q_proj, v_proj].",
     )
     use_rslora: bool = Field(default=False, description="Multiply by lora_alpha / sqrt(r) instead.")
     global_batch_size: BatchSize = Field(default=8, description="Samples per optimizer step.")
@@ -159,12 +166,3 @@ class JobFile(_Entry):
         default="output", min_length=1, description="Folder for everything that is made, relative to the job file."
     )
     seed: Seed = Field(default=0, description="Seed of the adapters that give none.")
-
-    @model_validator(mode="after")
-    def _sequence_fits(self) -> "JobFile":
-        if self.microbatch_tokens is not None and self.microbatch_tokens < self.sequence_len:
-            raise ValueError(
-                f"microbatch_tokens={self.microbatch_tokens} must hold a sample of sequence_len={self.sequence_len}; "
-                "raise the one or lower the other"
-            )
-        return self

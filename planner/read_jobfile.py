@@ -1,6 +1,7 @@
 """From a YAML file to a checked JobFile; every complaint names the file, the line and the field."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,28 @@ _KNOWN_ELSEWHERE = {
 _MOST_SHOWN = 8
 
 
-def read_jobfile(path: Path) -> tuple[JobFile, YamlText]:
-    """The checked job file, its defaults merged and its grids expanded, and its text for later errors.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReadJobFile:
+    """A checked job file, and where everything stands in it."""
 
-    Raises JobError listing what is wrong, one complaint a line.
-    """
+    fields: JobFile
+    adapters: tuple[AdapterEntry, ...]
+    """Defaults merged, grids expanded."""
+    positions: tuple[int, ...]
+    """For each of `adapters`, which entry of the file it came from."""
+    text: YamlText
+
+    def place(self, *keys: str | int) -> str:
+        """`jobs.yaml:12: adapters[1].r` for keys such as ("adapters", 1, "r")."""
+        return _place(self.text, _yaml_keys(keys, self.text.data))
+
+    def adapter_place(self, adapter: int, *keys: str | int) -> str:
+        """The same for a field of one of `adapters`."""
+        return self.place("adapters", self.positions[adapter], *keys)
+
+
+def read_jobfile(path: Path) -> ReadJobFile:
+    """The checked job file at `path`. Raises JobError listing what is wrong, one complaint a line."""
     text = read_yaml(path)
     if not isinstance(text.data, dict):
         raise JobError(f"{path}: holds a {type(text.data).__name__}, not fields such as base_model and adapters")
@@ -50,15 +68,24 @@ def read_jobfile(path: Path) -> tuple[JobFile, YamlText]:
     try:
         jobfile = JobFile.model_validate(_with_defaults(text.data))
     except ValidationError as error:
-        complaints += [_complaint(detail, text) for detail in error.errors()]
+        details = error.errors()
+        # A list whose entry is wrong also counts as too short: only the entry is news.
+        inner = [detail for detail in details if not any(_is_inside(other["loc"], detail["loc"]) for other in details)]
+        complaints += [_complaint(detail, text) for detail in inner]
         jobfile = None
     if complaints or jobfile is None:
         shown = list(dict.fromkeys(complaints))
         more = [f"and {len(shown) - _MOST_SHOWN} more"] if len(shown) > _MOST_SHOWN else []
         raise JobError("\n".join(shown[:_MOST_SHOWN] + more))
-    _check_unique_names(jobfile, text)
-    expanded = tuple(adapter for entry in jobfile.adapters for adapter in expand(entry))
-    return jobfile.model_copy(update={"adapters": expanded}), text
+    expanded = [(position, adapter) for position, entry in enumerate(jobfile.adapters) for adapter in expand(entry)]
+    read = ReadJobFile(
+        fields=jobfile,
+        adapters=tuple(adapter for _, adapter in expanded),
+        positions=tuple(position for position, _ in expanded),
+        text=text,
+    )
+    _check_unique_names(read)
+    return read
 
 
 def _with_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,18 +117,16 @@ def _complaints_about_defaults(text: YamlText) -> list[str]:
     return []
 
 
-def _check_unique_names(jobfile: JobFile, text: YamlText) -> None:
+def _check_unique_names(read: ReadJobFile) -> None:
     seen: dict[str, str] = {}
-    for position, entry in enumerate(jobfile.adapters):
-        for adapter in expand(entry):
-            folder = adapter.name.casefold()
-            if folder in seen:
-                place = _place(text, ("adapters", position, "name"))
-                raise JobError(
-                    f"{place}: {adapter.name!r} and {seen[folder]!r} would share a folder where upper and lower case "
-                    "are alike; adapter names must differ, choose another"
-                )
-            seen[folder] = adapter.name
+    for number, adapter in enumerate(read.adapters):
+        folder = adapter.name.casefold()
+        if folder in seen:
+            raise JobError(
+                f"{read.adapter_place(number, 'name')}: {adapter.name!r} and {seen[folder]!r} would share a folder "
+                "where upper and lower case are alike; adapter names must differ, choose another"
+            )
+        seen[folder] = adapter.name
 
 
 def _complaint(detail: ErrorDetails, text: YamlText) -> str:
@@ -113,11 +138,21 @@ def _complaint(detail: ErrorDetails, text: YamlText) -> str:
             return f"{place}: no such field; {_nearest(str(keys[-1]), keys)}"
         case "missing":
             return f"{place}: is missing; give it, `loraplex init` writes an example"
+        case "too_short":
+            return f"{place}: is empty; give at least one entry"
+        case "tuple_type":
+            return f"{place}: must be a list{_shown(value)}"
+        case "model_type" | "dict_type":
+            return f"{place}: must hold fields of its own{_shown(value)}"
         case "value_error":
             return f"{place}: {detail['msg'].removeprefix('Value error, ')}{_shown(value)}"
         case _:
             message = detail["msg"][:1].lower() + detail["msg"][1:]
             return f"{place}: {message}{_shown(value)}"
+
+
+def _is_inside(location: Sequence[str | int], outer: Sequence[str | int]) -> bool:
+    return len(location) > len(outer) and tuple(location[: len(outer)]) == tuple(outer)
 
 
 def _shown(value: Any) -> str:

@@ -10,7 +10,7 @@ from rich.text import Text
 from .base_model import load_tokenizer
 from .errors import JobError
 from .jobs import Sample
-from .load_jobs import LoadedJobs
+from .loaded_jobs import LoadedJobs
 from .tokens import IGNORED, Tokenizer
 
 
