@@ -1,0 +1,130 @@
+"""Transport over torch.distributed's gloo: processes on CPUs, one or several machines."""
+
+import datetime
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .errors import PeerLostError
+from .transport import Direction, Edge
+
+MAX_OUTSTANDING_SENDS = 4
+"""On each edge. Enough that a stage never waits for a receiver one microbatch behind, few enough to bound memory."""
+
+
+class GlooReceive:
+    """A posted irecv with its buffer."""
+
+    def __init__(self, edge: Edge, work: "dist.Work", buffer: Tensor) -> None:
+        self._edge = edge
+        self._work = work
+        self._buffer = buffer
+
+    def wait(self) -> Tensor:
+        try:
+            self._work.wait()
+        except RuntimeError as error:
+            raise PeerLostError(f"worker {self._edge.source} is gone ({_brief(error)})") from None
+        return self._buffer
+
+
+class GlooTransport:
+    """One process's end. Needs an initialised default process group; `open_gloo` makes both."""
+
+    def __init__(self, *, num_stages: int, num_replicas: int, timeout: datetime.timedelta) -> None:
+        self._worker = dist.get_rank()
+        self._timeout = timeout
+        self._channels = {direction: dist.new_group(timeout=timeout, backend="gloo") for direction in Direction}
+        self._sums: dict[tuple[int, ...], dist.ProcessGroup] = {}
+        if num_replicas > 1:
+            # new_group is collective: everyone makes every process group, in one order.
+            for stage in range(num_stages):
+                peers = tuple(replica * num_stages + stage for replica in range(num_replicas))
+                self._sums[peers] = dist.new_group(list(peers), timeout=timeout, backend="gloo")
+        self._outstanding: dict[Edge, deque[tuple[dist.Work, Tensor]]] = {}
+        self._connect(num_stages=num_stages, num_replicas=num_replicas)
+
+    @property
+    def worker(self) -> int:
+        return self._worker
+
+    def post(self, edge: Edge, num_bytes: int) -> GlooReceive:
+        buffer = torch.empty(num_bytes, dtype=torch.uint8)
+        try:
+            work = dist.irecv(buffer, src=edge.source, group=self._channels[edge.direction])
+        except RuntimeError as error:
+            raise PeerLostError(f"worker {edge.source} is gone ({_brief(error)})") from None
+        if work is None:
+            raise PeerLostError(f"worker {self._worker} is not part of the run; start it with torchrun")
+        return GlooReceive(edge, work, buffer)
+
+    def send(self, edge: Edge, message: Tensor) -> None:
+        waiting = self._outstanding.setdefault(edge, deque())
+        try:
+            while len(waiting) >= MAX_OUTSTANDING_SENDS:
+                waiting.popleft()[0].wait()
+            work = dist.isend(message, dst=edge.target, group=self._channels[edge.direction])
+        except RuntimeError as error:
+            raise PeerLostError(f"worker {edge.target} is gone ({_brief(error)})") from None
+        if work is not None:
+            waiting.append((work, message))
+
+    def reduce(self, tensor: Tensor, *, workers: Sequence[int]) -> None:
+        try:
+            dist.all_reduce(tensor, group=self._sums[tuple(workers)])
+        except RuntimeError as error:
+            raise PeerLostError(f"one of the workers {tuple(workers)} is gone ({_brief(error)})") from None
+
+    def barrier(self) -> None:
+        try:
+            dist.barrier()
+        except RuntimeError as error:
+            raise PeerLostError(f"a worker is gone ({_brief(error)})") from None
+
+    def finish(self) -> None:
+        for edge, waiting in self._outstanding.items():
+            while waiting:
+                try:
+                    waiting.popleft()[0].wait()
+                except RuntimeError as error:
+                    raise PeerLostError(f"worker {edge.target} is gone ({_brief(error)})") from None
+
+    def _connect(self, *, num_stages: int, num_replicas: int) -> None:
+        # One message over every edge in a fixed order: a connection that cannot be made fails here, not in the middle.
+        for replica in range(num_replicas):
+            for upper in range(replica * num_stages, (replica + 1) * num_stages - 1):
+                for edge in (
+                    Edge(source=upper, target=upper + 1, direction=Direction.DOWN),
+                    Edge(source=upper + 1, target=upper, direction=Direction.UP),
+                ):
+                    if self._worker == edge.source:
+                        self.send(edge, torch.zeros(1, dtype=torch.uint8))
+                    elif self._worker == edge.target:
+                        self.post(edge, 1).wait()
+        self.finish()
+
+
+def open_gloo(*, num_stages: int, num_replicas: int = 1, timeout_s: float = 600.0) -> GlooTransport:
+    """Join the run that torchrun has started. Raises ValueError for a wrong number of processes."""
+    timeout = datetime.timedelta(seconds=timeout_s)
+    dist.init_process_group("gloo", timeout=timeout)
+    needed = num_stages * num_replicas
+    if dist.get_world_size() != needed:
+        raise ValueError(
+            f"{dist.get_world_size()} processes were started, but the plan has {num_stages} stages x {num_replicas} "
+            f"replicas: use torchrun --nproc-per-node {needed}"
+        )
+    return GlooTransport(num_stages=num_stages, num_replicas=num_replicas, timeout=timeout)
+
+
+def close_gloo() -> None:
+    """Leave the run."""
+    dist.destroy_process_group()
+
+
+def _brief(error: RuntimeError) -> str:
+    # gloo's messages begin with a source path in brackets and may go on over many lines.
+    return str(error).splitlines()[0].rpartition("] ")[2].strip() or "connection closed"

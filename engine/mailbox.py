@@ -1,0 +1,102 @@
+"""A worker's messages: posted ahead, taken when due, sent with the norms that ride along."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .errors import PeerLostError
+from .itinerary import Batch, Leg
+from .message import NORMS_PER_BATCH, Message, Wire
+from .recorder import Recorder, now_ns
+from .transport import Direction, Edge, Receive, Transport
+
+
+def zero() -> Tensor:
+    """Where sums begin: a float64 scalar."""
+    return torch.zeros((), dtype=torch.float64)
+
+
+@dataclass(slots=True, kw_only=True)
+class Sums:
+    """Numbers under way, by batch: float64 scalars."""
+
+    losses: dict[Batch, Tensor] = field(default_factory=dict)
+    """Last stage: the loss so far of batches in the making."""
+    totals: dict[Batch, Tensor] = field(default_factory=dict)
+    """Squared gradient norm: of this stage and those after it on the way up, of all stages from stage 0 on."""
+    updates: dict[Batch, Tensor] = field(default_factory=dict)
+    """Squared weight change of the stages up to this one."""
+
+
+class Mailbox:
+    """The messages of one worker. Its errors name the worker, what it waited for, and where in the Program."""
+
+    def __init__(self, transport: Transport, wire: Wire, *, sums: Sums, recorder: Recorder, name: str) -> None:
+        self._transport = transport
+        self._wire = wire
+        self._sums = sums
+        self._recorder = recorder
+        self._name = name
+        self._posted: dict[Message, Receive] = {}
+        self._payloads: dict[Message, Tensor] = {}
+
+    def post(self, messages: Sequence[Message]) -> None:
+        """Make room for messages before they come."""
+        for message in messages:
+            source = self._transport.worker + (-1 if message.direction is Direction.DOWN else 1)
+            edge = Edge(source=source, target=self._transport.worker, direction=message.direction)
+            self._posted[message] = self._transport.post(edge, self._wire.num_bytes(message))
+
+    def take(self, message: Message, leg: Leg) -> None:
+        """Wait for a message, add its norms to the sums, keep its payload for `payload`.
+
+        Steps take the message of the forward they stand before; taking it again does nothing.
+        """
+        receive = self._posted.pop(message, None)
+        if receive is None:
+            return
+        start_ns = now_ns()
+        try:
+            buffer = receive.wait()
+        except PeerLostError as error:
+            raise PeerLostError(f"{self._name} waited for {message.name()} at {leg.word}: {error}") from None
+        self._recorder.add("wait", leg.word, microbatch=message.microbatch, start_ns=start_ns, end_ns=now_ns())
+        payload, norms, _ = self._wire.unpack(message, buffer)
+        if message.num_tokens:
+            self._payloads[message] = payload
+        columns = norms.clone().view(-1, NORMS_PER_BATCH[message.direction])
+        for batch, values in zip(message.batches, columns, strict=True):
+            self._sums.totals[batch] = values[0]
+            if message.direction is Direction.DOWN:
+                self._sums.updates[batch] = values[1]
+
+    def payload(self, message: Message) -> Tensor:
+        """`[1, T, H]` of a message that was taken; handed out once."""
+        return self._payloads.pop(message)
+
+    def send(self, message: Message, payload: Tensor | None, leg: Leg) -> None:
+        """Send a payload with the norms of the message's batches, which leave the sums."""
+        start_ns = now_ns()
+        norms = []
+        for batch in message.batches:
+            norms.append(self._sums.totals.pop(batch))
+            if message.direction is Direction.DOWN:
+                norms.append(self._sums.updates.pop(batch))
+        packed = torch.stack(norms) if norms else torch.empty(0, dtype=torch.float64)
+        buffer = self._wire.pack(message, payload=payload, norms=packed, clock_ns=start_ns)
+        target = self._transport.worker + (1 if message.direction is Direction.DOWN else -1)
+        edge = Edge(source=self._transport.worker, target=target, direction=message.direction)
+        try:
+            self._transport.send(edge, buffer)
+        except PeerLostError as error:
+            raise PeerLostError(f"{self._name} sent {message.name()} after {leg.word}: {error}") from None
+        self._recorder.add(
+            "transfer",
+            leg.word,
+            microbatch=message.microbatch,
+            start_ns=start_ns,
+            end_ns=now_ns(),
+            num_bytes=len(buffer),
+        )

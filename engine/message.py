@@ -1,0 +1,89 @@
+"""What travels between stages: hidden states or their gradients, and the norms that ride along. One buffer each.
+
+Layout: 8 int64 (mark, microbatch, number of norms, payload bytes, sender's clock in ns, 3 spare), the norms as float64,
+zeros up to a multiple of 64 bytes, the payload. The receiver knows all of it beforehand and checks it: gloo would not
+notice a message that is shorter than the buffer it lands in.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import EngineError
+from .transport import Direction
+
+_MARK = 0x4C6F5261506C6578
+_HEADER_WORDS = 8
+_ALIGNMENT = 64
+NORMS_PER_BATCH = {Direction.UP: 1, Direction.DOWN: 2}
+"""Up: the squared gradient norm of this stage and those after it. Down: the total, and the squared update so far."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """What both ends know of a message before it is sent."""
+
+    direction: Direction
+    microbatch: int = -1
+    """-1 for a message that only carries norms."""
+    num_tokens: int = 0
+    batches: tuple[tuple[int, int], ...] = ()
+    """(adapter, global batch) of each norm that rides along."""
+
+    def num_norms(self) -> int:
+        return len(self.batches) * NORMS_PER_BATCH[self.direction]
+
+    def name(self) -> str:
+        """For error messages: what a worker waits for when it waits for this."""
+        if self.microbatch < 0:
+            return "the gradient norms of the last optimizer steps"
+        what = "hidden states" if self.direction is Direction.DOWN else "gradient"
+        return f"the {what} of microbatch {self.microbatch}"
+
+    def shape(self, hidden_size: int) -> tuple[int, int, int]:
+        """Of the payload."""
+        return (1, self.num_tokens, hidden_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wire:
+    """How payloads look in one run."""
+
+    hidden_size: int
+    dtype: torch.dtype
+
+    def payload_bytes(self, message: Message) -> int:
+        return message.num_tokens * self.hidden_size * self.dtype.itemsize
+
+    def payload_offset(self, message: Message) -> int:
+        head = 8 * (_HEADER_WORDS + message.num_norms())
+        return -(-head // _ALIGNMENT) * _ALIGNMENT
+
+    def num_bytes(self, message: Message) -> int:
+        """Size of the whole buffer."""
+        return self.payload_offset(message) + self.payload_bytes(message)
+
+    def pack(self, message: Message, *, payload: Tensor | None, norms: Tensor, clock_ns: int) -> Tensor:
+        """The buffer to send: `payload [1, T, H]` (None without tokens), `norms` float64 `[num_norms]`."""
+        buffer = torch.zeros(self.num_bytes(message), dtype=torch.uint8)
+        header = [_MARK, message.microbatch, message.num_norms(), self.payload_bytes(message), clock_ns, 0, 0, 0]
+        buffer[: 8 * _HEADER_WORDS].view(torch.int64).copy_(torch.tensor(header, dtype=torch.int64))
+        buffer[8 * _HEADER_WORDS : 8 * (_HEADER_WORDS + message.num_norms())].view(torch.float64).copy_(norms)
+        if payload is not None:
+            buffer[self.payload_offset(message) :].view(self.dtype).copy_(payload.reshape(-1))
+        return buffer
+
+    def unpack(self, message: Message, buffer: Tensor) -> tuple[Tensor, Tensor, int]:
+        """(payload `[1, T, H]`, norms, sender's clock in ns). Raises EngineError if another message came."""
+        header = buffer[: 8 * _HEADER_WORDS].view(torch.int64).tolist()
+        expected = [_MARK, message.microbatch, message.num_norms(), self.payload_bytes(message)]
+        if header[:4] != expected:
+            raise EngineError(
+                f"received a message of microbatch {header[1]} with {header[2]} norms and {header[3]} bytes where "
+                f"{message.name()} with {expected[2]} norms and {expected[3]} bytes was due; "
+                "the workers do not run the same plan: start them with one plan and one version of loraplex"
+            )
+        norms = buffer[8 * _HEADER_WORDS : 8 * (_HEADER_WORDS + message.num_norms())].view(torch.float64)
+        payload = buffer[self.payload_offset(message) :].view(self.dtype).view(message.shape(self.hidden_size))
+        return payload, norms, int(header[4])

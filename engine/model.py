@@ -1,0 +1,169 @@
+"""One pipeline stage of a Hugging Face causal language model: built without weights, then loaded with its own only."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from ..planner.errors import JobError
+from ..traces.costs import split_layers
+from .attention import register_attention
+from .weights import load_weights
+
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+"""Model types whose decoder layers, rotary embedding, norm and head are put together as StageModel does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Which part of the model a stage holds."""
+
+    stage: int
+    num_stages: int
+    first_layer: int
+    end_layer: int
+
+    @classmethod
+    def of(cls, *, num_layers: int, stage: int, num_stages: int) -> "Layout":
+        """The share of a stage when layers are split as the cost profiles split them."""
+        if num_stages > num_layers:
+            raise JobError(
+                f"pipeline.stages={num_stages} exceeds the base model's {num_layers} layers; every stage needs one"
+            )
+        counts = split_layers(num_layers, num_stages)
+        first = sum(counts[:stage])
+        return cls(stage=stage, num_stages=num_stages, first_layer=first, end_layer=first + counts[stage])
+
+    @property
+    def is_first(self) -> bool:
+        return self.stage == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.stage == self.num_stages - 1
+
+
+class StageModel(nn.Module):
+    """Embedding (first stage), decoder layers, norm and head (last stage), with rotary embeddings on every stage.
+
+    Parameter names are those of the whole model, so that checkpoints and adapters know nothing of stages.
+    """
+
+    def __init__(self, whole: nn.Module, config: PretrainedConfig, layout: Layout) -> None:
+        super().__init__()
+        self.config = config
+        self.layout = layout
+        body: Any = whole.get_submodule("model")
+        self.model = nn.Module()
+        self.model.layers = nn.ModuleDict(
+            {str(index): body.layers[index] for index in range(layout.first_layer, layout.end_layer)}
+        )
+        self.model.rotary_emb = body.rotary_emb
+        if layout.is_first:
+            self.model.embed_tokens = body.embed_tokens
+        if layout.is_last:
+            self.model.norm = body.norm
+            self.lm_head = whole.get_submodule("lm_head")
+
+    def forward(self, inputs: Tensor, *, position_ids: Tensor, sample_lengths: tuple[int, ...]) -> Tensor:
+        """Token ids `[1, T]` on the first stage, hidden states `[1, T, H]` on others -> hidden states `[1, T, H]`.
+
+        `position_ids [1, T]` count from 0 in each sample; `sample_lengths` adds up to T.
+        """
+        body: Any = self.model
+        hidden = body.embed_tokens(inputs) if self.layout.is_first else inputs
+        position_embeddings = body.rotary_emb(hidden, position_ids)
+        for layer in body.layers.values():
+            hidden = layer(
+                hidden,
+                attention_mask=None,
+                position_ids=position_ids,
+                past_key_values=None,
+                # With a cache transformers skips its packed path and the result is silently wrong.
+                use_cache=False,
+                position_embeddings=position_embeddings,
+                sample_lengths=sample_lengths,
+            )
+        return torch.as_tensor(hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states `[rows, H]` of the last stage -> logits `[rows, V]`."""
+        body: Any = self.model
+        return torch.as_tensor(self.lm_head(body.norm(hidden)))
+
+    def linears(self) -> Iterator[tuple[str, nn.Linear]]:
+        """(name in the whole model, module) of every linear of this stage's decoder layers, in model order."""
+        for name, module in self.named_modules():
+            if _is_target(name, module) and isinstance(module, nn.Linear):
+                yield name, module
+
+
+def read_config(folder: str | os.PathLike[str]) -> PretrainedConfig:
+    """config.json of a model folder. Raises JobError for a family we do not run and for quantized weights."""
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        raise JobError(f"base_model '{path}' has no config.json; give the folder of a Hugging Face model")
+    config: PretrainedConfig = AutoConfig.from_pretrained(path)
+    if config.model_type not in FAMILIES:
+        raise JobError(f"base_model '{path}' is of type '{config.model_type}'; the engine runs {', '.join(FAMILIES)}")
+    if getattr(config, "quantization_config", None):
+        raise JobError(f"base_model '{path}' holds quantized weights; give the unquantized model")
+    return config
+
+
+def whole_linears(folder: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Names of all linears of the decoder layers of the model in `folder`, in model order; reads no weights."""
+    whole = _without_weights(read_config(folder))
+    return tuple(name for name, module in whole.named_modules() if _is_target(name, module))
+
+
+def build_stage(
+    folder: str | os.PathLike[str],
+    *,
+    stage: int,
+    num_stages: int,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> StageModel:
+    """Build one stage of the model in `folder` and load its frozen weights from the shards that hold them.
+
+    `dtype` defaults to the one in config.json, float32 where it names none.
+    """
+    config = read_config(folder)
+    layout = Layout.of(num_layers=config.num_hidden_layers, stage=stage, num_stages=num_stages)
+    chosen = dtype or getattr(config, "dtype", None) or torch.float32
+    module = StageModel(_without_weights(config), config, layout)
+    load_weights(module, Path(folder), dtype=chosen, device=device, tied_head=bool(config.tie_word_embeddings))
+    _rebuild_rotary(module, config, device)
+    left = [name for name, tensor in _tensors(module) if tensor.is_meta]
+    if left:
+        raise JobError(f"base_model '{folder}' lacks weights {left[:5]}; its safetensors files are incomplete")
+    return module.eval()
+
+
+def _without_weights(config: PretrainedConfig) -> nn.Module:
+    with torch.device("meta"):
+        whole: nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, attn_implementation=register_attention()
+        )
+    return whole
+
+
+def _is_target(name: str, module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) and name.startswith("model.layers.")
+
+
+def _rebuild_rotary(module: StageModel, config: PretrainedConfig, device: torch.device | str) -> None:
+    # inv_freq is in no checkpoint, and a meta build leaves it without values: make the module anew.
+    body: Any = module.model
+    body.rotary_emb = type(body.rotary_emb)(config=config).to(device)
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()

@@ -1,0 +1,60 @@
+"""What one worker owns: its part of the model with every adapter's share in it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..planner.jobs import Job
+from .adapters import StageAdapter, make_adapters
+from .lora_linear import RoutingSlot, insert_lora
+from .model import Layout, StageModel, build_stage, whole_linears
+from .targets import check_targets, targeted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A stage of the model, frozen, and the adapters that train in it."""
+
+    model: StageModel
+    adapters: tuple[StageAdapter, ...]
+    slot: RoutingSlot
+    """Where the stage's linears find the routing of the microbatch at hand."""
+    replica: int = 0
+
+    @property
+    def layout(self) -> Layout:
+        return self.model.layout
+
+    def name(self, num_replicas: int = 1) -> str:
+        """For messages to people."""
+        return f"pp_rank {self.layout.stage}" + (f" of replica {self.replica}" if num_replicas > 1 else "")
+
+
+def make_stage(
+    folder: str | os.PathLike[str],
+    jobs: Sequence[Job],
+    *,
+    stage: int,
+    num_stages: int,
+    replica: int = 0,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> Stage:
+    """Load a stage of the model in `folder` and put fresh adapters into it, each drawn from its own seed.
+
+    Adapters are float32, float64 where the model is. Raises JobError for a model or targets that do not fit.
+    """
+    linears = whole_linears(folder)
+    check_targets(jobs, linears)
+    ids = {
+        name: place
+        for place, name in enumerate(linears)
+        if any(targeted(name, job.lora.target_modules) for job in jobs)
+    }
+    model = build_stage(folder, stage=stage, num_stages=num_stages, dtype=dtype, device=device)
+    slot = RoutingSlot()
+    inserted = insert_lora(model, target_ids=ids, num_adapters=len(jobs), slot=slot)
+    wide = torch.float64 if next(model.parameters()).dtype is torch.float64 else torch.float32
+    return Stage(model=model, adapters=make_adapters(jobs, inserted, dtype=wide), slot=slot, replica=replica)
