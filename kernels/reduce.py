@@ -40,21 +40,23 @@ def sum_splits_kernel(
 
 
 @triton.jit
-def sum_tiles_kernel(parts_ptr, grad_ptr, ranges_ptr, size, BLOCK: tl.constexpr):
+def sum_tiles_kernel(parts_ptr, grad_ptr, ranges_ptr, size, TILES: tl.constexpr, BLOCK: tl.constexpr):
     """`[adapters, size]`: each adapter's own shares of `[tiles, size]` added; zero for an adapter without rows."""
     i_block, adapter = tl.program_id(0), tl.program_id(1)
     first = tl.load(ranges_ptr + 2 * adapter)
     end = tl.load(ranges_ptr + 2 * adapter + 1)
-    # [BLOCK]
-    offset = i_block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    # [TILES], [BLOCK]
+    o_tile = tl.arange(0, TILES)
+    offset = i_block * BLOCK + tl.arange(0, BLOCK)
     mask = offset < size
-    acc = tl.zeros((BLOCK,), tl.float32)
-    p_part = parts_ptr + first.to(tl.int64) * size + offset
-    for _ in range(first, end):
-        acc += tl.load(p_part, mask=mask, other=0.0)
-        p_part += size
+    # [TILES, BLOCK]: many loads in flight, one addition each
+    acc = tl.zeros((TILES, BLOCK), tl.float32)
+    p_part = parts_ptr + (first + o_tile).to(tl.int64)[:, None] * size + offset[None, :]
+    for tile in range(first, end, TILES):
+        acc += tl.load(p_part, mask=(tile + o_tile < end)[:, None] & mask[None, :], other=0.0)
+        p_part += TILES * size
     p_grad = grad_ptr + adapter.to(tl.int64) * size + offset
-    tl.store(p_grad, acc.to(grad_ptr.dtype.element_ty), mask=mask)
+    tl.store(p_grad, tl.sum(acc, axis=0).to(grad_ptr.dtype.element_ty), mask=mask)
 
 
 def sum_splits(
@@ -77,8 +79,8 @@ def sum_tiles(parts: Tensor, *, tiles: Tiles, num_adapters: int, dtype: torch.dt
     """Gradients `[num_adapters, ...]` from the row tiles' shares `[num_tiles, ...]`."""
     grad = torch.empty((num_adapters, *parts.shape[1:]), dtype=dtype, device=parts.device)
     size = grad[0].numel()
-    block = 1024
+    block = 128
     sum_tiles_kernel[(triton.cdiv(size, block), num_adapters)](
-        parts, grad, tiles.ranges, size, BLOCK=block, num_warps=4
+        parts, grad, tiles.ranges, size, TILES=16, BLOCK=block, num_warps=4
     )
     return grad
