@@ -6,12 +6,12 @@ def ms_text(ms: float | None) -> str:
     if ms is None:
         return "-"
     if ms < 1.0:
-        return f"{ms * 1e3:.3g} us" if ms else "0 ms"
+        return f"{_three(ms * 1e3)} us" if ms else "0 ms"
     if ms < 999.5:
-        return f"{ms:.3g} ms"
+        return f"{_three(ms)} ms"
     seconds = ms / 1e3
     if seconds < 99.95:
-        return f"{seconds:.3g} s"
+        return f"{_three(seconds)} s"
     if seconds < 3600:
         return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
     return f"{int(seconds) // 3600} h {int(seconds) % 3600 // 60:02d} min"
@@ -51,6 +51,11 @@ def bytes_text(num_bytes: float | None) -> str:
     amount = float(num_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if amount < 1024:
-            return f"{amount:.3g} {unit}"
+            return f"{_three(amount)} {unit}" if unit != "B" else f"{amount:.0f} B"
         amount /= 1024
-    return f"{amount:.3g} TiB"
+    return f"{_three(amount)} TiB"
+
+
+def _three(number: float) -> str:
+    # Three digits that count, zeros among them: 2.80, not 2.8.
+    return f"{number:#.3g}".removesuffix(".")

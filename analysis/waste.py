@@ -27,10 +27,13 @@ class Waste:
         padded = self.num_tokens + self.padding_tokens
         return self.padding_tokens / padded if padded else 0.0
 
+    def capacity_tokens(self) -> float:
+        """The capacity this adapter answers for: what it fills and its share of what stays unused."""
+        return self.num_tokens + self.padding_tokens + self.capacity_waste_tokens
+
     def capacity_waste_ratio(self) -> float:
         """Unused capacity over the capacity this adapter answers for."""
-        capacity = self.num_tokens + self.padding_tokens + self.capacity_waste_tokens
-        return self.capacity_waste_tokens / capacity if capacity else 0.0
+        return self.capacity_waste_tokens / self.capacity_tokens() if self.capacity_tokens() else 0.0
 
 
 def waste_by_adapter(plan: Plan) -> tuple[Waste, ...]:

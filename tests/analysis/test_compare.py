@@ -86,8 +86,8 @@ def test_the_tables_say_what_the_numbers_say(make_1f1b: MakeTimeline, two_adapte
     measured = make_1f1b(num_stages=2, num_microbatches=3, backward_ms=3.0, source="measured")
     text = printed(comparison_table(compare(simulated, measured=measured, plan=two_adapters)))
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if "│" in line]
-    assert rows[0] == ["makespan", "12 ms", "16 ms", "-25.0 %"]
-    assert ["1", "backward", "3", "2 ms", "3 ms", "-33.3 %"] in rows
+    assert rows[0] == ["makespan", "12.0 ms", "16.0 ms", "-25.0 %"]
+    assert ["1", "backward", "3", "2.00 ms", "3.00 ms", "-33.3 %"] in rows
     assert "the same on every stage, span for span" in text
     text = printed(summary_table(summarize(simulated, plan=two_adapters, alone_ms={"papers": 5.0})))
     for words in ("bubble ratio", "by warmup", "by cooldown", "maths", "papers", "unused capacity"):

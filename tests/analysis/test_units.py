@@ -19,9 +19,9 @@ from loraplex.analysis.units import (
         (None, "-"),
         (0.0, "0 ms"),
         (0.0123, "12.3 us"),
-        (1.5, "1.5 ms"),
+        (1.5, "1.50 ms"),
         (999.4, "999 ms"),
-        (999.6, "1 s"),
+        (999.6, "1.00 s"),
         (12_345, "12.3 s"),
         (99_960, "1 min 39 s"),
         (750_000, "12 min 30 s"),
@@ -44,7 +44,7 @@ def test_the_other_units() -> None:
     assert [tokens_text(1234567), tokens_text(None)] == ["1,234,567", "-"]
     assert [bytes_text(512), bytes_text(3 * 2**30), bytes_text(2**40), bytes_text(None)] == [
         "512 B",
-        "3 GiB",
-        "1 TiB",
+        "3.00 GiB",
+        "1.00 TiB",
         "-",
     ]
