@@ -9,7 +9,7 @@ _SHORT = {
     "r": "r",
     "lora_alpha": "alpha",
     "lora_dropout": "dropout",
-    "use_rslora": "rslora",
+    "use_rslora": "rslora_",
     "global_batch_size": "batch",
     "num_epochs": "epochs",
     "max_steps": "steps",
@@ -44,5 +44,6 @@ def expand(entry: AdapterEntry) -> tuple[AdapterEntry, ...]:
 
 
 def _label(field: str, value: Any) -> str:
-    text = "none" if value is None else str(value).lower()
-    return f"{_SHORT[field]}{text.replace('+', '')}"
+    if value is None:
+        return f"{_SHORT[field]}_none"
+    return f"{_SHORT[field]}{str(value).lower().replace('+', '')}"

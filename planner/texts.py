@@ -74,18 +74,22 @@ def _from_json(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _from_csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    # The csv module refuses cells above 128 KiB unless told otherwise; long documents are longer.
+    csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, strict=True)
+        first_line = 1
         try:
+            num_columns = len(reader.fieldnames or ())
+            first_line = reader.line_num + 1
             for record in reader:
-                place = f"{path}:{reader.line_num}"
+                # A quoted cell may run over several lines: the place is where the record begins.
+                place, first_line = f"{path}:{first_line}", reader.line_num + 1
                 if None in record or None in record.values():
-                    raise JobError(
-                        f"{place}: the row does not have the header's {len(reader.fieldnames or ())} columns"
-                    )
+                    raise JobError(f"{place}: the row does not have the header's {num_columns} columns; mend it")
                 yield place, record
         except csv.Error as error:
-            raise JobError(f"{path}:{reader.line_num}: not readable as CSV ({error}); mend the line") from error
+            raise JobError(f"{path}:{first_line}: not readable as CSV ({error}); mend the record") from error
 
 
 def _from_parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
