@@ -1,6 +1,8 @@
 """From a Plan to its Program: the schedules by name, and the choice between the two continuous 1F1B emitters."""
 
+import re
 from collections.abc import Callable
+from functools import partial
 
 from ..traces.costs import CostProfile, CostTerms, PassCosts
 from .costing import program_costs
@@ -10,8 +12,12 @@ from .plan import Plan
 from .program import Program
 from .recurrence import makespan_ms
 from .schedules.assemble import assemble
+from .schedules.flush import flushed, one_f_one_b_segment
+from .schedules.gpipe import gpipe_segment
+from .schedules.interleaved import interleaved_segment
 from .schedules.one_f_one_b import greedy_rule, slot_rule
 from .schedules.order import StageOrder
+from .schedules.zb_h1 import zb_h1_segment
 
 DEFAULT_SCHEDULE = "1f1b"
 
@@ -47,20 +53,29 @@ def token_profile(*, num_layers: int) -> CostProfile:
 
 
 def schedule_names() -> tuple[str, ...]:
-    """All schedules by name, the default first."""
-    return (DEFAULT_SCHEDULE, *_emitters())
+    """All schedules by name, the default first; "interleaved-3" has three chunks a stage, and so on."""
+    return (DEFAULT_SCHEDULE, *_emitters(1), "interleaved-2")
 
 
-def _emitters() -> dict[str, Callable[[Plan, SlotDependencies], tuple[StageOrder, ...]]]:
+def _emitters(num_stages: int) -> dict[str, Callable[[SlotDependencies], tuple[StageOrder, ...]]]:
     return {
-        "1f1b-slots": lambda plan, found: slot_rule(found, num_stages=plan.num_stages),
-        "1f1b-greedy": lambda plan, found: greedy_rule(found, num_stages=plan.num_stages),
-        "1f1b-wide": lambda plan, found: slot_rule(found, num_stages=plan.num_stages, wide=True),
+        "1f1b-slots": partial(slot_rule, num_stages=num_stages),
+        "1f1b-greedy": partial(greedy_rule, num_stages=num_stages),
+        "1f1b-wide": partial(slot_rule, num_stages=num_stages, wide=True),
+        "1f1b-flush": partial(flushed, emitter=partial(one_f_one_b_segment, num_stages=num_stages)),
+        "gpipe": partial(flushed, emitter=partial(gpipe_segment, num_stages=num_stages)),
+        "zb-h1": partial(flushed, emitter=partial(zb_h1_segment, num_stages=num_stages)),
     }
 
 
 def _emit(plan: Plan, dependencies: SlotDependencies, name: str) -> Program:
-    emitters = _emitters()
+    emitters = _emitters(plan.num_stages)
+    interleaved = re.fullmatch(r"interleaved-([2-9]|[1-9]\d)", name)
+    if interleaved:
+        num_chunks = int(interleaved.group(1))
+        emitter = partial(interleaved_segment, num_stages=plan.num_stages, num_chunks=num_chunks)
+        orders = flushed(dependencies, emitter)
+        return assemble(plan, dependencies, orders, schedule=name, num_chunks=num_chunks)
     if name not in emitters:
         raise PlanError(f"schedule '{name}' is unknown; choose one of {', '.join(schedule_names())}")
-    return assemble(plan, dependencies, emitters[name](plan, dependencies), schedule=name)
+    return assemble(plan, dependencies, emitters[name](dependencies), schedule=name)

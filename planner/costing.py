@@ -44,9 +44,9 @@ def program_costs(
 ) -> ProgramCosts:
     """Costs of running `program`, which was built from `plan`, on the devices of `profile`.
 
-    `links[s]` joins stages s and s + 1 (the profile's link where absent), and the last entry, if there are as many as
-    stages, the last stage with the first (for chunks). `layers_per_stage` counts per model part: chunks count as
-    stages. `replica_link` carries gradient reduction (default: the profile's link).
+    `links[w]` joins worker w with the next stage of its replica, the last stage with the first (which only chunks use);
+    default: the profile's link everywhere. `layers_per_stage` counts per model part: chunks count as stages.
+    `replica_link` carries gradient reduction (default: the profile's link).
     Raises PlanError where program and plan differ, TraceError where the profile cannot be cut so.
     """
     graph = graph or program_graph(program)
@@ -62,7 +62,7 @@ def program_costs(
         recompute=recompute,
     )
     loads = Loads.of(plan.microbatches, pad_multiple=plan.pad_multiple)
-    hops = _links(program.num_stages, profile.link, links)
+    hops = _links(len(program.workers), profile.link, links)
     duration = _pass_ms(graph, loads, parts)
     steps = np.array([stage.step_ms for stage in parts]).reshape(program.num_chunks, -1).sum(axis=0)
     layers = np.array([stage.num_layers for stage in parts]).reshape(program.num_chunks, -1).sum(axis=0)
@@ -97,23 +97,23 @@ def _pass_ms(graph: ProgramGraph, loads: Loads, parts: Sequence[StageCost]) -> F
     return duration
 
 
-def _links(num_stages: int, default: LinkCosts, links: Sequence[LinkCosts] | None) -> tuple[LinkCosts, ...]:
-    # One per stage: to the next, and from the last back to the first.
+def _links(num_workers: int, default: LinkCosts, links: Sequence[LinkCosts] | None) -> tuple[LinkCosts, ...]:
     if links is None:
-        return (default,) * num_stages
-    if len(links) not in (num_stages - 1, num_stages):
-        raise PlanError(f"{len(links)} links were given; {num_stages} stages need {num_stages - 1}, one between each")
-    return (*links, default)[:num_stages]
+        return (default,) * num_workers
+    if len(links) != num_workers:
+        raise PlanError(f"{len(links)} links were given; {num_workers} workers need one each, to their next stage")
+    return tuple(links)
 
 
 def sends(graph: ProgramGraph) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Which actions send activations or gradients on, and over which link (the lower stage's number)."""
+    """Which actions send activations or gradients on, and over which link: that of the worker with the lower part."""
     program = graph.program
     stages, num_parts = program.num_stages, program.num_stages * program.num_chunks
     down = (graph.kind == int(ActionKind.FORWARD)) | (graph.kind == int(ActionKind.EVALUATE))
     up = (graph.kind == int(ActionKind.BACKWARD)) | (graph.kind == int(ActionKind.BACKWARD_INPUT))
-    sending = (down & (graph.part < num_parts - 1)) | (up & (graph.part > 0))
-    link = np.where(down, graph.stage(), (graph.stage() - 1) % stages).astype(np.int64)
+    sending = ((down & (graph.part < num_parts - 1)) | (up & (graph.part > 0))) & (stages > 1)
+    stage = graph.stage().astype(np.int64)
+    link = graph.worker.astype(np.int64) + np.where(down, 0, (stage - 1) % stages - stage)
     return sending, link
 
 
@@ -127,14 +127,12 @@ def _transfer_ms(graph: ProgramGraph, loads: Loads, hops: Sequence[LinkCosts]) -
 
 def _extra_ms(graph: ProgramGraph, hops: Sequence[LinkCosts]) -> Float:
     # A short message passes every link on its way; links differ, so take the mean latency of a hop.
-    latency = float(np.mean([hop.latency_ms for hop in hops[:-1] or hops]))
-    extra_ms: Float = graph.extra_hops * latency
-    return extra_ms
+    latency = float(np.mean([hop.latency_ms for hop in hops]))
+    return np.asarray(graph.extra_hops * latency, dtype=np.float64)
 
 
 def _reduce_ms(profile: CostProfile, link: LinkCosts, layers: NDArray[np.int64], *, num_replicas: int) -> Float:
     # Ring all-reduce of one adapter's gradients: 2 (R - 1) rounds, each of an R-th of the bytes.
     rounds = 2 * (num_replicas - 1)
     part_bytes = profile.memory.adapter_gradient_bytes_per_layer * layers / max(num_replicas, 1)
-    reduce_ms: Float = rounds * (link.latency_ms + part_bytes / link.bytes_per_ms)
-    return reduce_ms
+    return np.asarray(rounds * (link.latency_ms + part_bytes / link.bytes_per_ms), dtype=np.float64)

@@ -1,10 +1,12 @@
 """Whether a Program can run to its end when every send blocks until its receive is posted (rendezvous).
 
 The rules of the engine, at their strictest: a worker posts the receive of a forward or backward when it comes to the
-one before it; Reduce and Step post nothing. It then waits for the message, computes, and sends; a send lasts until the
-receiver has posted. What passes here also passes with buffered sends.
+one before it (`ahead` = 1; interleaved schedules, whose stages form a ring, need to post further ahead); Reduce and Step
+post nothing. It then waits for the message, computes, and sends; a send lasts until the receiver has posted. What passes
+here also passes with buffered sends.
 """
 
+from collections import deque
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,9 +17,9 @@ from .program import ActionKind, Program
 _BESIDE = (int(ActionKind.STEP), int(ActionKind.REDUCE), int(ActionKind.BACKWARD_WEIGHT))
 
 
-def require_progress(program: Program) -> None:
+def require_progress(program: Program, *, ahead: int = 1) -> None:
     """Raise PlanError naming the circle of actions in which the workers wait for each other."""
-    state = _Run.of(program)
+    state = _Run.of(program, ahead=ahead)
     moved = True
     while moved:
         moved = sum(state.advance(worker) for worker in range(len(program.workers))) > 0
@@ -48,7 +50,7 @@ class _Run:
     num_reduced: list[int]
 
     @classmethod
-    def of(cls, program: Program) -> "_Run":
+    def of(cls, program: Program, *, ahead: int) -> "_Run":
         offsets, owner, sender, receiver = program_messages(program)
         kinds = [columns.kind.tolist() for columns in program.workers]
         bounds = list(pairwise(offsets))
@@ -59,7 +61,7 @@ class _Run:
             receiver=[receiver[first:last] for first, last in bounds],
             offsets=offsets,
             owner=owner,
-            post_at=[_post_places(kind) for kind in kinds],
+            post_at=[_post_places(kind, ahead) for kind in kinds],
             place=[0] * len(kinds),
             sending=[False] * len(kinds),
             num_reduced=[0] * len(kinds),
@@ -108,15 +110,14 @@ class _Run:
         return -1
 
 
-def _post_places(kind: list[int]) -> list[int]:
-    # The receive of a forward or backward is posted on coming to the forward or backward before it.
-    places, before, last = [], 0, 0
+def _post_places(kind: list[int], ahead: int) -> list[int]:
+    # The receive of a forward or backward is posted on coming to the `ahead`-th forward or backward before it.
+    places: list[int] = []
+    recent: deque[int] = deque([0] * ahead, maxlen=ahead)
     for place, value in enumerate(kind):
-        if value in _BESIDE:
-            places.append(before)
-            continue
-        places.append(last)
-        before, last = last, place
+        places.append(recent[0])
+        if value not in _BESIDE:
+            recent.append(place)
     return places
 
 

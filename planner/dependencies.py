@@ -27,6 +27,8 @@ class SlotDependencies:
     """For each batch the last slot that holds any of it; ordered by that slot, then by adapter."""
     waits_for: Order
     """For each slot the latest slot whose backward must be through before its forward; -1 where none."""
+    reaches: Order
+    """For each slot the last slot of any batch it holds a part of."""
 
     def num_slots(self) -> int:
         """Slots of the plan."""
@@ -49,7 +51,12 @@ def slot_dependencies(plan: Plan) -> SlotDependencies:
                     f"only ends in slot {before}; put all of it into earlier slots"
                 )
     ordered = dict(sorted(last.items(), key=lambda entry: (entry[1], entry[0])))
-    return SlotDependencies(last_slot=ordered, waits_for=np.array(waits_for(slots), dtype=np.int64))
+    reaches = [max((last[batch] for batch in batches), default=slot) for slot, batches in enumerate(slots)]
+    return SlotDependencies(
+        last_slot=ordered,
+        waits_for=np.array(waits_for(slots), dtype=np.int64),
+        reaches=np.array(reaches, dtype=np.int64),
+    )
 
 
 def waits_for(slots: Sequence[Sequence[Batch]]) -> list[int]:

@@ -91,12 +91,12 @@ def program_messages(program: Program) -> tuple[list[int], list[int], list[int],
     """(first action of each worker and the end, worker, sender, receiver) of all actions; -1 where there is none.
 
     The sender of an action is the one whose message it waits for; its receiver is the forward or backward that takes
-    what it sends. Raises PlanError where a forward or backward has nobody to feed it.
+    what it sends; a worker sends nothing to itself. Raises PlanError where a forward or backward has nobody to feed it.
     """
     offsets, kind, microbatch, part, worker = _numbered(program)
     sender = _senders(program, kind=kind, microbatch=microbatch, part=part, worker=worker)
     receiver = np.full(len(kind), -1, dtype=np.int64)
-    taking = np.flatnonzero(np.isin(kind, (*_FORWARDS, *_BACKWARDS)) & (sender >= 0))
+    taking = np.flatnonzero(np.isin(kind, (*_FORWARDS, *_BACKWARDS)) & (sender >= 0) & (worker != worker[sender]))
     receiver[sender[taking]] = taking
     return offsets.tolist(), worker.tolist(), sender.tolist(), receiver.tolist()
 

@@ -239,9 +239,15 @@ def split_layers(num_layers: int, num_stages: int) -> tuple[int, ...]:
 
 
 def uniform_profile(
-    *, forward_ms: float, backward_ms: float, weight_ms: float = 0.0, num_stages: int, latency_ms: float = 0.0
+    *,
+    forward_ms: float,
+    backward_ms: float,
+    weight_ms: float = 0.0,
+    num_stages: int,
+    num_chunks: int = 1,
+    latency_ms: float = 0.0,
 ) -> CostProfile:
-    """A textbook profile: every microbatch costs the same on every stage.
+    """A textbook profile: every microbatch costs the same on every stage, and each of its chunks an equal part of it.
 
     `backward_ms` is the whole backward, `weight_ms` the part of it that makes weight gradients.
     """
@@ -254,9 +260,9 @@ def uniform_profile(
         name="uniform",
         origin="textbook",
         source="the same cost for every microbatch on every stage",
-        num_layers=num_stages,
-        forward=PassCosts(linears={"fused": CostTerms(fixed_ms=forward_ms)}),
-        backward=PassCosts(linears={"fused": CostTerms(fixed_ms=backward_ms)}),
+        num_layers=num_stages * num_chunks,
+        forward=PassCosts(linears={"fused": CostTerms(fixed_ms=forward_ms / num_chunks)}),
+        backward=PassCosts(linears={"fused": CostTerms(fixed_ms=backward_ms / num_chunks)}),
         weight_share=weight_ms / backward_ms if backward_ms else 0.0,
         link=LinkCosts(latency_ms=latency_ms),
     )

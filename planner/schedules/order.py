@@ -1,5 +1,6 @@
 """The order of forwards and backwards on one stage, before optimizer steps are placed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +19,18 @@ class StageOrder:
     slot: Column
     chunk: Column
 
-    @classmethod
-    def of(cls, rows: list[tuple[ActionKind, int, int]]) -> "StageOrder":
-        """From (kind, slot, chunk) rows."""
-        table = np.array(rows, dtype=np.int32).reshape(-1, 3)
-        kind, slot, chunk = (np.ascontiguousarray(column) for column in table.T)
-        return cls(kind=kind, slot=slot, chunk=chunk)
+    def shifted(self, slots: int) -> "StageOrder":
+        """The same order, that many slots later."""
+        return StageOrder(kind=self.kind, slot=(self.slot + slots).astype(np.int32), chunk=self.chunk)
+
+
+def joined(orders: Sequence[StageOrder]) -> StageOrder:
+    """One order after the other."""
+    return StageOrder(
+        kind=np.concatenate([order.kind for order in orders]),
+        slot=np.concatenate([order.slot for order in orders]),
+        chunk=np.concatenate([order.chunk for order in orders]),
+    )
 
 
 def interleave(backwards_before: NDArray[np.int64]) -> StageOrder:

@@ -1,0 +1,171 @@
+"""simulate: one Program under one CostProfile on one Cluster, from start to Timeline."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..planner.costing import ProgramCosts, program_costs, sends
+from ..planner.graph import ProgramGraph
+from ..planner.loads import Loads
+from ..planner.plan import Plan
+from ..planner.program import Program
+from ..planner.recurrence import Completion, completion_times
+from ..planner.resume import program_after
+from ..traces.costs import CostProfile, Kernels, StageCost
+from ..traces.timeline import Timeline
+from .cluster import Cluster
+from .errors import SimulationError
+from .memory import OutOfMemory, first_misfit, memory_counters, peak_bytes
+from .replay import replay
+from .restart import joined, last_checkpoint
+from .to_timeline import to_timeline
+
+Method = Literal["simpy", "recurrence", "auto"]
+METHODS: tuple[Method, ...] = ("simpy", "recurrence", "auto")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """What a Program runs on, and how its model is laid out there."""
+
+    profile: CostProfile
+    cluster: Cluster = field(default_factory=Cluster)
+    kernels: Kernels | None = None
+    """How target linears are computed; None: the fastest the profile has."""
+    layers_per_stage: tuple[int, ...] | None = None
+    """Layers of each model part; None: as even as possible."""
+    recompute: bool = False
+    """Whether activations are recomputed in the backward instead of kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Simulation:
+    """One simulated run."""
+
+    method: Method
+    timeline: Timeline
+    peak_memory_bytes: tuple[int, ...]
+    """Per worker, replica after replica."""
+    misfit: OutOfMemory | None
+    """Where it would not fit into device memory; None where it fits."""
+
+    def makespan_ms(self) -> float:
+        """From the first start to the last end."""
+        return self.timeline.makespan_ms()
+
+
+def simulate(program: Program, plan: Plan, hardware: Hardware, *, method: Method = "auto") -> Simulation:
+    """Replay `program`, built from `plan`.
+
+    SimPy is the reference; the recurrence is faster and exact except under contention and pauses, where "auto" takes
+    SimPy. Raises PlanError, TraceError or SimulationError naming the value, the rule and the mend.
+    """
+    costs = hardware_costs(program, plan, hardware)
+    chosen = choose_method(hardware.cluster, method)
+    completion = run_once(costs, hardware, method=chosen)
+    timeline = _timeline(costs, completion, plan, hardware)
+    restart = hardware.cluster.restart
+    if restart is not None and restart.at_ms < completion.makespan_ms():
+        rest = program_after(program, slot=last_checkpoint(costs.graph, completion, restart))
+        again = hardware_costs(rest, plan, hardware, run=1)
+        rerun = run_once(again, hardware, method=chosen, begin_ms=restart.at_ms + restart.for_ms)
+        timeline = joined(timeline, _timeline(again, rerun, plan, hardware), restart)
+    capacity = hardware.cluster.memory_bytes or hardware.profile.memory.capacity_bytes
+    return Simulation(
+        method=chosen,
+        timeline=timeline,
+        peak_memory_bytes=peak_bytes(
+            timeline.counters, num_stages=program.num_stages, num_replicas=program.num_replicas
+        ),
+        misfit=first_misfit(timeline.counters, capacity_bytes=capacity),
+    )
+
+
+def simulated_makespan_ms(program: Program, plan: Plan, hardware: Hardware, *, method: Method = "auto") -> float:
+    """Only the makespan, without spans, memory or restart: for sweeps."""
+    costs = hardware_costs(program, plan, hardware)
+    return run_once(costs, hardware, method=choose_method(hardware.cluster, method)).makespan_ms()
+
+
+def choose_method(cluster: Cluster, method: Method) -> Method:
+    """The method that will run. Raises SimulationError where the recurrence is asked for what it cannot tell."""
+    if method not in METHODS:
+        raise SimulationError(f"method '{method}' is unknown; choose one of {', '.join(METHODS)}")
+    if method == "recurrence" and cluster.needs_simpy():
+        raise SimulationError(
+            f"method 'recurrence' knows neither contention nor pauses, which cluster '{cluster.name}' has; "
+            "choose simpy or auto"
+        )
+    if method == "auto":
+        return "simpy" if cluster.needs_simpy() else "recurrence"
+    return method
+
+
+def hardware_costs(program: Program, plan: Plan, hardware: Hardware, *, run: int = 0) -> ProgramCosts:
+    """Costs of every action on this hardware, slow GPUs and jitter included."""
+    profile, cluster = hardware.profile, hardware.cluster
+    costs = program_costs(
+        program,
+        plan,
+        profile,
+        kernels=hardware.kernels,
+        layers_per_stage=hardware.layers_per_stage,
+        recompute=hardware.recompute,
+        links=cluster.links(num_stages=program.num_stages, num_replicas=program.num_replicas, profiled=profile.link),
+        replica_link=cluster.replica_link(
+            num_stages=program.num_stages, num_replicas=program.num_replicas, profiled=profile.link
+        ),
+    )
+    return cluster.disturbed(costs, run=run)
+
+
+def run_once(costs: ProgramCosts, hardware: Hardware, *, method: Method, begin_ms: float = 0.0) -> Completion:
+    """Start and end of every action, counted from the run's begin, which lies at `begin_ms` of the pauses' clock."""
+    if method == "recurrence":
+        return completion_times(costs)
+    cluster, program = hardware.cluster, costs.graph.program
+    links = cluster.links(
+        num_stages=program.num_stages, num_replicas=program.num_replicas, profiled=hardware.profile.link
+    )
+    return replay(costs, channels=cluster.channels(costs, links), pauses=cluster.paused(costs.graph, begin_ms=begin_ms))
+
+
+def _timeline(costs: ProgramCosts, completion: Completion, plan: Plan, hardware: Hardware) -> Timeline:
+    graph, profile = costs.graph, hardware.profile
+    loads = Loads.of(plan.microbatches, pad_multiple=plan.pad_multiple)
+    counters = memory_counters(
+        graph,
+        completion,
+        memory=profile.memory,
+        parts=model_parts(graph.program, hardware),
+        loads=loads,
+        num_adapters=len(plan.jobs),
+        recompute=hardware.recompute,
+    )
+    return to_timeline(
+        costs,
+        completion,
+        origin=f"{profile.name} ({profile.origin})",
+        message_bytes=_message_bytes(graph, loads, profile),
+        counters=counters,
+    )
+
+
+def model_parts(program: Program, hardware: Hardware) -> Sequence[StageCost]:
+    """The composed cost of every model part."""
+    return hardware.profile.stages(
+        num_stages=program.num_stages * program.num_chunks,
+        kernels=hardware.kernels,
+        layers_per_stage=hardware.layers_per_stage,
+        recompute=hardware.recompute,
+    )
+
+
+def _message_bytes(graph: ProgramGraph, loads: Loads, profile: CostProfile) -> NDArray[np.int64]:
+    sending, _ = sends(graph)
+    moved = np.zeros(graph.num_actions(), dtype=np.int64)
+    moved[sending] = np.rint(loads.tokens[graph.microbatch[sending]] * profile.link.bytes_per_token).astype(np.int64)
+    return moved
