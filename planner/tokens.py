@@ -59,8 +59,8 @@ class TokenTable:
     def num_target_tokens(self) -> NDArray[np.int64]:
         """Tokens of each row that enter the loss: learned ones but the first, which nothing predicts."""
         counts = np.concatenate(([0], np.cumsum(self.learned, dtype=np.int64)))
-        first = np.array([self.learned[start] for start in self.starts[:-1]], dtype=np.int64)
-        return counts[self.starts[1:]] - counts[self.starts[:-1]] - first
+        behind_first = np.minimum(self.starts[:-1] + 1, self.starts[1:])
+        return counts[self.starts[1:]] - counts[behind_first]
 
     def of_rows(self, rows: Iterable[tuple[int, int]]) -> "TokenTable":
         """A table of (row, tokens kept from its start), in that order."""

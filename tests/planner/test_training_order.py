@@ -11,7 +11,7 @@ from loraplex.planner.training_order import TrainingOrder, training_order
 def lists(order: TrainingOrder) -> tuple[list[list[int]], list[int]]:
     """The global batches as lists of rows, and the validation rows."""
     ends = np.cumsum(order.batch_sizes).tolist()
-    starts = [0, *ends[:-1]]
+    starts = [0, *ends][: len(ends)]
     batches = [order.rows[start:end].tolist() for start, end in zip(starts, ends, strict=True)]
     return batches, order.validation_rows.tolist()
 
