@@ -1,8 +1,8 @@
 """Why a worker was not busy: its bubble by cause, which adds up to the whole bubble.
 
-Waits that name their cause (the simulator's do) keep it, for as long as nothing is computed during them. Idle time
-that nobody explained is told apart by phase: `warmup`, `cooldown`, or `unexplained` in the steady phase. Time in
-compute that does not count as busy appears as `reduce` or `evaluate`.
+Waits that name their cause keep it, for as long as nothing is computed during them. Idle time that neither the
+simulator nor explain.py explained (that of an interrupted run) is told apart by phase: `warmup`, `cooldown`, or
+`unexplained` in the steady phase. Time in compute that does not count as busy appears as `reduce` or `evaluate`.
 """
 
 import numpy as np

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..planner.plan import Plan
 from ..traces.timeline import Timeline
 from .actions import BACKWARDS, FORWARDS, letters
+from .explain import explain_waits
 from .metrics import summarize
 from .style import INK, MUTED, WAIT, adapter_colour, picture, time_unit, tint
 from .units import ms_text, percent
@@ -61,6 +62,7 @@ def plot_gantt(timelines: Timeline | Sequence[Timeline], plan: Plan | None, path
 def _draw(
     axes: Axes, timeline: Timeline, plan: Plan | None, *, factor: float, longest_ms: float, width_inches: float
 ) -> None:
+    timeline = explain_waits(timeline)
     summary = summarize(timeline)
     axes.set_title(
         f"{timeline.source} ({timeline.origin}): makespan {ms_text(summary.makespan_ms)}, "

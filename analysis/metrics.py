@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from ..planner.plan import Plan
 from ..traces.timeline import Timeline
 from .causes import CAUSES, bubble_ms_by_cause
+from .explain import explain_waits
 from .phases import Worker, workers
 from .waste import Waste, completions_ms, waste_by_adapter
 
@@ -100,9 +101,10 @@ class Summary:
 def summarize(timeline: Timeline, *, plan: Plan | None = None, alone_ms: Mapping[str, float] | None = None) -> Summary:
     """All numbers of a timeline; with its plan also tokens, waste and adapters.
 
+    Waits that do not name their cause are explained first (explain.py).
     `alone_ms` gives, by adapter name, the makespan of running that adapter alone on the same stages.
     """
-    crew = tuple(workers(timeline))
+    crew = tuple(workers(explain_waits(timeline)))
     makespan_ms = timeline.makespan_ms()
     stages = tuple(_stage_summary(worker, makespan_ms, peak_memory(timeline, worker)) for worker in crew)
     peaks = [stage.peak_memory_bytes for stage in stages if stage.peak_memory_bytes is not None]
