@@ -1,21 +1,27 @@
 """make_plan: from jobs to the one Plan that is simulated and executed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from time import perf_counter
 
 from ..traces.costs import CostProfile
+from .balance import balance
+from .candidates import greedy_recipes, grouping_of, restart_recipes, stream_recipes
 from .errors import PlanError
 from .jobs import Job
-from .lower_bounds import lower_bound_slots
-from .pack_greedy import best_fit_decreasing
-from .plan import Plan
-from .stream import stream
+from .lower_bounds import batch_bounds, lower_bounds
+from .milp_rounds import pack_milp_rounds
+from .objective import Fairness, adapter_ends, fairness_of, full_slot_ms, predicted_makespan_ms
+from .pack_greedy import Bins
+from .pack_milp import SOLVERS, MilpLimits
+from .plan import Plan, SolverRecord
+from .search import Found, Progress, Search, best_recipes
 from .workload import Workload, workload_of
 
 STRATEGIES = ("auto", "milp", "greedy", "stream")
 OBJECTIVES = ("makespan", "microbatches", "fair")
-Progress = Callable[[str, float], None]
-"""Told (what is being done, current gap over the lower bound)."""
+_FAIR_STEPS = 10
+"""Halvings of the interval in which the smallest slowdown that can be kept is sought."""
 
 
 def make_plan(
@@ -25,52 +31,171 @@ def make_plan(
     microbatch_tokens: int,
     num_replicas: int = 1,
     pad_multiple: int = 1,
+    schedule: str = "1f1b",
     strategy: str = "auto",
     objective: str = "makespan",
     time_limit_s: float = 30.0,
     profile: CostProfile | None = None,
     data_fingerprint: str = "",
+    solver: str = "auto",
     workers: int = 1,
-    schedule: str = "1f1b",
+    backend: str = "loky",
     progress: Progress | None = None,
 ) -> Plan:
     """The best plan that `strategy` finds within `time_limit_s`.
 
-    Without `profile`, every microbatch is taken to cost the same. Raises JobError or PlanError on bad input.
+    strategy: `stream`, `greedy` (rounds of adapter groups), `milp` (rounds packed by a solver), `auto` (all cheap ones
+    and the best of them). objective: `makespan` (slots, or predicted ms under `profile`), `microbatches`, `fair`
+    (smallest worst slowdown of an adapter against its running alone, by Job.weight and Job.deadline_ms).
+    The same input gives the same plan whatever the number of workers; a time limit that struck is noted in
+    `Plan.solver`. Raises JobError or PlanError on bad input.
     """
     start = perf_counter()
-    for name, value, allowed in (("strategy", strategy, STRATEGIES), ("objective", objective, OBJECTIVES)):
-        if value not in allowed:
-            raise PlanError(f"{name}={value!r} is unknown; choose one of {', '.join(allowed)}")
+    _check_choices(strategy=strategy, objective=objective, solver=solver, time_limit_s=time_limit_s)
     workload = workload_of(
         jobs,
         microbatch_tokens=microbatch_tokens,
         num_stages=num_stages,
         num_replicas=num_replicas,
         pad_multiple=pad_multiple,
+        schedule=schedule,
     )
-    bins = _greedy(workload) if strategy == "greedy" else stream(workload)
-    return Plan(
+    base = Plan(
         jobs=tuple(jobs),
         num_stages=num_stages,
         num_replicas=num_replicas,
         microbatch_tokens=microbatch_tokens,
         pad_multiple=pad_multiple,
         schedule=schedule,
-        microbatches=workload.microbatches(bins),
-        strategy="greedy" if strategy == "greedy" else "stream",
-        lower_bound_slots=lower_bound_slots(workload),
+        microbatches=(),
         data_fingerprint=data_fingerprint,
-        seconds=perf_counter() - start,
     )
+    bounds = batch_bounds(workload)
+    lower = lower_bounds(workload, bounds=bounds)
+    search = Search(
+        workload=workload,
+        bounds=bounds,
+        lower=lower,
+        score_of=lambda bins: (workload.num_slots(bins), sum(map(bool, bins))),
+        is_best_possible=lambda score: profile is None and score[0] == lower.slots(),
+        end_s=start + time_limit_s,
+        workers=workers,
+        backend=backend,
+        progress=progress,
+    )
+    if objective == "microbatches":
+        search.score_of = lambda bins: (sum(map(bool, bins)), workload.num_slots(bins))
+        least = max(lower.volume, lower.martello_toth) * num_replicas
+        search.is_best_possible = lambda score: score[0] == least
+    records: tuple[SolverRecord, ...] = ()
+    if objective == "fair":
+        search_fair(search, _fairness(base, search=search, profile=profile))
+    elif strategy == "milp":
+        records = _search_milp(search, solver=solver, time_limit_s=time_limit_s)
+    else:
+        _search_cheap(search, strategy=strategy)
+    plan = _best_plan(base, search=search, profile=profile if objective == "makespan" else None)
+    notes = tuple(
+        SolverRecord(instance="plan", status=note, num_microbatches=len(plan.microbatches), lower_bound=lower.slots())
+        for note in search.notes
+    )
+    return replace(plan, lower_bound_slots=lower.slots(), solver=(*records, *notes), seconds=perf_counter() - start)
 
 
-def _greedy(workload: Workload) -> list[list[int]]:
-    sizes = [workload.padded(size) for size in workload.sizes]
-    bins: list[list[int]] = []
-    for step in range(max(len(chain) for chain in workload.chains)):
-        for chain in workload.chains:
-            if step < len(chain):
-                packed = best_fit_decreasing(chain[step], sizes=sizes, capacity=workload.capacity)
-                bins += packed + [[]] * (-len(packed) % workload.num_replicas)
-    return bins
+def _check_choices(*, strategy: str, objective: str, solver: str, time_limit_s: float) -> None:
+    for name, value, allowed in (
+        ("strategy", strategy, STRATEGIES),
+        ("objective", objective, OBJECTIVES),
+        ("solver", solver, SOLVERS),
+    ):
+        if value not in allowed:
+            raise PlanError(f"{name}={value!r} is unknown; choose one of {', '.join(allowed)}")
+    if not time_limit_s > 0:
+        raise PlanError(f"time_limit_s={time_limit_s} must be above 0; raise it")
+
+
+def _search_cheap(search: Search, *, strategy: str) -> None:
+    sweeps = stream_recipes(search.workload) if strategy != "greedy" else ()
+    rounds = greedy_recipes(search.workload) if strategy != "stream" else ()
+    search.try_all(sweeps[:1])
+    search.try_all((*sweeps[1:], *rounds))
+    if sweeps:
+        best = best_recipes(search.found, count=3) or sweeps[:1]
+        search.try_all(restart_recipes(best, num_slots=search.lower.slots()))
+
+
+def _search_milp(search: Search, *, solver: str, time_limit_s: float) -> tuple[SolverRecord, ...]:
+    bins, records = pack_milp_rounds(
+        search.workload,
+        grouping=grouping_of(0),
+        limits=MilpLimits(solver=solver, time_limit_s=min(5.0, time_limit_s)),
+        time_limit_s=time_limit_s,
+        workers=search.workers,
+        backend=search.backend,
+        progress=search.progress,
+    )
+    search.add(Found(score=search.score_of(bins), bins=bins, name="milp"))
+    return records
+
+
+def _fairness(base: Plan, *, search: Search, profile: CostProfile | None) -> Fairness:
+    slot_ms = None
+    if profile is not None:
+        first = stream_recipes(search.workload)[:1]
+        search.try_all(first)
+        plan = replace(base, microbatches=search.workload.microbatches(search.found.pop().bins))
+        slot_ms = full_slot_ms(profile, plan=plan)
+    return fairness_of(base.jobs, bounds=search.bounds, gap_slots=search.workload.gap_slots, slot_ms=slot_ms)
+
+
+def search_fair(search: Search, fairness: Fairness) -> None:
+    """Sweeps against due slots: the smallest common slowdown that every adapter can keep, by halving."""
+    workload = search.workload
+    search.score_of = lambda bins: (*fairness.score(adapter_ends(workload, bins)), workload.num_slots(bins))
+    search.is_best_possible = lambda score: False
+    sweeps = stream_recipes(workload)
+    search.try_all(sweeps)
+    low, high = 1.0, search.found[0].score[1]
+    for _ in range(_FAIR_STEPS):
+        slowdown = (low + high) / 2
+        due = fairness.due(slowdown)
+        before = search.found[0].score
+        search.try_all([replace(recipe, due=due) for recipe in sweeps])
+        if search.notes:
+            return
+        if search.found[0].score < before or search.found[0].score[1] <= slowdown:
+            high = min(slowdown, search.found[0].score[1])
+        else:
+            low = slowdown
+
+
+def _best_plan(base: Plan, *, search: Search, profile: CostProfile | None) -> Plan:
+    """The best candidate as a Plan; under a profile, the one with the smallest predicted makespan."""
+    plans = []
+    for found in search.found if profile is not None else search.found[:1]:
+        bins = balance(search.workload, found.bins, cost_of=_costs(search.workload, base, profile))
+        plans.append(_plan(base, search=search, bins=bins, name=found))
+    if profile is None or len(plans) == 1:
+        return plans[0]
+    return min(plans, key=lambda plan: predicted_makespan_ms(plan, profile))
+
+
+def _plan(base: Plan, *, search: Search, bins: Bins, name: Found) -> Plan:
+    groups: tuple[tuple[int, ...], ...] = ()
+    if name.name == "milp":
+        groups = grouping_of(0)(search.workload, range(len(base.jobs)))
+    elif name.recipe is not None and name.recipe.strategy == "greedy":
+        groups = grouping_of(name.recipe.num_groups)(search.workload, range(len(base.jobs)))
+    return replace(base, microbatches=search.workload.microbatches(bins), strategy=name.name, adapter_groups=groups)
+
+
+def _costs(workload: Workload, base: Plan, profile: CostProfile | None) -> list[float]:
+    """Cost of each item: on the profile's costliest kind of work, or its tokens."""
+    if profile is None:
+        return [float(size) for size in workload.sizes]
+    stage = profile.stages(num_stages=base.num_stages)[0]
+    per_token = stage.forward_terms.per_token_ms + stage.backward_terms.per_token_ms
+    per_square = stage.forward_terms.per_square_ms + stage.backward_terms.per_square_ms
+    if per_token <= 0 and per_square <= 0:
+        return [float(size) for size in workload.sizes]
+    return [per_token * size + per_square * size * size for size in workload.sizes]

@@ -8,12 +8,13 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+from .dependencies import slot_dependencies, slot_numbers
 from .errors import PlanError
 from .jobs import Job
 from .plan import Microbatch, Plan
 from .plan_reader import plan_from_document
-from .slots import entry_slots
 from .verify import verify
+from .workload import gap_slots
 
 FORMAT = "loraplex-plan"
 VERSION = 1
@@ -23,13 +24,14 @@ _UNSEALED = ("fingerprint", "summary", "seconds")
 
 def plan_fingerprint(plan: Plan) -> str:
     """SHA-256 over everything a plan says, timings and derived figures left out."""
-    return _fingerprint(_document(plan))
+    return _fingerprint(_content(plan))
 
 
 def save_plan(plan: Plan, path: Path | str) -> None:
     """Write a plan as JSON, one line a global batch and one a microbatch; whole or not at all."""
-    document = _document(plan)
-    document = {"format": FORMAT, "version": VERSION, "fingerprint": _fingerprint(document), **document}
+    content = _content(plan)
+    header = {"format": FORMAT, "version": VERSION, "fingerprint": _fingerprint(content), "summary": _summary(plan)}
+    document = {**header, **content}
     target = Path(path)
     with NamedTemporaryFile(
         "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}.", delete=False
@@ -126,7 +128,7 @@ def _fingerprint(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
-def _document(plan: Plan) -> dict[str, Any]:
+def _content(plan: Plan) -> dict[str, Any]:
     return {
         "num_stages": plan.num_stages,
         "num_replicas": plan.num_replicas,
@@ -137,7 +139,6 @@ def _document(plan: Plan) -> dict[str, Any]:
         "lower_bound_slots": plan.lower_bound_slots,
         "data_fingerprint": plan.data_fingerprint,
         "seconds": round(plan.seconds, 6),
-        "summary": _summary(plan),
         "adapter_groups": [[plan.jobs[adapter].name for adapter in members] for members in plan.adapter_groups],
         "solver": [
             {
@@ -155,13 +156,14 @@ def _document(plan: Plan) -> dict[str, Any]:
 
 
 def _summary(plan: Plan) -> dict[str, Any]:
-    slots = entry_slots(plan.microbatches, num_stages=plan.num_stages, num_replicas=plan.num_replicas)
-    taken = slots[-1] + 1 if slots else 0
+    gap = gap_slots(plan.schedule, num_stages=plan.num_stages)
+    numbers = slot_numbers(slot_dependencies(plan).waits_for, gap=gap)
+    slots = numbers[-1] + 1 if numbers else 0
     return {
         "note": "derived from the rest and not read back",
-        "slots": taken,
-        "stall_slots": taken - plan.num_slots(),
-        "gap": round(taken / plan.lower_bound_slots - 1, 6) if plan.lower_bound_slots else None,
+        "slots": slots,
+        "stall_slots": slots - plan.num_slots(),
+        "gap": round(slots / plan.lower_bound_slots - 1, 6) if plan.lower_bound_slots else None,
         "tokens": plan.num_tokens(),
     }
 

@@ -182,12 +182,13 @@ def _adapter_groups(plan: Plan) -> Iterator[Violation]:
 
 
 def _bound(plan: Plan) -> Iterator[Violation]:
+    gap = 2 * plan.num_stages - 1 if plan.schedule == "1f1b-wide" else plan.num_stages
     slot, last = -1, dict[tuple[int, int], int]()
     for first in range(0, len(plan.microbatches), plan.num_replicas):
         row = plan.microbatches[first : first + plan.num_replicas]
         steps = {(sample.adapter, sample.global_batch) for batch in row for sample in batch.samples}
-        ready = [last.get((adapter, number - 1), slot + 1 - plan.num_stages) for adapter, number in steps]
-        slot = max(slot + 1, max(ready, default=0) + plan.num_stages if ready else 0)
+        ready = [last[adapter, number - 1] + gap for adapter, number in steps if (adapter, number - 1) in last]
+        slot = max([slot + 1, *ready])
         for step in steps:
             last[step] = slot
     if slot + 1 < plan.lower_bound_slots:

@@ -1,9 +1,10 @@
-"""Workload: what the packing strategies read. Samples become numbered items, so that inner loops touch integers only."""
+"""Workload: what the packing strategies read. Samples become numbered items: inner loops touch only integers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
 
+from .dependencies import slot_numbers, waits_for
 from .errors import JobError, PlanError
 from .jobs import Job, Sample
 from .plan import Microbatch, microbatch
@@ -26,10 +27,22 @@ class Workload:
     pad_multiple: int
     num_stages: int
     num_replicas: int
+    gap_slots: int
+    """A step's first slot comes at least this much after the last one of the step before it, or the pipeline waits."""
 
     def padded(self, tokens: int) -> int:
         """What one adapter's share of a microbatch occupies."""
         return -(-tokens // self.pad_multiple) * self.pad_multiple
+
+    def num_slots(self, bins: Sequence[Sequence[int]]) -> int:
+        """Slots that bins take in this order, waits included (`dependencies.slot_numbers`)."""
+        batch_of = [(sample.adapter, sample.global_batch) for sample in self.samples]
+        rows = [
+            {batch_of[item] for items in bins[first : first + self.num_replicas] for item in items}
+            for first in range(0, len(bins), self.num_replicas)
+        ]
+        numbers = slot_numbers(waits_for([tuple(row) for row in rows]), gap=self.gap_slots)
+        return numbers[-1] + 1 if numbers else 0
 
     def microbatches(self, bins: Sequence[Sequence[int]]) -> tuple[Microbatch, ...]:
         """Bins of items as Microbatches, in the same order."""
@@ -43,6 +56,7 @@ def workload_of(
     num_stages: int = 1,
     num_replicas: int = 1,
     pad_multiple: int = 1,
+    schedule: str = "1f1b",
 ) -> Workload:
     """Number the samples of these jobs. Raises JobError or PlanError, naming the adapter and the sample."""
     for name, value in (
@@ -77,7 +91,13 @@ def workload_of(
         pad_multiple=pad_multiple,
         num_stages=num_stages,
         num_replicas=num_replicas,
+        gap_slots=gap_slots(schedule, num_stages=num_stages),
     )
+
+
+def gap_slots(schedule: str, *, num_stages: int) -> int:
+    """Slots between dependents that cost no wait: the microbatches the first stage has in flight."""
+    return 2 * num_stages - 1 if schedule == "1f1b-wide" else num_stages
 
 
 def _is_count(value: object) -> bool:
