@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -52,7 +51,7 @@ LINEARS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 """Linears of a decoder layer, by `model_type`, in the order in which a layer runs them."""
 
 ALL_LINEAR: Final = "all-linear"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,31 +115,35 @@ def find_base_model(name: str, *, relative_to: Path) -> BaseModel:
 
 def load_tokenizer(model: BaseModel) -> "PreTrainedTokenizerFast":
     """The tokenizer of a base model. Imports transformers, but not torch. Raises JobError naming the folder."""
-    if find_spec("transformers") is None:
+    try:
+        from transformers import PreTrainedTokenizerFast
+    except ImportError as error:
         raise JobError(
             "reading texts needs transformers and tokenizers, which are not installed; "
             "get them with `pip install 'loraplex[train]'`"
-        )
+        ) from error
     if model.folder is None:
         return tiny_tokenizer()
-    from transformers import PreTrainedTokenizerFast
-
     if not (model.folder / "tokenizer.json").is_file():
         raise JobError(f"{model.folder}: has no tokenizer.json; save its fast tokenizer there")
-    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(model.folder)
+    try:
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(model.folder)
+    except Exception as error:
+        # The tokenizers library raises bare Exceptions for files it cannot make sense of.
+        raise JobError(f"{model.folder}: its tokenizer cannot be loaded ({error}); save it again") from error
     return tokenizer
 
 
 def _from_hub(name: str, *, relative_to: Path) -> Path:
     if not _HUB_ID.fullmatch(name):
         raise JobError(f"{name!r} is no folder below {relative_to}, no hub id and not {TINY!r}; mend it")
-    if find_spec("huggingface_hub") is None:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError as error:
         raise JobError(
             f"{name!r} is no folder below {relative_to}; to look on the hub, `pip install 'loraplex[train]'`"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
+        ) from error
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -150,14 +153,19 @@ def _from_hub(name: str, *, relative_to: Path) -> Path:
         ) from error
 
 
-def _described(name: str, folder: Path | None, config: Mapping[str, Any]) -> BaseModel:
+def _described(name: str, folder: Path | None, config: Any) -> BaseModel:
+    if not isinstance(config, Mapping):
+        raise JobError(f"the config.json of {name!r} is no list of settings; download the model again")
     family = str(config.get("model_type"))
     if family not in LINEARS:
         raise JobError(f"{name!r} is of the family {family!r}; trained are {', '.join(LINEARS)}")
+    for number in ("num_hidden_layers", "max_position_embeddings"):
+        if not isinstance(config.get(number), int):
+            raise JobError(f"the config.json of {name!r} holds no whole number {number}; download the model again")
     return BaseModel(
         name=name,
         folder=folder,
         family=family,
-        num_layers=int(config["num_hidden_layers"]),
-        max_tokens=int(config["max_position_embeddings"]),
+        num_layers=config["num_hidden_layers"],
+        max_tokens=config["max_position_embeddings"],
     )
