@@ -1,9 +1,9 @@
 """Whether a Program can run to its end when every send blocks until its receive is posted (rendezvous).
 
 The rules of the engine, at their strictest: a worker posts the receive of a forward or backward when it comes to the
-one before it (`ahead` = 1; interleaved schedules, whose stages form a ring, need to post further ahead); Reduce and Step
-post nothing. It then waits for the message, computes, and sends; a send lasts until the receiver has posted. What passes
-here also passes with buffered sends.
+one before it (`ahead` = 1; interleaved schedules, whose stages form a ring, need to post further ahead); Reduce and
+Step post nothing. It then waits for the message, computes, and sends; a send lasts until the receiver has posted. What
+passes here also passes with buffered sends.
 """
 
 from collections import deque

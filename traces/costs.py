@@ -7,6 +7,7 @@ Everything is a plain sum of terms, so that another GPU's numbers or another ker
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -126,7 +127,7 @@ class MemoryCosts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageCost:
-    """Composed cost of one stage, in ms, for arrays of microbatches."""
+    """Composed cost of one stage, in ms, for arrays of microbatches: what a profile foretells."""
 
     forward_terms: CostTerms
     backward_terms: CostTerms
@@ -176,6 +177,19 @@ class CostProfile:
     fit_error_median: float | None = None
     """Median relative error of the fit on held-out points; None where nothing was fitted."""
     fit_error_worst: float | None = None
+
+    def save(self, path: Path | str) -> None:
+        """Write it as JSON, atomically. Raises TraceError at a value that breaks a rule."""
+        from .profile_file import save_profile
+
+        save_profile(self, path)
+
+    @classmethod
+    def load(cls, name_or_path: Path | str) -> "CostProfile":
+        """A profile from the box by its name, or what `save` wrote. Raises TraceError naming file, field and value."""
+        from .profiles import load_profile
+
+        return load_profile(name_or_path)
 
     def fastest_kernels(self) -> Kernels:
         """The fastest linears this profile has: fused, else eager, else frozen."""

@@ -1,0 +1,96 @@
+"""How kernels compose into stages."""
+
+import numpy as np
+import pytest
+
+from loraplex.traces.costs import (
+    CostProfile,
+    CostTerms,
+    EndCosts,
+    LinkCosts,
+    PassCosts,
+    StageCost,
+    split_layers,
+    uniform_profile,
+)
+from loraplex.traces.errors import TraceError
+
+PROFILE = CostProfile(
+    name="made-up",
+    origin="textbook",
+    source="numbers chosen for arithmetic",
+    num_layers=5,
+    forward=PassCosts(
+        linears={"fused": CostTerms(fixed_ms=1.0, per_token_ms=0.01), "eager": CostTerms(per_token_ms=0.1)},
+        attention=CostTerms(per_square_ms=0.001),
+        elementwise=CostTerms(per_adapter_ms=0.5),
+    ),
+    backward=PassCosts(linears={"fused": CostTerms(fixed_ms=2.0), "eager": CostTerms(fixed_ms=4.0)}),
+    ends=EndCosts(
+        embedding_forward=CostTerms(per_token_ms=0.25),
+        head_forward=CostTerms(per_token_ms=1.0),
+        head_backward=CostTerms(fixed_ms=3.0),
+    ),
+    step_ms_per_layer=0.125,
+    step_fixed_ms=1.0,
+)
+
+
+def forward_ms(stage: StageCost, *, tokens: int, squares: int, targets: int, adapters: int) -> float:
+    return float(stage.forward_ms(tokens=tokens, squares=squares, targets=targets, adapters=adapters))
+
+
+def test_a_stage_costs_its_layers_and_its_ends() -> None:
+    first, last = PROFILE.stages(num_stages=2)
+    # Three layers of 1 + 0.01 * 100 + 0.001 * 5000 + 0.5 * 2, and an embedding of 0.25 * 100.
+    assert forward_ms(first, tokens=100, squares=5000, targets=40, adapters=2) == pytest.approx(3 * 8.0 + 25.0)
+    # Two layers, and a head of 1.0 * 40 target tokens.
+    assert forward_ms(last, tokens=100, squares=5000, targets=40, adapters=2) == pytest.approx(2 * 8.0 + 40.0)
+    assert [stage.step_ms for stage in (first, last)] == [1.375, 1.25]
+
+
+def test_other_kernels_and_uneven_layers_can_be_swapped_in() -> None:
+    stages = PROFILE.stages(num_stages=2, kernels="eager", layers_per_stage=(1, 4))
+    assert [float(s.backward_ms(tokens=1, squares=1, targets=1, adapters=1)) for s in stages] == [4.0, 16.0 + 3.0]
+
+
+def test_recomputation_adds_one_forward_of_the_layers_to_the_backward() -> None:
+    plain, recomputed = (PROFILE.stages(num_stages=1, recompute=recompute)[0] for recompute in (False, True))
+    load = {"tokens": 100, "squares": 5000, "targets": 40, "adapters": 2}
+    assert recomputed.backward_ms(**load) - plain.backward_ms(**load) == pytest.approx(5 * 8.0)
+
+
+def test_an_empty_microbatch_costs_nothing() -> None:
+    terms = CostTerms(fixed_ms=1.0, per_adapter_ms=1.0)
+    assert terms.ms(tokens=np.array([0, 3])).tolist() == [0.0, 2.0]
+
+
+@pytest.mark.parametrize(("num_layers", "num_stages", "layers"), [(5, 2, (3, 2)), (4, 4, (1, 1, 1, 1)), (7, 1, (7,))])
+def test_layers_are_split_as_evenly_as_possible(num_layers: int, num_stages: int, layers: tuple[int, ...]) -> None:
+    assert split_layers(num_layers, num_stages) == layers
+
+
+def test_a_transfer_takes_latency_and_bytes_over_bandwidth() -> None:
+    link = LinkCosts(latency_ms=0.5, bytes_per_ms=1000.0, bytes_per_token=20.0)
+    assert link.ms(np.array([0, 100])).tolist() == [0.5, 2.5]
+
+
+def test_textbook_chunks_share_the_cost_of_their_stage() -> None:
+    stages = uniform_profile(forward_ms=6, backward_ms=12, weight_ms=3, num_stages=2, num_chunks=3).stages(num_stages=6)
+    assert [forward_ms(stage, tokens=1, squares=1, targets=1, adapters=1) for stage in stages] == [2.0] * 6
+    assert {stage.weight_share for stage in stages} == {0.25}
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda: PROFILE.stages(num_stages=6), "num_stages=6 must lie between 1 and the model's 5 layers"),
+        (lambda: PROFILE.stages(num_stages=2, layers_per_stage=(5, 0)), "two|2 positive numbers that add up"),
+        (lambda: PROFILE.stages(num_stages=2, kernels="frozen"), r"kernels='frozen' .* \['eager', 'fused'\]"),
+        (lambda: uniform_profile(forward_ms=-1, backward_ms=2, num_stages=2), "none may be negative"),
+        (lambda: uniform_profile(forward_ms=1, backward_ms=2, weight_ms=3, num_stages=2), "weight_ms is a part"),
+    ],
+)
+def test_what_cannot_be_composed_is_refused(ask, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(TraceError, match=message):
+        ask()
