@@ -28,18 +28,16 @@ class Held:
     inputs: Tensor
     output: Tensor
     """Hidden states, or on the last stage the scalar loss."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Position:
-    """What a worker is at; read by the watchdog when the run breaks."""
-
-    word: str = "the start"
-    microbatch: int = -1
+    losses: tuple[tuple[Batch, Tensor], ...] = ()
+    """Last stage: what this microbatch adds to each batch's loss."""
 
 
 class Executor:
-    """Runs legs on a Stage. `on_step` hears of each Step on the last stage, `after_leg` of every leg by its place."""
+    """Runs legs on a Stage.
+
+    `on_step` hears of each Step on the last stage, `before_leg` of every action before it waits for anything,
+    `after_leg` of its place in the itinerary when it is done.
+    """
 
     def __init__(
         self,
@@ -51,8 +49,8 @@ class Executor:
         recorder: Recorder,
         sums: Sums | None = None,
         on_step: Callable[[StepRecord], None] | None = None,
+        before_leg: Callable[[Leg], None] | None = None,
         after_leg: Callable[[int], None] | None = None,
-        position: Position | None = None,
     ) -> None:
         self.stage = stage
         self.plan = plan
@@ -60,8 +58,8 @@ class Executor:
         self._packer = packer
         self._transport = transport
         self._recorder = recorder
-        self._position = position or Position()
         self._on_step = on_step
+        self._before_leg = before_leg
         self._after_leg = after_leg
         self._held: dict[int, Held] = {}
         self._begin_ns = 0
@@ -79,7 +77,8 @@ class Executor:
         self._begin_ns = now_ns()
         for place, leg in enumerate(legs):
             microbatch = leg.action.microbatch
-            self._position.word, self._position.microbatch = leg.word, microbatch
+            if self._before_leg is not None:
+                self._before_leg(leg)
             self._mailbox.post(leg.post)
             if leg.receive is not None:
                 self._mailbox.take(leg.receive, leg)
@@ -117,25 +116,28 @@ class Executor:
         inputs = packed.token_ids if leg.receive is None else self._mailbox.payload(leg.receive).requires_grad_()
         self.stage.slot.routing = packed.routing
         output = self.stage.model(inputs, position_ids=packed.position_ids, sample_lengths=packed.sample_lengths)
+        held = Held(inputs=inputs, output=output)
         if self.stage.layout.is_last:
-            output = self._loss(output, packed)
-        self._held[leg.action.microbatch] = Held(inputs=inputs, output=output)
+            held = self._with_loss(held, packed)
+        self._held[leg.action.microbatch] = held
         return None if self.stage.layout.is_last else output.detach()
 
-    def _loss(self, hidden: Tensor, packed: PackedBatch) -> Tensor:
+    def _with_loss(self, held: Held, packed: PackedBatch) -> Held:
         # The head sees only rows whose next token is learned.
-        logits = self.stage.model.logits(hidden[0, packed.target_rows])
+        logits = self.stage.model.logits(held.output[0, packed.target_rows])
         parts = adapter_losses(logits, packed.target_ids, packed.shares)
-        for part, share in zip(parts, packed.shares, strict=True):
-            batch = (share.adapter, share.global_batch)
+        batches = [(share.adapter, share.global_batch) for share in packed.shares]
+        for part, batch in zip(parts, batches, strict=True):
             self._check_finite(part.item(), batch, what="loss")
-            self.sums.losses[batch] = self.sums.losses.get(batch, zero()) + part.detach()
-        return torch.stack(parts).sum()
+        losses = tuple(zip(batches, (part.detach() for part in parts), strict=True))
+        return Held(inputs=held.inputs, output=torch.stack(parts).sum(), losses=losses)
 
     def _backward(self, leg: Leg) -> Tensor | None:
         held = self._held.pop(leg.action.microbatch)
         gradient = None if leg.receive is None else self._mailbox.payload(leg.receive)
         torch.autograd.backward(held.output, gradient)
+        for batch, loss in held.losses:
+            self.sums.losses[batch] = self.sums.losses.get(batch, zero()) + loss
         return None if self.stage.layout.is_first else held.inputs.grad
 
     def _reduce(self, batch: Batch) -> None:

@@ -1,8 +1,12 @@
-"""metrics.jsonl: one line per optimizer step of an adapter."""
+"""metrics-ADAPTER.jsonl: one line per optimizer step."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from ..traces.files import write_atomically
+from ..traces.run_folder import metrics_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,23 +29,19 @@ class StepRecord:
 
 
 class MetricsWriter:
-    """Appends records to `<folder>/<adapter>.jsonl`."""
+    """Appends records to `metrics-ADAPTER.jsonl` in a folder, one whole line at a time."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, steps_done: Mapping[str, int]) -> None:
+        """Keep the first `steps_done[adapter]` lines of what an interrupted run left: the others are taken again."""
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def keep_first(self, adapter: str, num_steps: int) -> None:
-        """Drop the lines of steps from `num_steps` on: those a resumed run will take again."""
-        path = self._folder / f"{adapter}.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() and num_steps else []
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in lines[:num_steps]), encoding="utf-8")
-        temporary.replace(path)
+        for adapter, num_steps in steps_done.items():
+            path = folder / metrics_name(adapter)
+            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+            write_atomically(path, "".join(line + "\n" for line in lines[:num_steps]))
 
     def write(self, record: StepRecord) -> None:
-        """Append one line at once, so that a reader sees whole lines."""
-        with (self._folder / f"{record.adapter}.jsonl").open("a", encoding="utf-8") as file:
+        """Append one line."""
+        with (self._folder / metrics_name(record.adapter)).open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(record)) + "\n")
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+
 from loraplex.engine.batch import IGNORED
 from loraplex.engine.stage import Stage, make_stage
 from loraplex.engine.tiny_model import write_tiny_model
 from loraplex.planner.jobs import Job, LoraSettings, OptimizerSettings, Sample, job_from_lengths
 from loraplex.planner.plan import Microbatch, Plan, microbatch
-from numpy.typing import NDArray
 
 VOCABULARY = 64
 SMALL = {

@@ -1,0 +1,61 @@
+"""`python -m torch.distributed.run --nproc-per-node STAGES -m loraplex.engine JOB.yaml`: one process of a run.
+
+`loraplex train` makes the plan and starts this on one machine; call it yourself to place processes otherwise.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from ..traces.errors import InputError
+from .errors import EngineError
+from .prepare import RunSettings
+from .show import StepBars
+
+
+def main() -> None:
+    """Run one worker. Exit code 2 for bad input, 1 when training cannot go on, 130 when interrupted."""
+    settings = _settings()
+    worker = int(os.environ.get("RANK", "0"))
+    try:
+        # torch is imported only now: a wrong argument is told at once.
+        from .worker import run_worker
+
+        with StepBars() as bars:
+            run_worker(settings, bars)
+    except InputError as error:
+        _end(f"error: {error}" if worker == 0 else "", code=2)
+    except EngineError as error:
+        _end(str(error), code=1)
+    except KeyboardInterrupt as error:
+        _end(f"worker {worker} stopped ({error})", code=130)
+
+
+def _end(message: str, *, code: int) -> None:
+    if message:
+        print(f"loraplex: {message}", file=sys.stderr, flush=True)
+    # Not sys.exit: the process group's threads would wait for peers that may be gone.
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _settings() -> RunSettings:
+    parser = argparse.ArgumentParser(prog="python -m loraplex.engine", description=main.__doc__)
+    parser.add_argument("job_file", type=Path, help="a jobs.yaml")
+    parser.add_argument("--plan", type=Path, help="its plan; plan.json in the output folder by default")
+    parser.add_argument("--output", type=Path, help="output folder; the job file's output_dir by default")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint")
+    parser.add_argument("--checkpoint-every", type=int, metavar="N", help="microbatches between checkpoints")
+    given = parser.parse_args()
+    return RunSettings(
+        job_file=given.job_file,
+        plan_file=given.plan,
+        output_dir=given.output,
+        resume=given.resume,
+        checkpoint_every=given.checkpoint_every,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Starts the processes of a run on this machine with torchrun's launcher, and says in one line why they ended."""
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from .errors import EngineError
+from .position import read_position
+from .prepare import RunSettings
+from .worker import position_path
+
+
+class InterruptedRunError(EngineError):
+    """The user, or whoever runs us, asked to stop."""
+
+
+def launch(settings: RunSettings, *, output_dir: Path, num_workers: int) -> None:
+    """Run `num_workers` processes of `loraplex.engine` until all are done.
+
+    Raises EngineError naming who ended and where, InterruptedRunError when told to stop.
+    """
+    # One core has no use for more than one thread, and threads that outnumber cores slow each other down.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_workers)))
+    # A restart on gloo finds its peers only with a store of its own (pytorch issue 135712).
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
+        # What they would say in a hundred lines, the message below says in one.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_workers,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "loraplex.engine", *arguments(settings, output_dir=output_dir))
+    except ChildFailedError as error:
+        raise EngineError(_failure(error, output_dir)) from None
+    except (SignalException, KeyboardInterrupt):
+        raise InterruptedRunError(f"stopped; {_positions(output_dir, num_workers)}") from None
+
+
+def arguments(settings: RunSettings, *, output_dir: Path) -> list[str]:
+    """The command line of a worker."""
+    words = [str(settings.job_file), "--output", str(output_dir)]
+    if settings.plan_file is not None:
+        words += ["--plan", str(settings.plan_file)]
+    if settings.resume:
+        words.append("--resume")
+    if settings.checkpoint_every is not None:
+        words += ["--checkpoint-every", str(settings.checkpoint_every)]
+    return words
+
+
+def _failure(error: ChildFailedError, output_dir: Path) -> str:
+    # The first to fail is the cause; its peers only lost it.
+    worker, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
+    how = f"killed by {signal.Signals(-failure.exitcode).name}" if failure.exitcode < 0 else f"exit {failure.exitcode}"
+    where = read_position(position_path(output_dir, worker))
+    return f"pp_rank {worker} ended ({how}) at {where}; every other rank was stopped"
+
+
+def _positions(output_dir: Path, num_workers: int) -> str:
+    return "; ".join(
+        f"pp_rank {worker} was at {read_position(position_path(output_dir, worker))}" for worker in range(num_workers)
+    )

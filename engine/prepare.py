@@ -1,0 +1,74 @@
+"""What must agree before anything runs: job file, data, plan, program, model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..planner.build_program import build_program
+from ..planner.check_program import check_program
+from ..planner.errors import PlanError
+from ..planner.load_jobs import load_jobs
+from ..planner.loaded_jobs import LoadedJobs
+from ..planner.plan import Plan
+from ..planner.plan_file import load_plan
+from ..planner.program import Program
+from ..traces.run_folder import PLAN
+
+ProgressCallback = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """What a user asks of a training run; every worker gets the same."""
+
+    job_file: Path
+    plan_file: Path | None = None
+    """plan.json of the output folder when absent."""
+    output_dir: Path | None = None
+    """The job file's when absent."""
+    resume: bool = False
+    checkpoint_every: int | None = None
+    """Microbatches between checkpoints; none are written when absent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Everything a run needs that is not on a device."""
+
+    loaded: LoadedJobs
+    plan: Plan
+    program: Program
+    output_dir: Path
+
+
+def prepare(settings: RunSettings, *, progress: ProgressCallback | None = None) -> Prepared:
+    """Read job file, texts and plan and check that they belong together. Raises JobError or PlanError."""
+    loaded = load_jobs(settings.job_file, progress=progress)
+    output_dir = settings.output_dir or loaded.settings.output_dir
+    path = settings.plan_file or output_dir / PLAN
+    if not path.is_file():
+        raise PlanError(f"{path} does not exist; make it with loraplex plan {settings.job_file} -o {path}")
+    plan = load_plan(path)
+    check_plan_belongs(plan, loaded, path=path)
+    program = build_program(plan)
+    check_program(program, plan)
+    return Prepared(loaded=loaded, plan=plan, program=program, output_dir=output_dir)
+
+
+def check_plan_belongs(plan: Plan, loaded: LoadedJobs, *, path: Path) -> None:
+    """Raise PlanError, naming what differs, for a plan that was made for other data or another job."""
+    mend = f"make it anew with loraplex plan {loaded.settings.job_file}"
+    if plan.data_fingerprint != loaded.fingerprint:
+        raise PlanError(f"{path} was made for other data (fingerprint {plan.data_fingerprint[:12] or 'none'}); {mend}")
+    names, own_names = [job.name for job in plan.jobs], [job.name for job in loaded.jobs]
+    if names != own_names:
+        raise PlanError(f"{path} trains the adapters {names}, the job file {own_names}; {mend}")
+    for planned, job in zip(plan.jobs, loaded.jobs, strict=True):
+        for field in ("global_batches", "lora", "optimizer", "seed"):
+            if getattr(planned, field) != getattr(job, field):
+                raise PlanError(f"{path} holds other {field} of adapter '{job.name}' than the job file; {mend}")
+    if plan.num_stages > loaded.settings.base_model.num_layers:
+        raise PlanError(
+            f"{path} has {plan.num_stages} stages, but the base model only {loaded.settings.base_model.num_layers} "
+            f"layers; {mend}"
+        )

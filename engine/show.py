@@ -1,0 +1,91 @@
+"""What a run shows: bars on stderr while it loads and trains, a table on stdout when it is done."""
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .metrics import StepRecord
+from .train import TrainedRun
+
+
+class LoadBars:
+    """A context manager with one bar for each thing that a (label, share done) callback names."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(console=Console(stderr=True), transient=True)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "LoadBars":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, label: str, share: float) -> None:
+        """Show how far `label` is."""
+        if label not in self._tasks:
+            self._tasks[label] = self._progress.add_task(label, total=1.0)
+        self._progress.update(self._tasks[label], completed=share)
+
+    def close(self) -> None:
+        """Draw no more: the workers draw their own bars."""
+        self._progress.stop()
+
+
+def train_table(run: TrainedRun) -> Table:
+    """What a run made, one row per adapter."""
+    table = Table(title=f"{run.output_dir}: {run.tokens} tokens in {run.makespan_ms / 1000:.1f} s")
+    for column in ("adapter", "steps", "first loss", "last loss", "PEFT folder"):
+        table.add_column(column, justify="left" if column in ("adapter", "PEFT folder") else "right")
+    for adapter in run.adapters:
+        table.add_row(
+            adapter.name,
+            str(adapter.last.step + 1),
+            f"{adapter.first.loss:.4f}",
+            f"{adapter.last.loss:.4f}",
+            str(adapter.folder),
+        )
+    return table
+
+
+class StepBars:
+    """A context manager. Draws nothing until `begin`, and nothing at all where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "StepBars":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def begin(self, num_steps: Mapping[str, int], steps_done: Mapping[str, int]) -> None:
+        """Draw the bars: steps in all and steps taken before, by adapter."""
+        self._progress.start()
+        for adapter, total in num_steps.items():
+            self._tasks[adapter] = self._progress.add_task(
+                adapter, total=total, completed=steps_done[adapter], loss="-"
+            )
+
+    def advance(self, record: StepRecord) -> None:
+        """A step has been taken."""
+        self._progress.update(self._tasks[record.adapter], completed=record.step + 1, loss=f"{record.loss:.4f}")

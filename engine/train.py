@@ -1,0 +1,132 @@
+"""`loraplex train` from end to end: plan if need be, check everything, start the processes, say what was made."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..planner.load_jobs import load_jobs
+from ..planner.make_plan import make_plan
+from ..planner.plan_file import save_plan
+from ..traces.run_folder import MEASURED, PLAN, metrics_name
+from ..traces.timeline import Timeline
+from .cut import check_can_cut
+from .export import ADAPTERS
+from .launch import launch
+from .metrics import StepRecord, read_metrics
+from .prepare import Prepared, RunSettings, prepare
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedAdapter:
+    """What became of one adapter."""
+
+    name: str
+    folder: Path
+    metrics_file: Path
+    first: StepRecord
+    last: StepRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedRun:
+    """What a run made."""
+
+    output_dir: Path
+    timeline_file: Path
+    makespan_ms: float
+    """From the first start to the last end of any action."""
+    tokens: int
+    adapters: tuple[TrainedAdapter, ...]
+
+    def tokens_per_s(self) -> float:
+        """Real tokens over the makespan; of a resumed run, see its timeline instead."""
+        return 1000 * self.tokens / self.makespan_ms
+
+    def summary(self) -> dict[str, object]:
+        """For --json."""
+        return {
+            "output_dir": str(self.output_dir),
+            "timeline": str(self.timeline_file),
+            "makespan_ms": self.makespan_ms,
+            "tokens": self.tokens,
+            "tokens_per_s": self.tokens_per_s(),
+            "adapters": [
+                {
+                    "name": adapter.name,
+                    "folder": str(adapter.folder),
+                    "metrics": str(adapter.metrics_file),
+                    "steps": adapter.last.step + 1,
+                    "first_loss": adapter.first.loss,
+                    "last_loss": adapter.last.loss,
+                }
+                for adapter in self.adapters
+            ],
+        }
+
+
+def train(
+    settings: RunSettings,
+    *,
+    progress: Callable[[str, float], None] | None = None,
+    before_launch: Callable[[], None] | None = None,
+) -> TrainedRun:
+    """Train all adapters of a job file on this machine, one process per stage and replica.
+
+    A plan is made when none is given, except on resume. `before_launch` is called when all is checked and the processes
+    start, which draw their own bars. Raises JobError or PlanError for bad input before that, EngineError when the run
+    breaks.
+    """
+    if settings.plan_file is None and not settings.resume:
+        _plan(settings, progress=progress)
+    prepared = prepare(settings, progress=progress)
+    if settings.checkpoint_every is not None:
+        check_can_cut(prepared.program)
+    if settings.plan_file is not None:
+        save_plan(prepared.plan, prepared.output_dir / PLAN)
+        settings = replace(settings, plan_file=None)
+    num_workers = prepared.plan.num_stages * prepared.plan.num_replicas
+    if before_launch is not None:
+        before_launch()
+    launch(settings, output_dir=prepared.output_dir, num_workers=num_workers)
+    return _result(prepared)
+
+
+def _plan(settings: RunSettings, *, progress: Callable[[str, float], None] | None) -> None:
+    loaded = load_jobs(settings.job_file, progress=progress)
+    wanted = loaded.settings
+    plan = make_plan(
+        loaded.jobs,
+        num_stages=wanted.num_stages,
+        num_replicas=wanted.num_replicas,
+        microbatch_tokens=wanted.microbatch_tokens,
+        schedule=wanted.schedule,
+        data_fingerprint=loaded.fingerprint,
+        progress=progress,
+    )
+    folder = settings.output_dir or wanted.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    save_plan(plan, folder / PLAN)
+
+
+def _result(prepared: Prepared) -> TrainedRun:
+    folder = prepared.output_dir
+    adapters = []
+    for job in prepared.plan.jobs:
+        path = folder / metrics_name(job.name)
+        records = read_metrics(path)
+        adapters.append(
+            TrainedAdapter(
+                name=job.name,
+                folder=folder / ADAPTERS / job.name,
+                metrics_file=path,
+                first=records[0],
+                last=records[-1],
+            )
+        )
+    return TrainedRun(
+        output_dir=folder,
+        timeline_file=folder / MEASURED,
+        makespan_ms=Timeline.load(folder / MEASURED).makespan_ms(),
+        tokens=prepared.plan.num_tokens(),
+        adapters=tuple(adapters),
+    )

@@ -1,0 +1,54 @@
+"""Ends a worker within seconds when it is told to stop or loses its launcher, even inside a blocking receive.
+
+Python runs its signal handlers only between byte codes, and a worker that waits in gloo may not come to the next one.
+The C-level handler, however, writes every signal's number to a wake-up socket at once; a thread reads it.
+"""
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+
+GRACE_S = 1.0
+"""Time for the main thread to notice the signal itself, between two actions, and clean up."""
+
+
+def start_watchdog(describe: Callable[[], str]) -> None:
+    """Watch SIGINT, SIGTERM and the parent process. `describe` tells, for the last message, who and where we are.
+
+    Call it from the main thread, once in a process.
+    """
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    # The writer must live as long as the process: the thread holds both ends.
+    threading.Thread(
+        target=_watch, args=(reader, writer, os.getppid(), describe), name="loraplex-watchdog", daemon=True
+    ).start()
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _watch(reader: socket.socket, writer: socket.socket, parent: int, describe: Callable[[], str]) -> None:
+    why = ""
+    while not why:
+        ready, _, _ = select.select([reader], [], [], 1.0)
+        if ready:
+            numbers = set(reader.recv(64)) & {signal.SIGINT, signal.SIGTERM}
+            why = "" if not numbers else f"told to stop by {signal.Signals(min(numbers)).name}"
+        elif os.getppid() != parent:
+            why = "its launcher is gone"
+    where = describe()
+    threading.Event().wait(GRACE_S)
+    # Still here: the main thread is stuck, so no clean-up can run. Files are renamed into place only when whole.
+    print(f"loraplex: {where}: {why}", file=sys.stderr, flush=True)
+    del writer
+    os._exit(130)

@@ -1,0 +1,201 @@
+"""One process of a run: its stage, its part of the Program, its share of the output."""
+
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import pandas as pd
+import torch
+
+from ..planner.plan_file import plan_fingerprint
+from ..traces.run_folder import MEASURED
+from ..traces.timeline import Timeline
+from .base_folder import base_model_folder
+from .batch import Packer
+from .checkpoint import CheckpointWriter, Restored, forget_checkpoints, newest_checkpoint
+from .clock import clock_offset_ns
+from .cut import check_can_cut, copies, cut_points, remaining
+from .execute import Executor
+from .export import export_adapters, save_part
+from .gloo import close_gloo, open_gloo
+from .itinerary import itinerary
+from .mailbox import Sums
+from .metrics import MetricsWriter, StepRecord
+from .model import whole_linears
+from .position import PositionFile
+from .prepare import Prepared, RunSettings, prepare
+from .recorder import Recorder
+from .stage import Stage, make_stage
+from .transport import Transport
+from .watchdog import start_watchdog
+
+WORK = ".run"
+"""Subfolder of the output folder for what workers hand each other; removed at the end."""
+
+
+class Listener(Protocol):
+    """Hears how training goes, in the one process that writes the metrics (the last stage of replica 0)."""
+
+    def begin(self, num_steps: Mapping[str, int], steps_done: Mapping[str, int]) -> None:
+        """Steps of each adapter in all, and those a resumed run has behind it."""
+        ...
+
+    def advance(self, record: StepRecord) -> None:
+        """A step has been taken."""
+        ...
+
+
+def run_worker(settings: RunSettings, listener: Listener) -> None:
+    """Train this process's stage of the plan; torchrun's variables say which it is.
+
+    Raises JobError, PlanError or EngineError.
+    """
+    prepared = prepare(settings)
+    if settings.checkpoint_every is not None:
+        check_can_cut(prepared.program)
+    plan = prepared.plan
+    transport = open_gloo(num_stages=plan.num_stages, num_replicas=plan.num_replicas)
+    replica, index = divmod(transport.worker, plan.num_stages)
+    position = PositionFile(position_path(prepared.output_dir, transport.worker))
+    start_watchdog(lambda: f"pp_rank {index} at {position.text}")
+    folder = _base_folder(prepared, transport)
+    stage = make_stage(folder, plan.jobs, stage=index, num_stages=plan.num_stages, replica=replica)
+    restored = _restore(settings, prepared, stage, transport)
+    recorder = Recorder(stage=index, replica=replica)
+    recorder.clock_offset_ns = clock_offset_ns(transport, num_workers=plan.num_stages * plan.num_replicas)
+    _train(settings, prepared, stage, transport, recorder, restored=restored, position=position, listener=listener)
+    position.move("the export", -1)
+    _hand_in(prepared, stage, recorder, transport)
+    if transport.worker == 0:
+        _publish(prepared, folder)
+    transport.barrier()
+    close_gloo()
+
+
+def position_path(output_dir: Path, worker: int) -> Path:
+    """Where a worker notes its position."""
+    return output_dir / WORK / f"position-{worker}"
+
+
+def _base_folder(prepared: Prepared, transport: Transport) -> Path:
+    # The first worker may have to write or download it; the others find it done.
+    if transport.worker == 0:
+        base_model_folder(prepared.loaded.settings.base_model, output_dir=prepared.output_dir)
+    transport.barrier()
+    return base_model_folder(prepared.loaded.settings.base_model, output_dir=prepared.output_dir)
+
+
+def _restore(settings: RunSettings, prepared: Prepared, stage: Stage, transport: Transport) -> Restored | None:
+    if not settings.resume:
+        if transport.worker == 0:
+            forget_checkpoints(prepared.output_dir)
+        return None
+    restored = newest_checkpoint(prepared.output_dir, plan_fingerprint=plan_fingerprint(prepared.plan))
+    if restored is not None:
+        restored.put_into(stage.adapters)
+    # Nobody writes a new checkpoint before everybody has read the old one.
+    transport.barrier()
+    return restored
+
+
+def _train(
+    settings: RunSettings,
+    prepared: Prepared,
+    stage: Stage,
+    transport: Transport,
+    recorder: Recorder,
+    *,
+    restored: Restored | None,
+    position: PositionFile,
+    listener: Listener,
+) -> None:
+    plan, index, after = prepared.plan, stage.layout.stage, -1 if restored is None else restored.after
+    program = prepared.program if restored is None else remaining(prepared.program, after=after)
+    sums = Sums() if restored is None else restored.sums()
+    writer = _metrics_writer(prepared, stage, listener)
+    checkpoints = CheckpointWriter(
+        prepared.output_dir, stage=index, num_stages=plan.num_stages, plan_fingerprint=plan_fingerprint(plan)
+    )
+    due = {}
+    if settings.checkpoint_every is not None:
+        cuts = cut_points(len(plan.microbatches), every=settings.checkpoint_every, after=after)
+        due = copies(program, stage=index, num_adapters=len(plan.jobs), cuts=cuts)
+
+    def hear(record: StepRecord) -> None:
+        if writer is not None:
+            writer.write(record)
+            listener.advance(record)
+
+    executor = Executor(
+        stage,
+        plan,
+        Packer(plan.jobs, prepared.loaded),
+        transport,
+        recorder=recorder,
+        sums=sums,
+        on_step=hear,
+        before_leg=lambda leg: position.move(leg.word, leg.action.microbatch),
+        after_leg=lambda place: checkpoints.copy(due.get(place, ()), stage.adapters, sums),
+    )
+    transport.barrier()
+    executor.run(itinerary(program, plan, stage=index, replica=stage.replica))
+
+
+def _metrics_writer(prepared: Prepared, stage: Stage, listener: Listener) -> MetricsWriter | None:
+    if stage.replica or not stage.layout.is_last:
+        return None
+    versions = {adapter.job.name: adapter.version for adapter in stage.adapters}
+    listener.begin({job.name: len(job.global_batches) for job in prepared.plan.jobs}, versions)
+    return MetricsWriter(prepared.output_dir, steps_done=versions)
+
+
+def _hand_in(prepared: Prepared, stage: Stage, recorder: Recorder, transport: Transport) -> None:
+    plan, work = prepared.plan, prepared.output_dir / WORK
+    if stage.replica == 0:
+        save_part(stage.adapters, work / f"adapters-{stage.layout.stage}.safetensors")
+    Timeline.from_spans(
+        recorder.spans(origin_ns=0),
+        source="measured",
+        origin=machine(),
+        num_stages=plan.num_stages,
+        num_replicas=plan.num_replicas,
+    ).save(work / f"spans-{transport.worker}.json")
+    transport.barrier()
+
+
+def _publish(prepared: Prepared, base_folder: Path) -> None:
+    plan, folder = prepared.plan, prepared.output_dir
+    work = folder / WORK
+    parts = [Timeline.load(work / f"spans-{worker}.json") for worker in range(plan.num_stages * plan.num_replicas)]
+    join_timelines(parts).save(folder / MEASURED)
+    export_adapters(
+        plan.jobs,
+        [work / f"adapters-{stage}.safetensors" for stage in range(plan.num_stages)],
+        folder,
+        base_model=str(base_folder.resolve()),
+        linears=whole_linears(base_folder),
+    )
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def join_timelines(parts: list[Timeline]) -> Timeline:
+    """One Timeline of all workers', starting at 0 ms with the first action of any."""
+    frame = pd.concat([part.frame for part in parts], ignore_index=True)
+    begin_ms = frame["start_ms"].min()
+    frame["start_ms"] -= begin_ms
+    frame["end_ms"] -= begin_ms
+    first = parts[0]
+    return Timeline.from_frame(
+        frame,
+        source="measured",
+        origin=first.origin,
+        num_stages=first.num_stages,
+        num_replicas=first.num_replicas,
+    )
+
+
+def machine() -> str:
+    """For the timeline's origin: processor, threads, version of torch."""
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s) a stage, torch {torch.__version__}"
