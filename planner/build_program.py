@@ -57,6 +57,12 @@ def schedule_names() -> tuple[str, ...]:
     return (DEFAULT_SCHEDULE, *_emitters(1), "interleaved-2")
 
 
+def num_chunks_of(name: str) -> int:
+    """Model chunks that each stage holds under a schedule of this name."""
+    found = re.fullmatch(r"interleaved-([2-9]|[1-9]\d)", name)
+    return int(found.group(1)) if found else 1
+
+
 def _emitters(num_stages: int) -> dict[str, Callable[[SlotDependencies], tuple[StageOrder, ...]]]:
     return {
         "1f1b-slots": partial(slot_rule, num_stages=num_stages),
@@ -70,9 +76,8 @@ def _emitters(num_stages: int) -> dict[str, Callable[[SlotDependencies], tuple[S
 
 def _emit(plan: Plan, dependencies: SlotDependencies, name: str) -> Program:
     emitters = _emitters(plan.num_stages)
-    interleaved = re.fullmatch(r"interleaved-([2-9]|[1-9]\d)", name)
-    if interleaved:
-        num_chunks = int(interleaved.group(1))
+    num_chunks = num_chunks_of(name)
+    if num_chunks > 1:
         emitter = partial(interleaved_segment, num_stages=plan.num_stages, num_chunks=num_chunks)
         orders = flushed(dependencies, emitter)
         return assemble(plan, dependencies, orders, schedule=name, num_chunks=num_chunks)

@@ -1,7 +1,8 @@
 """Memory over time: what each worker holds, from its first action to its last, and where that would not fit."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,11 @@ class OutOfMemory:
     ms: float
     needed_bytes: int
     capacity_bytes: int
+
+
+def tracks_memory(memory: MemoryCosts) -> bool:
+    """Whether a profile says anything about memory."""
+    return replace(memory, capacity_bytes=math.inf) != MemoryCosts()
 
 
 def memory_counters(
@@ -119,9 +125,11 @@ def _curve(times: Float, change: Float, static: float) -> pd.DataFrame:
 
 
 def peak_bytes(counters: pd.DataFrame, *, num_stages: int, num_replicas: int = 1) -> tuple[int, ...]:
-    """Peak of every worker, replica after replica."""
+    """Peak of every worker, replica after replica; empty where memory was not tracked."""
+    if counters.empty:
+        return ()
     peaks = counters.groupby(["replica", "stage"])["bytes"].max()
-    return tuple(int(peaks.get((replica, stage), 0)) for replica in range(num_replicas) for stage in range(num_stages))
+    return tuple(int(peaks.loc[(replica, stage)]) for replica in range(num_replicas) for stage in range(num_stages))
 
 
 def first_misfit(counters: pd.DataFrame, *, capacity_bytes: float) -> OutOfMemory | None:

@@ -18,7 +18,7 @@ from ..traces.costs import CostProfile, Kernels, StageCost
 from ..traces.timeline import Timeline
 from .cluster import Cluster
 from .errors import SimulationError
-from .memory import OutOfMemory, first_misfit, memory_counters, peak_bytes
+from .memory import OutOfMemory, first_misfit, memory_counters, peak_bytes, tracks_memory
 from .replay import replay
 from .restart import joined, last_checkpoint
 from .to_timeline import to_timeline
@@ -48,7 +48,7 @@ class Simulation:
     method: Method
     timeline: Timeline
     peak_memory_bytes: tuple[int, ...]
-    """Per worker, replica after replica."""
+    """Per worker, replica after replica; empty where the profile knows no memory."""
     misfit: OutOfMemory | None
     """Where it would not fit into device memory; None where it fits."""
 
@@ -136,15 +136,17 @@ def run_once(costs: ProgramCosts, hardware: Hardware, *, method: Method, begin_m
 def _timeline(costs: ProgramCosts, completion: Completion, plan: Plan, hardware: Hardware) -> Timeline:
     graph, profile = costs.graph, hardware.profile
     loads = Loads.of(plan.microbatches, pad_multiple=plan.pad_multiple)
-    counters = memory_counters(
-        graph,
-        completion,
-        memory=profile.memory,
-        parts=model_parts(graph.program, hardware),
-        loads=loads,
-        num_adapters=len(plan.jobs),
-        recompute=hardware.recompute,
-    )
+    counters = None
+    if tracks_memory(profile.memory):
+        counters = memory_counters(
+            graph,
+            completion,
+            memory=profile.memory,
+            parts=model_parts(graph.program, hardware),
+            loads=loads,
+            num_adapters=len(plan.jobs),
+            recompute=hardware.recompute,
+        )
     return to_timeline(
         costs,
         completion,

@@ -1,0 +1,121 @@
+"""The YAML file of a Cluster.
+
+```yaml
+name: two nodes of four
+gpus_per_node: 4
+node_link: {latency_ms: 0.01, gb_per_s: 450}   # 10^9 bytes a second, each way
+network: {latency_ms: 0.03, gb_per_s: 50}
+contention: true
+memory_gib: 80
+jitter: 0.05
+slow: [{stage: 2, factor: 1.3}]
+pauses: [{stage: 1, at_ms: 100, for_ms: 50}]
+restart: {at_ms: 5000, for_ms: 800, checkpoint_every: 20}
+```
+Every field may be left out; see Cluster for what each means.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from .cluster import Cluster, Link, Pause, Restart, SlowWorker
+from .errors import SimulationError
+
+NotNegative = Annotated[FiniteFloat, Field(ge=0)]
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+Count = Annotated[int, Field(ge=0, strict=True)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Link(_Table):
+    latency_ms: NotNegative = 0.0
+    gb_per_s: Positive | None = None
+
+    def link(self) -> Link:
+        return Link(
+            latency_ms=self.latency_ms, bytes_per_ms=float("inf") if self.gb_per_s is None else self.gb_per_s * 1e6
+        )
+
+
+class _Slow(_Table):
+    stage: Count
+    replica: Count = 0
+    factor: Positive
+
+
+class _Pause(_Table):
+    stage: Count
+    replica: Count = 0
+    at_ms: NotNegative
+    for_ms: NotNegative
+
+
+class _Restart(_Table):
+    at_ms: NotNegative
+    for_ms: NotNegative
+    checkpoint_every: Annotated[int, Field(ge=1, strict=True)]
+
+
+class _Cluster(_Table):
+    name: str = "cluster"
+    gpus_per_node: Annotated[int, Field(ge=1, strict=True)] | None = None
+    node_link: _Link | None = None
+    network: _Link | None = None
+    contention: bool = False
+    overlapped: bool | None = None
+    memory_gib: Positive | None = None
+    jitter: NotNegative = 0.0
+    seed: Count = 0
+    slow: tuple[_Slow, ...] = ()
+    pauses: tuple[_Pause, ...] = ()
+    restart: _Restart | None = None
+
+
+def load_cluster(path: Path | str) -> Cluster:
+    """Read a cluster file. Raises SimulationError naming the file, the field and its value."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SimulationError(f"{path}: cannot be read ({error.strerror}); give a cluster file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SimulationError(f"{path}: is no YAML ({error}); mend it") from error
+    return cluster_of(content if content is not None else {}, where=str(path))
+
+
+def cluster_of(content: Any, *, where: str) -> Cluster:
+    """A Cluster from the fields of its file. Raises SimulationError naming `where`, the field and its value."""
+    try:
+        given = _Cluster.model_validate(content)
+    except ValidationError as error:
+        raise SimulationError(f"{where}: {first_problem(error)}") from None
+    return Cluster(
+        name=given.name,
+        gpus_per_node=given.gpus_per_node,
+        node_link=None if given.node_link is None else given.node_link.link(),
+        network=None if given.network is None else given.network.link(),
+        contention=given.contention,
+        overlapped=given.overlapped,
+        memory_bytes=None if given.memory_gib is None else given.memory_gib * 1024**3,
+        jitter=given.jitter,
+        seed=given.seed,
+        slow=tuple(SlowWorker(**entry.model_dump()) for entry in given.slow),
+        pauses=tuple(Pause(**entry.model_dump()) for entry in given.pauses),
+        restart=None if given.restart is None else Restart(**given.restart.model_dump()),
+    )
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing a table breaks, as field, value, rule."""
+    found = error.errors()[0]
+    place = ".".join(str(part) for part in found["loc"]) or "the file"
+    if found["type"] == "missing":
+        return f"{place} is missing; give it"
+    if found["type"] == "extra_forbidden":
+        return f"{place} is unknown; remove it or mend its name"
+    return f"{place}={found['input']!r}: {found['msg'][:1].lower()}{found['msg'][1:]}"

@@ -1,0 +1,219 @@
+"""The command line's share of the simulator: `simulate` and `sweep`."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..analysis.metrics import Summary
+    from .ask import Answer
+
+
+def simulate(
+    plan: Annotated[
+        Path | None, typer.Argument(help="A plan.json; none with --uniform and --microbatches.", show_default=False)
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Cost profile: a name in the box or a file.", show_default=False)
+    ] = None,
+    uniform: Annotated[
+        str | None,
+        typer.Option(
+            metavar="F,B[,W]",
+            help="Textbook costs instead of a profile: ms per microbatch and stage of forward, whole backward, and the "
+            "part of the backward that makes weight gradients.",
+            show_default=False,
+        ),
+    ] = None,
+    cluster: Annotated[
+        Path | None, typer.Option(help="Cluster file (YAML): links, slow GPUs, pauses.", show_default=False)
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="1f1b, 1f1b-flush, gpipe, zb-h1, interleaved-2, ...", show_default="the plan's")
+    ] = None,
+    kernels: Annotated[
+        str | None, typer.Option(help="fused, eager or frozen linears.", show_default="the profile's fastest")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Layers of each stage, such as 8,8,8,8.", show_default="even")
+    ] = None,
+    recompute: Annotated[bool, typer.Option("--recompute", help="Recompute activations in the backward.")] = False,
+    method: Annotated[str, typer.Option(help="simpy, recurrence (no contention, no pauses) or auto.")] = "auto",
+    compare_systems: Annotated[
+        bool, typer.Option("--compare-systems", help="Also replay rival systems on the plan's jobs.")
+    ] = False,
+    stages: Annotated[int, typer.Option(help="Stages of a textbook question.")] = 4,
+    microbatches: Annotated[
+        int | None, typer.Option(help="Microbatches of a textbook question.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder for timeline, trace and pictures.", show_default=False),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in ms, memory in bytes).")] = False,
+) -> None:
+    """Replay a plan on hardware described by numbers: makespan, bubbles by cause, tokens/s, memory, a timeline."""
+    import json as json_module
+
+    from rich.console import Console
+
+    from .ask import Question, answer
+
+    question = Question(
+        plan=plan,
+        profile=profile,
+        uniform=uniform,
+        cluster=cluster,
+        schedule=schedule,
+        kernels=kernels,
+        layers=layers,
+        recompute=recompute,
+        method=method,
+        compare_systems=compare_systems,
+        num_stages=stages,
+        num_microbatches=microbatches,
+    )
+    with _progress() as progress:
+        found = answer(question, progress=progress)
+        content = _as_json(found)
+        if output is not None:
+            _write(found, output, content, progress=progress)
+    if json:
+        print(json_module.dumps(content, allow_nan=False))
+    else:
+        _show(found, Console(), folder=output)
+
+
+@contextmanager
+def _progress() -> "Iterator[Callable[[str, float], None]]":
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=1.0)
+
+        def tell(label: str, share: float) -> None:
+            bars.update(task, description=label, completed=share)
+
+        yield tell
+
+
+def _summary(found: "Answer") -> "Summary":
+    from ..analysis.metrics import summarize
+
+    return summarize(found.simulation.timeline, plan=found.plan, alone_ms=found.alone_ms)
+
+
+def _as_json(found: "Answer") -> "dict[str, Any]":
+    from dataclasses import asdict
+
+    from ..analysis.metrics import summarize
+
+    profile, misfit = found.hardware.profile, found.simulation.misfit
+    systems = [
+        {
+            "system": system.name,
+            "about": system.about,
+            "schedule": system.schedule,
+            "tokens_per_s": system.tokens_per_s(),
+            "num_microbatches": system.num_microbatches,
+            "speedup": system.tokens_per_s() / found.systems[0].tokens_per_s(),
+        }
+        | {
+            name: value
+            for name, value in summarize(system.timeline).to_json().items()
+            if name in ("makespan_ms", "bubble_ratio", "bubble_ms_by_cause", "peak_memory_bytes")
+        }
+        for system in found.systems
+    ]
+    return (
+        _summary(found).to_json()
+        | {
+            "schedule": found.program.schedule,
+            "method": found.simulation.method,
+            "num_actions": found.program.num_actions(),
+            "profile": {"name": profile.name, "origin": profile.origin, "source": profile.source},
+            "cluster": found.hardware.cluster.name,
+            "fits_in_memory": misfit is None,
+            "first_misfit": None if misfit is None else asdict(misfit),
+        }
+        | ({"systems": systems} if systems else {})
+    )
+
+
+def _show(found: "Answer", console: "Console", *, folder: Path | None) -> None:
+    from rich.table import Table
+
+    from ..analysis.metrics import summarize
+    from ..analysis.tables import summary_table
+    from ..analysis.units import bytes_text, ms_text, percent, rate_text
+
+    profile, misfit = found.hardware.profile, found.simulation.misfit
+    console.print(summary_table(_summary(found)))
+    console.print(f"schedule {found.program.schedule}, {found.program.num_actions():,} actions, ", end="", markup=False)
+    console.print(
+        f"by {found.simulation.method}; costs '{profile.name}' ({profile.origin}): {profile.source}", markup=False
+    )
+    if misfit is not None:
+        needed, held = bytes_text(misfit.needed_bytes), bytes_text(misfit.capacity_bytes)
+        console.print(
+            f"[bold]does not fit[/]: stage {misfit.stage} of replica {misfit.replica} needs {needed} at "
+            f"{ms_text(misfit.ms)}, its device has {held}"
+        )
+    if found.systems:
+        table = Table(title="systems on this workload, same kernels and devices for all", title_justify="left")
+        for name in ("system", "schedule", "makespan", "tokens/s", "speedup", "bubble ratio", "what it does"):
+            table.add_column(name, justify="left" if name in ("system", "schedule", "what it does") else "right")
+        for system in found.systems:
+            table.add_row(
+                system.name,
+                system.schedule,
+                ms_text(system.makespan_ms()),
+                rate_text(system.tokens_per_s()),
+                f"{system.tokens_per_s() / found.systems[0].tokens_per_s():.2f}x",
+                percent(summarize(system.timeline).bubble_ratio),
+                system.about,
+            )
+        console.print(table)
+    if folder is not None:
+        console.print(f"wrote {folder}; look at it with: loraplex report {folder}", markup=False)
+
+
+def _write(
+    found: "Answer", folder: Path, content: "dict[str, Any]", *, progress: "Callable[[str, float], None]"
+) -> None:
+    import json as json_module
+    import shlex
+    import sys
+
+    from ..analysis.gantt import plot_gantt
+    from ..analysis.metrics import summarize
+    from ..analysis.plots import plot_bubbles, plot_memory, plot_waste
+    from ..planner.plan_file import save_plan
+    from ..traces.chrome_trace import write_chrome_trace
+    from ..traces.files import write_atomically
+    from ..traces.run_folder import COMMAND, PLAN, SIMULATED, SUMMARY, TRACE
+
+    timeline = found.simulation.timeline
+    progress("writing timeline and trace", 0.1)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_plan(found.plan, folder / PLAN)
+    timeline.save(folder / SIMULATED)
+    write_chrome_trace(timeline, folder / TRACE)
+    write_atomically(folder / "program.txt", found.program.to_text())
+    write_atomically(folder / SUMMARY, json_module.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_atomically(folder / COMMAND, shlex.join(["loraplex", *sys.argv[1:]]) + "\n")
+    progress("drawing", 0.5)
+    plot_gantt(timeline, found.plan, folder / "gantt")
+    capacity = found.hardware.cluster.memory_bytes or found.hardware.profile.memory.capacity_bytes
+    plot_memory(timeline, folder / "memory", capacity_bytes=capacity if capacity != float("inf") else None)
+    plot_waste(found.plan, folder / "waste")
+    if found.systems:
+        summaries = {system.name: summarize(system.timeline) for system in found.systems}
+        plot_bubbles({"": summaries}, folder / "bubbles")
+    progress("done", 1.0)

@@ -1,0 +1,53 @@
+"""Textbook questions: M equal microbatches of one adapter on S stages, at the same cost everywhere."""
+
+from ..planner.jobs import job_from_lengths
+from ..planner.plan import Plan, microbatch
+from ..traces.costs import CostProfile, uniform_profile
+from .errors import SimulationError
+
+_TOKENS = 1000
+"""Tokens of every microbatch: any number does, since the cost does not depend on it."""
+
+
+def textbook_plan(*, num_stages: int, num_microbatches: int, num_replicas: int = 1, num_batches: int = 1) -> Plan:
+    """`num_batches` global batches of `num_microbatches` microbatches a replica, of one sample each."""
+    for name, value in (
+        ("num_stages", num_stages),
+        ("num_microbatches", num_microbatches),
+        ("num_replicas", num_replicas),
+        ("num_batches", num_batches),
+    ):
+        if value < 1:
+            raise SimulationError(f"{name}={value} must be at least 1")
+    per_batch = num_microbatches * num_replicas
+    job = job_from_lengths(
+        adapter=0, name="adapter", lengths=[_TOKENS] * (per_batch * num_batches), global_batch_size=per_batch
+    )
+    return Plan(
+        jobs=(job,),
+        num_stages=num_stages,
+        num_replicas=num_replicas,
+        microbatch_tokens=_TOKENS,
+        microbatches=tuple(microbatch([sample]) for batch in job.global_batches for sample in batch),
+    )
+
+
+def parse_uniform(text: str, *, num_stages: int, num_chunks: int = 1) -> CostProfile:
+    """The profile of "F,B" or "F,B,W": ms per microbatch and stage of forward, whole backward, weight part of it."""
+    parts = text.split(",")
+    try:
+        values = [float(part) for part in parts]
+    except ValueError:
+        values = []
+    if len(values) not in (2, 3) or any(value != value or value == float("inf") for value in values):
+        raise SimulationError(
+            f"uniform='{text}' must be F,B or F,B,W in ms: forward, whole backward, and the part of the backward that "
+            "makes weight gradients"
+        )
+    return uniform_profile(
+        forward_ms=values[0],
+        backward_ms=values[1],
+        weight_ms=values[2] if len(values) == 3 else 0.0,
+        num_stages=num_stages,
+        num_chunks=num_chunks,
+    )
