@@ -21,7 +21,7 @@ def init(
     if json:
         print(json_module.dumps({"job_file": str(path)}))
     else:
-        Console().print(f"Wrote {path}. Next: loraplex data show {path}, then loraplex plan {path}", markup=False)
+        Console().print(f"Wrote {path}. Next: loraplex data show {path}, then loraplex plan {path}", markup=False, soft_wrap=True)
 
 
 def data_show(
