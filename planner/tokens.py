@@ -119,7 +119,7 @@ def _completions(examples: Sequence[Example], tokenizer: Tokenizer) -> list[tupl
     # What the tokenizer puts before any text, usually <bos>; what it may put behind is left to <eos>.
     before = [token for token in tokenizer("").input_ids[:1] if token == tokenizer.bos_token_id]
     texts = [text for example in examples for text in (example.prompt, example.completion)]
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False).input_ids
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids
     rows = []
     for prompt, completion in zip(encoded[::2], encoded[1::2], strict=True):
         ending = [] if completion[-1:] == [eos] else [eos]
@@ -145,6 +145,7 @@ def _conversations(examples: Sequence[Example], tokenizer: Tokenizer) -> list[tu
         add_special_tokens=False,
         return_attention_mask=False,
         return_offsets_mapping=True,
+        verbose=False,
     )
     masks = [
         [any(begin <= offset[0] < end for begin, end in spans) for offset in offsets]
@@ -166,14 +167,37 @@ def _spans(example: Example, tokenizer: Tokenizer) -> tuple[str, list[tuple[int,
         if turn.role == "assistant":
             before = _rendered(example, position, tokenizer, options=_BEFORE_ANSWER)
             upto = _rendered(example, position + 1, tokenizer)
-            if not (whole.startswith(upto) and upto.startswith(before)):
+            end = _end_of_turn(whole, before=before, upto=upto, content=turn.content.strip())
+            if end is None:
                 raise JobError(
                     f"{example.place}: the chat template renders turn {position + 1} differently when others follow, "
                     "so its tokens cannot be told apart; name a template with generation marks under chat_template"
                 )
-            # White space behind the end mark separates turns; the model is not asked to write it.
-            spans.append((len(before), len(upto.rstrip())))
+            spans.append((len(before), end))
     return whole, spans
+
+
+def _end_of_turn(whole: str, *, before: str, upto: str, content: str) -> int | None:
+    """Where in `whole` the turn ends that `before` leads up to and that `upto` ends with; None if it is not there.
+
+    White space behind its end mark separates turns and is not part of it: the model is not asked to write it.
+    """
+    if not whole.startswith(before):
+        return None
+    if whole.startswith(upto) and upto.startswith(before):
+        return len(upto.rstrip())
+    # Some templates (Qwen3's is one) put an empty thought before the last answer only. Then the turn still is what
+    # follows `before`: its content, and behind it the same end mark that it has when it is the last. The mark is what
+    # stands behind the content there; a short content may also occur within the mark, so all places are tried.
+    rest = whole[len(before) :]
+    start = len(whole) - len(rest.lstrip())
+    at = upto.rfind(content)
+    while at > 0:
+        ending = upto[at:].rstrip()
+        if len(ending) > len(content) and whole.startswith(ending, start):
+            return start + len(ending)
+        at = upto.rfind(content, 0, at + len(content) - 1)
+    return None
 
 
 def _rendered(example: Example, num_turns: int, tokenizer: Tokenizer, *, options: Mapping[str, bool] = _AS_TEXT) -> Any:

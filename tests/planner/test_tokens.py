@@ -25,10 +25,16 @@ CHATML_MARKED = (
     "{% else %}{{ message.content + '<eos>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]\n{% endif %}"
 )
-# As some models have it: what was thought is forgotten in earlier turns, so that a turn changes when others follow.
-FORGETFUL = (
+# As Qwen3 has it: only the last answer is preceded by an (empty) thought, so that a turn changes when others follow.
+THOUGHTFUL = (
+    "{% for message in messages %}{{ '[' + message.role + ']\n' }}"
+    "{% if message.role == 'assistant' and loop.last %}<think></think>{% endif %}{{ message.content + '<eos>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}[assistant]\n{% endif %}"
+)
+# Answers are shouted once others follow: nothing of what was learned would be there.
+SHOUTING = (
     "{% for message in messages %}[{{ message.role }}]"
-    "{% if message.role == 'assistant' and loop.last %}<think></think>{% endif %}{{ message.content }}{% endfor %}"
+    "{{ message.content if loop.last else message.content.upper() }}<eos>{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 
@@ -157,12 +163,35 @@ def test_target_tokens_are_the_labels_that_survive_the_shift(masks: list[list[bo
     ]
 
 
+def test_a_thought_before_the_last_answer_only_is_no_hindrance() -> None:
+    talks = [
+        talk(("user", "u"), ("assistant", "a")),
+        talk(("user", "u"), ("assistant", "a"), ("user", "v"), ("assistant", " b ")),
+    ]
+    table = tokenize(talks, tokenizer(chat_template=THOUGHTFUL))
+    learned = [
+        "".join(chr(label) if label < 256 else "$" for label in labels if label >= 0) for _, labels in rows(table)
+    ]
+    assert learned == ["<think></think>a$", "a$<think></think> b $"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs=st.lists(st.tuples(contents, st.text(alphabet="aeos<>", min_size=1, max_size=4)), min_size=1, max_size=3))
+def test_a_thought_before_the_last_answer_hides_no_answer(pairs: list[tuple[str, str]]) -> None:
+    turns = [turn for ask, answer in pairs for turn in (("user", ask), ("assistant", answer))]
+    (_, labels), *_ = rows(tokenize([talk(*turns)], tokenizer(chat_template=THOUGHTFUL)))
+    learned = "".join(chr(label) if label < 256 else "$" for label in labels if label >= 0)
+    answers = [answer for _, answer in pairs]
+    answers[-1] = f"<think></think>{answers[-1]}"
+    assert learned == "".join(f"{answer}$" for answer in answers).replace("<eos>", "$")
+
+
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
-    forgetful = tokenizer(chat_template=FORGETFUL)
-    first = ("user", "u"), ("assistant", "a")
-    assert rows(tokenize([talk(*first)], forgetful))[0][1][-16:] == list(b"<think></think>a")
+    shouting = tokenizer(chat_template=SHOUTING)
+    first = ("user", "U"), ("assistant", "a")
+    assert rows(tokenize([talk(*first)], shouting))[0][1][-2:] == [97, EOS]
     with pytest.raises(JobError, match=r"x\.jsonl:1: the chat template renders turn 2 differently when others follow"):
-        tokenize([talk(*first, ("user", "v"), ("assistant", "b"))], forgetful)
+        tokenize([talk(*first, ("user", "V"), ("assistant", "b"))], shouting)
 
 
 def test_a_template_that_refuses_a_conversation_is_quoted() -> None:
