@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 from ..traces.errors import InputError
-from .errors import EngineError
+from .errors import PEER_LOST, STOPPED, EngineError, PeerLostError
 from .prepare import RunSettings
 from .show import StepBars
 
 
 def main() -> None:
-    """Run one worker. Exit code 2 for bad input, 1 when training cannot go on, 130 when interrupted."""
+    """Run one worker. Exit code 2: bad input; 1: training cannot go on; 3: a peer was lost; 130: told to stop."""
     settings = _settings()
     worker = int(os.environ.get("RANK", "0"))
     try:
@@ -26,10 +26,12 @@ def main() -> None:
             run_worker(settings, bars)
     except InputError as error:
         _end(f"error: {error}" if worker == 0 else "", code=2)
+    except PeerLostError as error:
+        _end(str(error), code=PEER_LOST)
     except EngineError as error:
         _end(str(error), code=1)
     except KeyboardInterrupt as error:
-        _end(f"worker {worker} stopped ({error})", code=130)
+        _end(f"worker {worker} stopped ({error})", code=STOPPED)
 
 
 def _end(message: str, *, code: int) -> None:

@@ -24,7 +24,7 @@ def train(
 
     from rich.console import Console
 
-    from .errors import EngineError
+    from .errors import STOPPED, EngineError, InterruptedRunError
     from .prepare import RunSettings
     from .show import LoadBars, train_table
     from .train import train as run
@@ -39,7 +39,7 @@ def train(
         print(f"loraplex: {error}", file=sys.stderr)
         if checkpoint_every is not None:
             print(f"loraplex: go on with loraplex train {job_file} --resume", file=sys.stderr)
-        raise typer.Exit(1) from None
+        raise typer.Exit(STOPPED if isinstance(error, InterruptedRunError) else 1) from None
     if json:
         print(json_module.dumps(done.summary()))
     else:

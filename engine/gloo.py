@@ -127,4 +127,5 @@ def close_gloo() -> None:
 
 def _brief(error: RuntimeError) -> str:
     # gloo's messages begin with a source path in brackets and may go on over many lines.
-    return str(error).splitlines()[0].rpartition("] ")[2].strip() or "connection closed"
+    line = str(error).splitlines()[0]
+    return "connection closed" if "closed by peer" in line else line.rpartition("] ")[2].partition(". ")[0]

@@ -11,14 +11,10 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from .errors import EngineError
+from .errors import PEER_LOST, STOPPED, EngineError, InterruptedRunError
 from .position import read_position
 from .prepare import RunSettings
 from .worker import position_path
-
-
-class InterruptedRunError(EngineError):
-    """The user, or whoever runs us, asked to stop."""
 
 
 def launch(settings: RunSettings, *, output_dir: Path, num_workers: int) -> None:
@@ -30,9 +26,7 @@ def launch(settings: RunSettings, *, output_dir: Path, num_workers: int) -> None
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_workers)))
     # A restart on gloo finds its peers only with a store of its own (pytorch issue 135712).
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
-        # What they would say in a hundred lines, the message below says in one.
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    _hush_launcher()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -63,12 +57,25 @@ def arguments(settings: RunSettings, *, output_dir: Path) -> list[str]:
     return words
 
 
+def _hush_launcher() -> None:
+    # What torchrun's loggers say in a hundred lines, our message says in one. Each has a level of its own.
+    for name in tuple(logging.root.manager.loggerDict):
+        if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def _failure(error: ChildFailedError, output_dir: Path) -> str:
-    # The first to fail is the cause; its peers only lost it.
-    worker, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
+    worker, failure = min(error.failures.items(), key=lambda item: (_blame(item[1].exitcode), item[1].timestamp))
     how = f"killed by {signal.Signals(-failure.exitcode).name}" if failure.exitcode < 0 else f"exit {failure.exitcode}"
     where = read_position(position_path(output_dir, worker))
     return f"pp_rank {worker} ended ({how}) at {where}; every other rank was stopped"
+
+
+def _blame(exit_code: int) -> int:
+    # The cause comes first: killed from outside, then failed by itself, then lost a peer, then stopped by the launcher.
+    if exit_code == -signal.SIGTERM or exit_code == STOPPED:
+        return 3
+    return 0 if exit_code < 0 else 2 if exit_code == PEER_LOST else 1
 
 
 def _positions(output_dir: Path, num_workers: int) -> str:
