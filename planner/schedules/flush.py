@@ -1,7 +1,7 @@
 """Flushing: the pipeline runs empty before the next global batch, as trainers do that know no dependencies.
 
-A flush ends a segment of slots: where all batches that the segment began are complete, or where the next slot reads a
-step of a batch that the segment holds.
+A flush ends a segment of slots: where no batch is open, or where the next slot reads a step of a batch that the segment
+holds.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def segments(dependencies: SlotDependencies) -> tuple[int, ...]:
     ):
         if slot > begin and (wait >= begin or reach < slot):
             lengths.append(slot - begin)
-            begin, reach = slot, slot
+            begin = slot
         reach = max(reach, last)
     rest = dependencies.num_slots() - begin
     return (*lengths, rest) if rest else tuple(lengths)
