@@ -5,7 +5,7 @@ Recipes are plain values, so that they can be tried in any order and in other pr
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .grouping import Grouping, balanced, head_tail, singletons
 from .merge import merge, rows
@@ -32,6 +32,8 @@ class Recipe:
     seed: int = 0
     """Of the stagger of a restarted sweep; 0 for none."""
     due: tuple[int, ...] = ()
+    waits: bool = True
+    """False forgets the wait between steps: fuller slots, for when microbatches count and time does not."""
     num_groups: int = 0
     """Of greedy rounds; 0 pairs head with tail, -1 keeps adapters apart."""
 
@@ -64,6 +66,8 @@ def restart_recipes(recipes: Sequence[Recipe], *, num_slots: int, due: tuple[int
 
 def follow(recipe: Recipe, workload: Workload, *, bounds: Sequence[Sequence[int]], num_slots: int) -> Bins:
     """Bins in order of entry, `num_replicas` a slot. `num_slots` is the lower bound, the scale of a stagger."""
+    if not recipe.waits:
+        workload = replace(workload, gap_slots=1)
     if recipe.strategy == "greedy":
         packed = pack_rounds(workload, grouping=grouping_of(recipe.num_groups), pack=pack_greedily)
         return rows(workload, merge(workload, packed))

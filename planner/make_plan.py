@@ -8,6 +8,7 @@ from ..traces.costs import CostProfile
 from .balance import balance
 from .candidates import greedy_recipes, grouping_of, restart_recipes, stream_recipes
 from .errors import PlanError
+from .exact import fewest_slots
 from .jobs import Job
 from .lower_bounds import batch_bounds, lower_bounds
 from .milp_rounds import pack_milp_rounds
@@ -20,6 +21,8 @@ from .workload import Workload, workload_of
 
 STRATEGIES = ("auto", "milp", "greedy", "stream")
 OBJECTIVES = ("makespan", "microbatches", "fair")
+_EXACT_ITEMS, _EXACT_NODES = 14, 5000
+"""Workloads up to this many samples are searched exactly, up to this many nodes: some milliseconds."""
 _FAIR_STEPS = 10
 """Halvings of the interval in which the smallest slowdown that can be kept is sought."""
 
@@ -89,11 +92,11 @@ def make_plan(
         search.is_best_possible = lambda score: score[0] == least
     records: tuple[SolverRecord, ...] = ()
     if objective == "fair":
-        search_fair(search, _fairness(base, search=search, profile=profile))
+        _search_fair(search, _fairness(base, search=search, profile=profile))
     elif strategy == "milp":
         records = _search_milp(search, solver=solver, time_limit_s=time_limit_s)
     else:
-        _search_cheap(search, strategy=strategy)
+        _search_cheap(search, strategy=strategy, waits=objective != "microbatches")
     plan = _best_plan(base, search=search, profile=profile if objective == "makespan" else None)
     notes = tuple(
         SolverRecord(instance="plan", status=note, num_microbatches=len(plan.microbatches), lower_bound=lower.slots())
@@ -114,14 +117,31 @@ def _check_choices(*, strategy: str, objective: str, solver: str, time_limit_s: 
         raise PlanError(f"time_limit_s={time_limit_s} must be above 0; raise it")
 
 
-def _search_cheap(search: Search, *, strategy: str) -> None:
+def _search_cheap(search: Search, *, strategy: str, waits: bool) -> None:
     sweeps = stream_recipes(search.workload) if strategy != "greedy" else ()
     rounds = greedy_recipes(search.workload) if strategy != "stream" else ()
+    if not waits:
+        sweeps += tuple(replace(recipe, waits=False) for recipe in sweeps)
+        rounds += tuple(replace(recipe, waits=False) for recipe in rounds)
     search.try_all(sweeps[:1])
     search.try_all((*sweeps[1:], *rounds))
     if sweeps:
         best = best_recipes(search.found, count=3) or sweeps[:1]
         search.try_all(restart_recipes(best, num_slots=search.lower.slots()))
+    if strategy == "auto" and not search.stopped() and len(search.workload.sizes) <= _EXACT_ITEMS:
+        _search_exactly(search)
+
+
+def _search_exactly(search: Search) -> None:
+    """For small workloads: fewer slots than any candidate took, if there is such a plan."""
+    workload = search.workload
+    fewest = min(workload.num_slots(found.bins) for found in search.found)
+    if workload.num_replicas == 1:
+        bins, _ = fewest_slots(
+            workload, bounds=search.bounds, at_least=search.lower.slots(), below=fewest, max_nodes=_EXACT_NODES
+        )
+        if bins is not None:
+            search.add(Found(score=search.score_of(bins), bins=bins, name="exact"))
 
 
 def _search_milp(search: Search, *, solver: str, time_limit_s: float) -> tuple[SolverRecord, ...]:
@@ -148,22 +168,21 @@ def _fairness(base: Plan, *, search: Search, profile: CostProfile | None) -> Fai
     return fairness_of(base.jobs, bounds=search.bounds, gap_slots=search.workload.gap_slots, slot_ms=slot_ms)
 
 
-def search_fair(search: Search, fairness: Fairness) -> None:
+def _search_fair(search: Search, fairness: Fairness) -> None:
     """Sweeps against due slots: the smallest common slowdown that every adapter can keep, by halving."""
     workload = search.workload
     search.score_of = lambda bins: (*fairness.score(adapter_ends(workload, bins)), workload.num_slots(bins))
     search.is_best_possible = lambda score: False
     sweeps = stream_recipes(workload)
     search.try_all(sweeps)
-    low, high = 1.0, search.found[0].score[1]
-    for _ in range(_FAIR_STEPS):
-        slowdown = (low + high) / 2
-        due = fairness.due(slowdown)
-        before = search.found[0].score
-        search.try_all([replace(recipe, due=due) for recipe in sweeps])
+    low, high = 1.0, 2 * search.found[0].score[1]
+    for step in range(_FAIR_STEPS):
+        # The first try is easy, so that deadlines are met before slowdowns are evened out.
+        slowdown = high if step == 0 else (low + high) / 2
+        search.try_all([replace(recipe, due=fairness.due(slowdown)) for recipe in sweeps])
         if search.notes:
             return
-        if search.found[0].score < before or search.found[0].score[1] <= slowdown:
+        if search.found[0].score[1] <= slowdown:
             high = min(slowdown, search.found[0].score[1])
         else:
             low = slowdown

@@ -30,7 +30,7 @@ def best_fit_decreasing(workload: Workload, items: Sequence[int]) -> Bins:
     """Each item in the fullest bin that still takes it, largest items first (ties by item number)."""
     ordered = sorted(items, key=lambda item: (-workload.sizes[item], item))
     if workload.pad_multiple > 1:
-        return _first_fit(workload, ordered)
+        return _fullest_first(workload, _first_fit(workload, ordered))
     bins: Bins = []
     room: list[tuple[int, int]] = []
     for item in ordered:

@@ -7,9 +7,12 @@ them open, the i-th largest sample only in bins up to i, and in stage 2 the empt
 The solver is a guest: missing, late, crashed or wrong, the greedy answer stands and the record says so.
 """
 
+import os
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from time import perf_counter
 from typing import Any
 
@@ -84,14 +87,9 @@ def _solve(
 ) -> tuple[Bins | None, str]:
     """Better bins, or None and why not."""
     try:
-        import pulp
-
         chosen, name = (solver, "given solver") if solver is not None else _solver(limits)
         model, place = _model(workload, items, bins=bins, lower=lower, stage=stage)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model.solve(chosen)
-        status = str(pulp.LpStatus.get(model.status, model.status)).lower()
+        status = _run(model, chosen)
         found = _read(items, place=place, num_bins=len(bins))
     except KeyboardInterrupt:
         raise
@@ -105,6 +103,23 @@ def _solve(
     return found, f"{status}, improved ({name})"
 
 
+def _run(model: Any, solver: Any) -> str:
+    """Solve and say how it ended. The values stand in the model's variables."""
+    import pulp
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            model.solve(solver)
+        except KeyError:
+            # PuLP 3.3 knows no name for HiGHS's status at a node limit; the best solution so far is there all the same.
+            values = model.solverModel.getSolution().col_value
+            for variable in model.variables():
+                variable.varValue = values[variable.index]
+            return "node limit"
+    return str(pulp.LpStatus.get(model.status, model.status)).lower()
+
+
 def _score(workload: Workload, bins: Bins) -> tuple[int, int]:
     return len(bins), occupied(workload, bins[-1])
 
@@ -115,16 +130,33 @@ def _solver(limits: MilpLimits) -> tuple[Any, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if limits.solver == "highs" or (limits.solver == "auto" and pulp.HiGHS().available()):
-            return (
-                pulp.HiGHS(msg=False, threads=1, timeLimit=limits.time_limit_s, mip_max_nodes=limits.max_nodes),
-                "HiGHS",
-            )
+            _let_highs_greet()
+            nodes = {"mip_max_nodes": limits.max_nodes}
+            return pulp.HiGHS(msg=False, threads=1, timeLimit=limits.time_limit_s, **nodes), "HiGHS"
         return (
             pulp.PULP_CBC_CMD(
                 msg=False, threads=1, timeLimit=limits.time_limit_s, warmStart=True, maxNodes=limits.max_nodes
             ),
             "CBC",
         )
+
+
+@cache
+def _let_highs_greet() -> None:
+    """HiGHS 1.16 prints its licence on stdout when first made, whatever its options; that would spoil `--json`."""
+    import highspy
+
+    make: Any = highspy.Highs
+    sys.stdout.flush()
+    kept = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        make()
+    finally:
+        os.dup2(kept, 1)
+        os.close(nowhere)
+        os.close(kept)
 
 
 def _model(workload: Workload, items: Sequence[int], *, bins: Bins, lower: int, stage: int) -> tuple[Any, Any]:

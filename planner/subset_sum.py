@@ -54,7 +54,7 @@ def fewest_subset(
                 reached[count] |= (reached[count - 1] << size) & mask
     for count in range(1, max_count + 1):
         target = reached[count].bit_length() - 1
-        if target >= room - tolerance:
+        if reached[count] and target >= room - tolerance:
             return _recover(fitting, sizes=sizes, before=before, target=target, count=count)
     return None
 
