@@ -35,9 +35,7 @@ class FusedLinear(torch.autograd.Function):
     def forward(ctx: Any, call: Call, x: Tensor, bias: Tensor | None, *matrices: Tensor | None) -> Tensor:
         a = pack_a(matrices[: call.num_pairs], layout=call.layout, like=x)
         b = pack_b(matrices[call.num_pairs :], layout=call.layout, like=x)
-        y, s = run_forward(
-            x, call.base, bias, a, b, layout=call.layout, routing=call.routing, targets=call.targets
-        )
+        y, s = run_forward(x, call.base, bias, a, b, layout=call.layout, routing=call.routing, targets=call.targets)
         ctx.call = call
         ctx.shapes = [None if matrix is None else matrix.shape for matrix in matrices]
         ctx.save_for_backward(x, s, a, b)

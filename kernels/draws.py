@@ -57,3 +57,9 @@ def locate(i_chunk, n_1, n_2, n_3, n_4, CHUNK: tl.constexpr):
     end = tl.where(target == 0, n_1, tl.where(target == 1, n_2, tl.where(target == 2, n_3, n_4)))
     start = first + (i_chunk - before) * CHUNK
     return target, start, tl.minimum(start + CHUNK, end)
+
+
+def target_word(target: int) -> int:
+    """The target's part of the dropout key, as a signed 32-bit number (`reference._draw`)."""
+    word = (target * 0x9E3779B9 + 0x7F4A7C15) & 0xFFFFFFFF
+    return word - (1 << 32) if word >= 1 << 31 else word

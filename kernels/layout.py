@@ -26,14 +26,30 @@ class PassConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GemmConfig:
+    """Block sizes of the frozen product that carries the LoRA product with it."""
+
+    rows: int
+    columns: int
+    depth: int
+    bands: int
+    """Row blocks that are walked together, for the L2 cache."""
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KernelConfig:
-    """Block sizes of the four passes; `input_grad_rows` is what one program walks over in strides of its `rows`."""
+    """Block sizes of the passes; one program of `gradient` walks over `gradient_rows` in strides of its `rows`."""
 
     shrink: PassConfig
     expand: PassConfig
-    output_grad: PassConfig
-    input_grad: PassConfig
-    input_grad_rows: int
+    gradient: PassConfig
+    gradient_rows: int
+    overlap: bool
+    """Run the adapters' gradients on a second stream beside the frozen product, and start a product early."""
+    gemm: GemmConfig | None
+    """None: the library's own GEMM adds the frozen product to the LoRA product."""
     min_programs: int
     """Passes over few rows split their reduction until so many programs run."""
 
@@ -85,17 +101,10 @@ class Layout:
             ends.append(total)
         return tuple(ends)
 
-    def shrink_splits(self, num_tiles: int) -> int:
-        """Shares of K, a power of two, so that `min_programs` run; a share is 512 features or more."""
-        most = max(1, self.num_features // 512)
-        return _power_of_two_within(-(-self.config.min_programs // max(num_tiles, 1)), most)
-
-    def output_grad_chunk(self, num_tiles: int) -> int:
-        """Columns of dy that one program reads: `columns` times a power of two, so that `min_programs` run."""
-        columns = self.config.output_grad.columns
-        wanted = -(-self.config.min_programs // max(num_tiles, 1))
-        most = max(1, self.total_out_features // (wanted * columns))
-        return columns * _power_of_two_within(most, most)
+    def shrink_splits(self, num_programs: int, *, width: int) -> int:
+        """Shares of a sum over `width`, a power of two, so that `min_programs` run; a share is 512 or more."""
+        most = max(1, width // 512)
+        return _power_of_two_within(-(-self.config.min_programs // max(num_programs, 1)), most)
 
     def mask_classes(self, targets: Sequence[int], *, has_dropout: bool) -> tuple[MaskClass, ...]:
         """Runs of neighbouring targets with one mask; without dropout all targets are one."""
@@ -106,9 +115,7 @@ class Layout:
             first = position * self.padded_rank
             if classes and classes[-1].target == target:
                 first = classes.pop().first_column
-            classes.append(
-                MaskClass(first_column=first, end_column=(position + 1) * self.padded_rank, target=target)
-            )
+            classes.append(MaskClass(first_column=first, end_column=(position + 1) * self.padded_rank, target=target))
         return tuple(classes)
 
 
@@ -125,9 +132,10 @@ def padded_rank(lora_ranks: Sequence[int]) -> int:
 DEFAULT_CONFIG = KernelConfig(
     shrink=PassConfig(rows=32, columns=64, num_warps=2, num_stages=4),
     expand=PassConfig(rows=64, columns=128, num_warps=4, num_stages=2),
-    output_grad=PassConfig(rows=128, columns=64, num_warps=4, num_stages=3),
-    input_grad=PassConfig(rows=64, columns=128, num_warps=4, num_stages=3),
-    input_grad_rows=512,
-    min_programs=256,
+    gradient=PassConfig(rows=64, columns=128, num_warps=4, num_stages=3),
+    gradient_rows=1024,
+    gemm=None,
+    overlap=False,
+    min_programs=128,
 )
 """What any GPU can run: under 100 KiB of shared memory, no Hopper feature."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,14 +10,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .backward import input_grad, output_grad
-from .forward import expand, shrink
+from .expand import expand
+from .gemm import can_fuse, fused_backward, fused_forward
+from .gradients import input_gradients, output_gradients, sum_gradients
 from .layout import Layout
 from .routing import Routing
+from .shrink import shrink_input, shrink_output_grad
+from .streams import beside
 
 
 class FrozenProduct(Protocol):
     """A frozen base weight `[N, K]`, in whatever form it is stored."""
+
+    def whole_weight(self) -> Tensor | None:
+        """The weight, where it is one dense matrix."""
 
     def add_forward(self, y: Tensor, x: Tensor) -> None:
         """`y += x W^T`, in place."""
@@ -30,6 +37,9 @@ class DenseProduct:
     """One dense weight for each target, each the library's own GEMM."""
 
     weights: tuple[Tensor, ...]
+
+    def whole_weight(self) -> Tensor | None:
+        return self.weights[0] if len(self.weights) == 1 else None
 
     def add_forward(self, y: Tensor, x: Tensor) -> None:
         first = 0
@@ -49,10 +59,16 @@ def run_forward(
     *, layout: Layout, routing: Routing, targets: Sequence[int],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(y `[T, N]`, S `[T, C]`) from `x [T, K]` and the packed adapters."""
-    s = shrink(x, a, layout=layout, routing=routing, targets=targets)
     y = torch.empty((x.shape[0], layout.total_out_features), dtype=x.dtype, device=x.device)
-    expand(y, s, b, bias, layout=layout, routing=routing)
-    base.add_forward(y, x)
+    weight = base.whole_weight()
+    fused = weight is not None and can_fuse(x, y, weight, layout=layout, routing=routing)
+    overlap = fused and layout.config.overlap
+    s = shrink_input(x, a, layout=layout, routing=routing, targets=targets, overlap=overlap)
+    if fused and weight is not None:
+        fused_forward(y, x, weight, s, b, bias, layout=layout, routing=routing, overlap=overlap)
+    else:
+        expand(y, s, b, bias, layout=layout, routing=routing)
+        base.add_forward(y, x)
     return y, s
 
 
@@ -60,12 +76,28 @@ def run_backward(
     dy: Tensor, x: Tensor, s: Tensor, base: FrozenProduct, a: Tensor, b: Tensor,
     *, layout: Layout, routing: Routing, targets: Sequence[int], grad_dtype: torch.dtype, needs_dx: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
-    """(dx `[T, K]` or None, dA `[adapters, C, K]`, dB `[adapters, N, R]`) from `dy [T, N]`."""
-    ds, db = output_grad(dy, s, b, layout=layout, routing=routing, grad_dtype=grad_dtype)
-    da, dx = input_grad(
-        x, ds, a, layout=layout, routing=routing, targets=targets, grad_dtype=grad_dtype, needs_dx=needs_dx
-    )
-    if not needs_dx:
-        return None, da, db
-    base.add_backward(dx, dy)
+    """(dx `[T, K]` or None, dA `[adapters, C, K]`, dB `[adapters, N, R]`) from `dy [T, N]`.
+
+    The critical path is dS, then dx. dB, and without dropout dA, have no part in it: they run beside it.
+    """
+    weight = base.whole_weight() if needs_dx and not routing.has_dropout else None
+    fused = weight is not None and can_fuse(x, dy, weight, layout=layout, routing=routing)
+    overlap = fused and layout.config.overlap
+    ds = shrink_output_grad(dy, b, layout=layout, routing=routing, overlap=overlap)
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if needs_dx else None
+    add = functools.partial(sum_gradients, layout=layout, routing=routing, dtype=grad_dtype)
+    if fused or dx is None:
+        with beside(dy.device, enabled=layout.config.overlap and dx is not None) as join:
+            if dx is not None and weight is not None:
+                fused_backward(dx, dy, weight, ds, a, layout=layout, routing=routing, overlap=overlap)
+            with join:
+                db = add(output_gradients(dy, s, layout=layout, routing=routing))
+                da = add(input_gradients(x, ds, a, None, layout=layout, routing=routing, targets=targets))
+        return dx, da, db
+    da_parts = input_gradients(x, ds, a, dx, layout=layout, routing=routing, targets=targets)
+    with beside(dy.device, enabled=layout.config.overlap) as join:
+        base.add_backward(dx, dy)
+        with join:
+            db = add(output_gradients(dy, s, layout=layout, routing=routing))
+            da = add(da_parts)
     return dx, da, db

@@ -8,35 +8,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layout import Layout
-from .routing import Routing, Tiles
+from .routing import Tiles
 
 
 @triton.jit
-def sum_splits_kernel(
-    parts_ptr, s_ptr, table_ptr, scale_ptr, num_rows, e_1, e_2, e_3, e_4,
-    WIDTH: tl.constexpr, C: tl.constexpr, BM: tl.constexpr, BW: tl.constexpr,
-):  # fmt: skip
-    """S `[T, C]`, columns of one target: its parts of `[parts, T, WIDTH]` added and multiplied with the branch scale."""
-    i_tile, target, i_w = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    first_row = tl.load(table_ptr + 4 * i_tile)
-    end_row = tl.load(table_ptr + 4 * i_tile + 1)
-    adapter = tl.load(table_ptr + 4 * i_tile + 2)
-    first_part = tl.where(target == 0, 0, tl.where(target == 1, e_1, tl.where(target == 2, e_2, e_3)))
-    end_part = tl.where(target == 0, e_1, tl.where(target == 1, e_2, tl.where(target == 2, e_3, e_4)))
-    # [BM], [BW]
-    o_row = first_row + tl.arange(0, BM)
-    o_w = i_w * BW + tl.arange(0, BW)
-    # [BM, BW]
-    mask = (o_row < end_row)[:, None] & (o_w < WIDTH)[None, :]
-    acc = tl.zeros((BM, BW), tl.float32)
-    p_part = parts_ptr + (first_part.to(tl.int64) * num_rows + o_row)[:, None] * WIDTH + o_w[None, :]
-    for _ in range(first_part, end_part):
-        acc += tl.load(p_part, mask=mask, other=0.0)
-        p_part += num_rows * WIDTH
-    acc = acc * tl.load(scale_ptr + adapter)
-    p_s = s_ptr + o_row.to(tl.int64)[:, None] * C + (target * WIDTH + o_w)[None, :]
-    tl.store(p_s, acc.to(s_ptr.dtype.element_ty), mask=mask)
+def sum_splits_kernel(parts_ptr, s_ptr, size, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+    """`[size]` from `[SPLITS, size]`."""
+    # [BLOCK], [SPLITS]
+    offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    o_split = tl.arange(0, SPLITS).to(tl.int64)
+    parts = tl.load(parts_ptr + o_split[:, None] * size + offset[None, :], mask=(offset < size)[None, :], other=0.0)
+    tl.store(s_ptr + offset, tl.sum(parts, axis=0).to(s_ptr.dtype.element_ty), mask=offset < size)
 
 
 @triton.jit
@@ -59,19 +41,10 @@ def sum_tiles_kernel(parts_ptr, grad_ptr, ranges_ptr, size, TILES: tl.constexpr,
     tl.store(p_grad, tl.sum(acc, axis=0).to(grad_ptr.dtype.element_ty), mask=mask)
 
 
-def sum_splits(
-    parts: Tensor, *, layout: Layout, routing: Routing, dtype: torch.dtype, part_ends: tuple[int, ...]
-) -> Tensor:
-    """S `[T, C]` from parts `[num_parts, T, width]`; `part_ends[t]` is where the parts of target t end."""
-    _, num_rows, width = parts.shape
-    block = min(triton.next_power_of_2(width), 64)
-    tiles = routing.tiles(layout.config.expand.rows)
-    s = torch.empty((num_rows, layout.columns), dtype=dtype, device=parts.device)
-    ends = (*part_ends, *part_ends[-1:] * (4 - len(part_ends)))
-    sum_splits_kernel[(tiles.num_owned, len(part_ends), triton.cdiv(width, block))](
-        parts, s, tiles.table, routing.branch_scale, num_rows, *ends,
-        WIDTH=width, C=layout.columns, BM=tiles.height, BW=block, num_warps=4,
-    )  # fmt: skip
+def sum_splits(parts: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """`[T, C]` from its shares `[splits, T, C]`, a power of two of them; rows nobody wrote stay whatever they are."""
+    s = torch.empty(parts.shape[1:], dtype=dtype, device=parts.device)
+    sum_splits_kernel[(triton.cdiv(s.numel(), 512),)](parts, s, s.numel(), SPLITS=parts.shape[0], BLOCK=512)
     return s
 
 

@@ -54,6 +54,18 @@ class Tiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Blocks:
+    """Blocks of exactly `height` rows, wherever the segments' borders lie."""
+
+    height: int
+    owners: Tensor
+    """int32 `[num_blocks]`: the adapter that owns every row of the block, -1 where there is none such."""
+    borders: Tiles
+    """The rows of adapters in blocks without one owner."""
+    num_border_rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Routing:
     """The segments of one microbatch with each adapter's scaling, dropout and random words. Make it with `build`."""
 
@@ -72,6 +84,7 @@ class Routing:
     token_index: Tensor
     """int32 `[num_rows]`: each row's place in its adapter's global batch, in data order."""
     _tiles: dict[int, Tiles] = field(default_factory=dict, repr=False)
+    _blocks: dict[int, Blocks] = field(default_factory=dict, repr=False)
 
     @classmethod
     def build(
@@ -124,9 +137,7 @@ class Routing:
         """Whether any adapter that owns a row here drops features."""
         return any(self.dropout[segment.adapter] > 0.0 for segment in self.segments)
 
-    def refresh(
-        self, *, global_batches: Sequence[int], token_index: Sequence[int] | Tensor | None = None
-    ) -> None:
+    def refresh(self, *, global_batches: Sequence[int], token_index: Sequence[int] | Tensor | None = None) -> None:
         """Rewrite the random words (and, if given, the token indices) in place.
 
         A captured CUDA graph reads them from the same addresses, so its next replay draws fresh masks.
@@ -141,6 +152,13 @@ class Routing:
         made = self._tiles.get(height)
         if made is None:
             made = self._tiles[height] = _make_tiles(self, height)
+        return made
+
+    def blocks(self, height: int) -> Blocks:
+        """Blocks of `height` rows and who owns them; made on first use, then shared."""
+        made = self._blocks.get(height)
+        if made is None:
+            made = self._blocks[height] = _make_blocks(self, height)
         return made
 
 
@@ -170,27 +188,58 @@ def _token_index(token_index: Sequence[int] | Tensor | None, num_rows: int) -> T
 
 def _make_tiles(routing: Routing, height: int) -> Tiles:
     """Cut every owner's rows into tiles; adapters' tiles first, in adapter order, then the rows of no adapter."""
+    runs = [
+        (segment.first_row, segment.end_row, adapter)
+        for adapter in range(routing.num_adapters)
+        for segment in routing.segments
+        if segment.adapter == adapter
+    ]
+    runs += [(first_row, end_row, NO_ADAPTER) for first_row, end_row in _gaps(routing)]
+    return _cut(runs, height, routing)
+
+
+def _cut(runs: list[tuple[int, int, int]], height: int, routing: Routing) -> Tiles:
+    """Tiles of runs (first row, end row, adapter) that come sorted by adapter, those of no adapter last."""
     import torch
 
     table: list[tuple[int, int, int, int]] = []
-    ranges: list[tuple[int, int]] = []
-    for adapter in range(routing.num_adapters):
+    ranges = [(0, 0)] * routing.num_adapters
+    num_owned = 0
+    for first_row, end_row, adapter in runs:
         first_tile = len(table)
-        for segment in routing.segments:
-            if segment.adapter == adapter:
-                for row in range(segment.first_row, segment.end_row, height):
-                    table.append((row, min(row + height, segment.end_row), adapter, 0))
-        ranges.append((first_tile, len(table)))
-    num_owned = len(table)
-    for first_row, end_row in _gaps(routing):
-        table.extend(
-            (row, min(row + height, end_row), NO_ADAPTER, 0) for row in range(first_row, end_row, height)
-        )
+        table += [(row, min(row + height, end_row), adapter, 0) for row in range(first_row, end_row, height)]
+        if adapter != NO_ADAPTER:
+            first_tile = ranges[adapter][0] if ranges[adapter][1] else first_tile
+            ranges[adapter] = (first_tile, len(table))
+            num_owned = len(table)
     return Tiles(
         height=height,
         table=torch.tensor(table, dtype=torch.int32).reshape(len(table), 4).to(routing.device),
         ranges=torch.tensor(ranges, dtype=torch.int32).reshape(len(ranges), 2).to(routing.device),
         num_owned=num_owned,
+    )
+
+
+def _make_blocks(routing: Routing, height: int) -> Blocks:
+    """Who owns each block of rows; the rest of the adapters' rows as tiles of their own."""
+    import torch
+
+    owners = [NO_ADAPTER] * -(-routing.num_rows // height)
+    runs: list[tuple[int, int, int]] = []
+    for segment in routing.segments:
+        for block in range(segment.first_row // height, -(-segment.end_row // height)):
+            first_row = max(segment.first_row, block * height)
+            end_row = min(segment.end_row, (block + 1) * height)
+            if end_row - first_row == min(height, routing.num_rows - block * height):
+                owners[block] = segment.adapter
+            else:
+                runs.append((first_row, end_row, segment.adapter))
+    runs.sort(key=lambda run: run[2])
+    return Blocks(
+        height=height,
+        owners=torch.tensor(owners, dtype=torch.int32).to(routing.device),
+        borders=_cut(runs, 64, routing),
+        num_border_rows=sum(end_row - first_row for first_row, end_row, _ in runs),
     )
 
 

@@ -1,0 +1,189 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+"""The frozen product with the LoRA product as more of its inner dimension: persistent, by TMA, on Hopper and newer.
+
+`y = [x | S] [W | B]^T` and `dx = [dy | dS] [W ; A]`, without storing either concatenation: the rank's columns are one
+more step of a tile's loop. A block of rows that holds two owners gets the frozen product alone; `add_borders` adds the
+rest there, adapter by adapter, so that no adapter's NaN is ever multiplied with another's zero.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_wait
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .layout import Layout
+from .routing import Routing
+from .tiles import can_use_tma
+
+OUT_OF_RANGE = tl.constexpr(1 << 30)
+
+
+@triton.jit
+def gemm_kernel(
+    x_desc, w_desc, y_desc, s_desc, m_desc, owner_ptr, bias_ptr, rows, columns, inner, n_1, n_2, n_3,
+    STRIDE_M: tl.constexpr, STEP_M: tl.constexpr, R: tl.constexpr, TARGETS: tl.constexpr,
+    FORWARD: tl.constexpr, HAS_BIAS: tl.constexpr, OVERLAP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BANDS: tl.constexpr, PROGRAMS: tl.constexpr,
+):  # fmt: skip
+    """y `[rows, columns]` = x W^T (FORWARD) or x W, plus the LoRA product of every block with one owner.
+
+    `s_desc` reads S `[T, C]`, `m_desc` the packed B `[adapters * N, R]` (FORWARD) or A `[adapters * C, K]`.
+    """
+    num_m, num_n = tl.cdiv(rows, BM), tl.cdiv(columns, BN)
+    for tile in tl.range(tl.program_id(0), num_m * num_n, PROGRAMS, flatten=True):
+        # bands of row blocks: a wave of tiles shares few rows of x and few of W, so both stay in the L2 cache
+        first_m = tile // (BANDS * num_n) * BANDS
+        in_band = tl.minimum(num_m - first_m, BANDS)
+        i_m = first_m + tile % (BANDS * num_n) % in_band
+        i_n = tile % (BANDS * num_n) // in_band
+        row, column = i_m * BM, i_n * BN
+        # [BM, BN]
+        acc = tl.zeros((BM, BN), tl.float32)
+        for k in range(0, tl.cdiv(inner, BK)):
+            # [BM, BK], [BK, BN]
+            x = x_desc.load([row, k * BK])
+            if FORWARD:
+                w = w_desc.load([column, k * BK]).T
+            else:
+                w = w_desc.load([k * BK, column])
+            acc = tl.dot(x, w, acc)
+        if OVERLAP:
+            # the pass that writes S still runs beside the first tiles; from here on it must be done
+            gdc_wait()
+        # a coordinate out of range reads zeros: the block of two owners or of none gets the frozen product alone
+        adapter = tl.load(owner_ptr + i_m)
+        row_s = tl.where(adapter >= 0, row, OUT_OF_RANGE)
+        if FORWARD:
+            target = (column >= n_1).to(tl.int32) + (column >= n_2).to(tl.int32) + (column >= n_3).to(tl.int32)
+            # [BM, R], [R, BN]
+            s = s_desc.load([row_s, target * R])
+            m = m_desc.load([tl.where(adapter >= 0, adapter * STRIDE_M + column, OUT_OF_RANGE), 0]).T
+            acc = tl.dot(s, m, acc)
+        else:
+            row_m = tl.where(adapter >= 0, adapter * STRIDE_M, OUT_OF_RANGE)
+            for target in tl.static_range(TARGETS):
+                acc = tl.dot(s_desc.load([row_s, target * STEP_M]), m_desc.load([row_m + target * STEP_M, column]), acc)
+        # [BM, 2, BN / 2]: stored by halves, so that half the shared memory does
+        halves = tl.permute(tl.reshape(acc, (BM, 2, BN // 2)), (0, 2, 1))
+        left, right = tl.split(halves)
+        if HAS_BIAS:
+            o_left = column + tl.arange(0, BN // 2)
+            o_right = o_left + BN // 2
+            left += tl.load(bias_ptr + o_left, mask=o_left < columns, other=0.0).to(tl.float32)[None, :]
+            right += tl.load(bias_ptr + o_right, mask=o_right < columns, other=0.0).to(tl.float32)[None, :]
+        y_desc.store([row, column], left.to(y_desc.dtype))
+        y_desc.store([row, column + BN // 2], right.to(y_desc.dtype))
+
+
+@triton.jit
+def add_borders_kernel(
+    y_ptr, s_ptr, m_ptr, table_ptr, columns, n_1, n_2, n_3, stride_adapter, stride_n, stride_r,
+    C: tl.constexpr, R: tl.constexpr, STEPS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """y `[rows, columns]` += S M of one row tile; R columns of S from its target's on, in STEPS of 16."""
+    i_tile, i_n = tl.program_id(0), tl.program_id(1)
+    first_row = tl.load(table_ptr + 4 * i_tile)
+    end_row = tl.load(table_ptr + 4 * i_tile + 1)
+    adapter = tl.load(table_ptr + 4 * i_tile + 2)
+    column = i_n * BN
+    target = (column >= n_1).to(tl.int32) + (column >= n_2).to(tl.int32) + (column >= n_3).to(tl.int32)
+    # [BM], [BN], [16]
+    o_row = first_row + tl.arange(0, BM)
+    o_n = column + tl.arange(0, BN)
+    m_row, m_n = o_row < end_row, o_n < columns
+    o_r = tl.arange(0, 16)
+    p_s = s_ptr + o_row.to(tl.int64)[:, None] * C + (target * R + o_r)[None, :]
+    p_m = m_ptr + adapter.to(tl.int64) * stride_adapter + o_r[:, None] * stride_r + o_n[None, :] * stride_n
+    p_y = y_ptr + o_row.to(tl.int64)[:, None] * columns + o_n[None, :]
+    mask = m_row[:, None] & m_n[None, :]
+    # [BM, BN]
+    acc = tl.load(p_y, mask=mask, other=0.0).to(tl.float32)
+    for step in range(STEPS):
+        # [BM, 16], [16, BN]
+        s = tl.load(p_s + 16 * step, mask=m_row[:, None], other=0.0)
+        m = tl.load(p_m + 16 * step * stride_r, mask=m_n[None, :], other=0.0)
+        acc = tl.dot(s, m, acc, input_precision="ieee")
+    tl.store(p_y, acc.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+def can_fuse(x: Tensor, dy: Tensor, weight: Tensor, *, layout: Layout, routing: Routing) -> bool:
+    """Whether the fused product takes this call: TMA, ranks that fit beside the tiles, blocks with one owner mostly."""
+    config = layout.config.gemm
+    if config is None or layout.padded_rank > 64:
+        return False
+    if not can_use_tma(x, dy, weight) or not weight.is_contiguous():
+        return False
+    if any(end % config.columns for end in layout.borders[: layout.num_targets - 1]):
+        return False
+    return routing.blocks(config.rows).num_border_rows * 8 <= routing.num_rows
+
+
+def fused_forward(
+    y: Tensor, x: Tensor, weight: Tensor, s: Tensor, b: Tensor, bias: Tensor | None,
+    *, layout: Layout, routing: Routing, overlap: bool,
+) -> None:  # fmt: skip
+    """Write `y [T, N]` = x W^T + S B^T + bias."""
+    config = layout.config.gemm
+    assert config is not None
+    r, n = layout.padded_rank, layout.total_out_features
+    rows_b = b.view(-1, r)
+    blocks = routing.blocks(config.rows)
+    n_1, n_2, n_3, _ = layout.borders
+    gemm_kernel[(_num_programs(y, config.rows, config.columns),)](
+        TensorDescriptor.from_tensor(x, [config.rows, config.depth]),
+        TensorDescriptor.from_tensor(weight, [config.columns, config.depth]),
+        TensorDescriptor.from_tensor(y, [config.rows, config.columns // 2]),
+        TensorDescriptor.from_tensor(s, [config.rows, r]), TensorDescriptor.from_tensor(rows_b, [config.columns, r]),
+        blocks.owners, b if bias is None else bias, *y.shape, x.shape[1], n_1, n_2, n_3,
+        STRIDE_M=n, STEP_M=0, R=r, TARGETS=1, FORWARD=True, HAS_BIAS=bias is not None, OVERLAP=overlap,
+        BM=config.rows, BN=config.columns, BK=config.depth, BANDS=config.bands, PROGRAMS=num_multiprocessors(y.device),
+        num_warps=config.num_warps, num_stages=config.num_stages, launch_pdl=overlap,
+    )  # fmt: skip
+    if blocks.borders.num_tiles:
+        add_borders_kernel[(blocks.borders.num_tiles, triton.cdiv(n, 128))](
+            y, s, b, blocks.borders.table, n, n_1, n_2, n_3, n * r, r, 1,
+            C=layout.columns, R=r, STEPS=r // 16, BM=blocks.borders.height, BN=128, num_warps=4,
+        )  # fmt: skip
+
+
+def fused_backward(
+    dx: Tensor, dy: Tensor, weight: Tensor, ds: Tensor, a: Tensor,
+    *, layout: Layout, routing: Routing, overlap: bool,
+) -> None:  # fmt: skip
+    """Write `dx [T, K]` = dy W + dS A, for a call without dropout."""
+    config = layout.config.gemm
+    assert config is not None
+    r, c, k = layout.padded_rank, layout.columns, layout.num_features
+    rows_a = a.view(-1, k)
+    blocks = routing.blocks(config.rows)
+    gemm_kernel[(_num_programs(dx, config.rows, config.columns),)](
+        TensorDescriptor.from_tensor(dy, [config.rows, config.depth]),
+        TensorDescriptor.from_tensor(weight, [config.depth, config.columns]),
+        TensorDescriptor.from_tensor(dx, [config.rows, config.columns // 2]),
+        TensorDescriptor.from_tensor(ds, [config.rows, r]), TensorDescriptor.from_tensor(rows_a, [r, config.columns]),
+        blocks.owners, a, *dx.shape, dy.shape[1], k, k, k,
+        STRIDE_M=c, STEP_M=r, R=r, TARGETS=layout.num_targets, FORWARD=False, HAS_BIAS=False, OVERLAP=overlap,
+        BM=config.rows, BN=config.columns, BK=config.depth, BANDS=config.bands,
+        PROGRAMS=num_multiprocessors(dx.device), num_warps=config.num_warps, num_stages=config.num_stages,
+        launch_pdl=overlap,
+    )  # fmt: skip
+    if blocks.borders.num_tiles:
+        add_borders_kernel[(blocks.borders.num_tiles, triton.cdiv(k, 128))](
+            dx, ds, a, blocks.borders.table, k, k, k, k, c * k, 1, k,
+            C=c, R=r, STEPS=c // 16, BM=blocks.borders.height, BN=128, num_warps=4,
+        )  # fmt: skip
+
+
+@functools.cache
+def num_multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def _num_programs(y: Tensor, rows: int, columns: int) -> int:
+    return min(num_multiprocessors(y.device), triton.cdiv(y.shape[0], rows) * triton.cdiv(y.shape[1], columns))

@@ -1,0 +1,184 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+"""The adapters' gradients: dA = dS^T (mask * x) and dB = dy^T S, one pass over x and one over dy.
+
+With dropout the pass over x also writes mask * (dS A), to which the library's GEMM adds dy W: the mask is drawn again,
+once for both uses, and never stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .draws import draw_words, keep_high, keep_low, locate, row_keys, target_word
+from .layout import Layout
+from .reduce import sum_tiles
+from .routing import Routing
+from .tiles import can_use_tma, load_tile, tile_source
+
+
+@triton.jit(do_not_specialize=["target_word"])
+def gradient_kernel(
+    x_source, a_ptr, ds_ptr, dx_ptr, da_ptr, table_ptr, words_ptr, threshold_ptr, token_index_ptr,
+    stride_x, target_word, n_1, n_2, n_3, n_4, stride_part, stride_k, stride_c,
+    C: tl.constexpr, R: tl.constexpr, FIRST_C: tl.constexpr, END_C: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr, DROPOUT: tl.constexpr, WRITE_DX: tl.constexpr, ADD_DX: tl.constexpr,
+    TMA: tl.constexpr,
+):  # fmt: skip
+    """128 columns of a chunk of rows: a share of dA `[chunks, K, C]` (strided), and mask * (dS A) into dx `[T, K]`.
+
+    The same product gives dB from dy and S, where a target's columns of dy meet its own R columns of S.
+    """
+    i_k, i_tile = tl.program_id(0), tl.program_id(1)
+    first_row = tl.load(table_ptr + 4 * i_tile)
+    end_row = tl.load(table_ptr + 4 * i_tile + 1)
+    adapter = tl.load(table_ptr + 4 * i_tile + 2)
+    # [64], [BC]
+    o_half = tl.arange(0, 64)
+    target, start, end = locate(i_k, n_1, n_2, n_3, n_4, 128)
+    o_low = start + o_half
+    o_high = o_low + 64
+    o_c = FIRST_C + tl.arange(0, BC)
+    m_c = o_c < END_C
+    K = n_4
+    if adapter >= 0:
+        threshold = tl.load(threshold_ptr + adapter)
+        word_0 = tl.load(words_ptr + 2 * adapter)
+        word_1 = tl.load(words_ptr + 2 * adapter + 1)
+        # [BC, 64] twice
+        a_low = 0.0
+        a_high = 0.0
+        if WRITE_DX:
+            p_a = a_ptr + (adapter * C + o_c).to(tl.int64)[:, None] * K
+            a_low = tl.load(p_a + o_low[None, :], mask=m_c[:, None] & (o_low < end)[None, :], other=0.0)
+            a_high = tl.load(p_a + o_high[None, :], mask=m_c[:, None] & (o_high < end)[None, :], other=0.0)
+        # [64, BC] twice: dA transposed, so that the long side fills the tensor cores
+        da_low = tl.zeros((64, BC), tl.float32)
+        da_high = tl.zeros((64, BC), tl.float32)
+        end_whole = first_row + (end_row - first_row) // BM * BM
+        for row in range(first_row, end_whole, BM):
+            da_low, da_high = gradient_step(
+                x_source, ds_ptr, dx_ptr, token_index_ptr, word_0, word_1, threshold, target_word, stride_x,
+                row, end_row, start, end, K, a_low, a_high, da_low, da_high, target * R + o_c, m_c,
+                C, BM, DROPOUT, WRITE_DX, ADD_DX, TMA, True,
+            )  # fmt: skip
+        if end_whole < end_row:
+            da_low, da_high = gradient_step(
+                x_source, ds_ptr, dx_ptr, token_index_ptr, word_0, word_1, threshold, target_word, stride_x,
+                end_whole, end_row, start, end, K, a_low, a_high, da_low, da_high, target * R + o_c, m_c,
+                C, BM, DROPOUT, WRITE_DX, ADD_DX, TMA, False,
+            )  # fmt: skip
+        p_da = da_ptr + i_tile.to(tl.int64) * stride_part + (o_c * stride_c)[None, :]
+        tl.store(p_da + (o_low * stride_k)[:, None], da_low, mask=(o_low < end)[:, None] & m_c[None, :])
+        tl.store(p_da + (o_high * stride_k)[:, None], da_high, mask=(o_high < end)[:, None] & m_c[None, :])
+    elif WRITE_DX and not ADD_DX:
+        zero = tl.zeros((BM, 64), dx_ptr.dtype.element_ty)
+        for row in range(first_row, end_row, BM):
+            o_row = row + tl.arange(0, BM)
+            p_dx = dx_ptr + o_row.to(tl.int64)[:, None] * K
+            tl.store(p_dx + o_low[None, :], zero, mask=(o_row < end_row)[:, None] & (o_low < K)[None, :])
+            tl.store(p_dx + o_high[None, :], zero, mask=(o_row < end_row)[:, None] & (o_high < K)[None, :])
+
+
+@triton.jit
+def gradient_step(
+    x_source, ds_ptr, dx_ptr, token_index_ptr, word_0, word_1, threshold, target_word, stride_x,
+    row, end_row, low, end, K, a_low, a_high, da_low, da_high, o_c, m_c,
+    C: tl.constexpr, BM: tl.constexpr,
+    DROPOUT: tl.constexpr, WRITE_DX: tl.constexpr, ADD_DX: tl.constexpr, TMA: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """BM rows: dA + (mask * x)^T dS, and mask * (dS A) stored."""
+    # [BM], [64]
+    o_row = row + tl.arange(0, BM)
+    m_row = o_row < end_row
+    o_half = tl.arange(0, 64)
+    # [BM, 64] twice, [BM, BC]
+    x_low = load_tile(x_source, stride_x, row, end_row, low, end, BM, 64, TMA, WHOLE)
+    x_high = load_tile(x_source, stride_x, row, end_row, low + 64, end, BM, 64, TMA, WHOLE)
+    p_ds = ds_ptr + o_row.to(tl.int64)[:, None] * C + o_c[None, :]
+    ds = tl.load(p_ds, mask=m_row[:, None] & m_c[None, :], other=0.0)
+    if WRITE_DX:
+        dx_low = tl.dot(ds, a_low, input_precision="ieee")
+        dx_high = tl.dot(ds, a_high, input_precision="ieee")
+    if DROPOUT:
+        key_0, key_1 = row_keys(word_0, word_1, token_index_ptr, o_row, m_row, target_word)
+        word = draw_words(key_0, key_1, low // 2 + o_half)
+        keep_0, keep_1 = keep_low(word, threshold), keep_high(word, threshold)
+        if WRITE_DX:
+            # joined, so that x and dx meet the mask in one register layout and the words are drawn once, not twice
+            low_pair = tl.where(keep_0[:, :, None], tl.join(x_low, dx_low.to(x_low.dtype)), 0.0)
+            high_pair = tl.where(keep_1[:, :, None], tl.join(x_high, dx_high.to(x_high.dtype)), 0.0)
+            x_low, dx_low = tl.split(low_pair)
+            x_high, dx_high = tl.split(high_pair)
+        else:
+            x_low = tl.where(keep_0, x_low, 0.0)
+            x_high = tl.where(keep_1, x_high, 0.0)
+    if WRITE_DX:
+        o_low = low + o_half
+        p_dx = dx_ptr + o_row.to(tl.int64)[:, None] * K + o_low[None, :]
+        m_low = m_row[:, None] & (o_low < end)[None, :]
+        m_high = m_row[:, None] & (o_low + 64 < end)[None, :]
+        if ADD_DX:
+            dx_low += tl.load(p_dx, mask=m_low, other=0.0)
+            dx_high += tl.load(p_dx + 64, mask=m_high, other=0.0)
+        tl.store(p_dx, dx_low.to(dx_ptr.dtype.element_ty), mask=m_low)
+        tl.store(p_dx + 64, dx_high.to(dx_ptr.dtype.element_ty), mask=m_high)
+    da_low = tl.dot(tl.trans(x_low), ds, da_low, input_precision="ieee")
+    da_high = tl.dot(tl.trans(x_high), ds, da_high, input_precision="ieee")
+    return da_low, da_high
+
+
+def input_gradients(
+    x: Tensor, ds: Tensor, a: Tensor, dx: Tensor | None, *, layout: Layout, routing: Routing, targets: Sequence[int]
+) -> Tensor:
+    """Shares of dA, float32 `[chunks, C, K]`; where `dx [T, K]` is given, mask * (dS A) is written into it."""
+    config = layout.config.gradient
+    tiles = routing.tiles(layout.config.gradient_rows)
+    k, c = x.shape[1], layout.columns
+    tma = config.tma and can_use_tma(x)
+    parts = torch.empty((tiles.num_owned, c, k), dtype=torch.float32, device=x.device)
+    num_tiles = tiles.num_owned if dx is None else tiles.num_tiles
+    written = False
+    for mask_class in layout.mask_classes(targets, has_dropout=routing.has_dropout):
+        block = min(triton.next_power_of_2(mask_class.end_column - mask_class.first_column), 64)
+        for first in range(mask_class.first_column, mask_class.end_column, block):
+            gradient_kernel[(triton.cdiv(k, 128), num_tiles)](
+                tile_source(x, (config.rows, 64), tma=tma), a, ds, x if dx is None else dx, parts,
+                tiles.table, routing.words, routing.thresholds, routing.token_index,
+                x.stride(0), target_word(mask_class.target), k, k, k, k, c * k, 1, k,
+                C=c, R=0, FIRST_C=first, END_C=min(first + block, mask_class.end_column), BM=config.rows, BC=block,
+                DROPOUT=routing.has_dropout, WRITE_DX=dx is not None, ADD_DX=written, TMA=tma,
+                num_warps=config.num_warps, num_stages=config.num_stages,
+            )  # fmt: skip
+            written = True
+    return parts
+
+
+def output_gradients(dy: Tensor, s: Tensor, *, layout: Layout, routing: Routing) -> Tensor:
+    """Shares of dB, float32 `[chunks, N, R]`, from `dy [T, N]` and S `[T, C]`."""
+    config = layout.config.gradient
+    tiles = routing.tiles(layout.config.gradient_rows)
+    n, r = layout.total_out_features, layout.padded_rank
+    tma = config.tma and can_use_tma(dy)
+    parts = torch.empty((tiles.num_owned, n, r), dtype=torch.float32, device=dy.device)
+    block = min(r, 64)
+    for first in range(0, r, block):
+        gradient_kernel[(layout.chunk_ends(128)[-1], tiles.num_owned)](
+            tile_source(dy, (config.rows, 64), tma=tma), s, s, dy, parts,
+            tiles.table, routing.words, routing.thresholds, routing.token_index,
+            dy.stride(0), 0, *layout.borders, n * r, r, 1,
+            C=layout.columns, R=r, FIRST_C=first, END_C=first + block, BM=config.rows, BC=block,
+            DROPOUT=False, WRITE_DX=False, ADD_DX=False, TMA=tma,
+            num_warps=config.num_warps, num_stages=config.num_stages,
+        )  # fmt: skip
+    return parts
+
+
+def sum_gradients(parts: Tensor, *, layout: Layout, routing: Routing, dtype: torch.dtype) -> Tensor:
+    """The adapters' gradients `[adapters, ...]` from their shares."""
+    tiles = routing.tiles(layout.config.gradient_rows)
+    return sum_tiles(parts, tiles=tiles, num_adapters=layout.num_adapters, dtype=dtype)
