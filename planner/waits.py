@@ -4,13 +4,15 @@
 - `transfer`: transfers on the chain of actions that kept the worker waiting, as far as that chain begins with the
   worker's own earlier work: with faster links it would have waited that much less. A chain that leads elsewhere, to a
   slower stage, is no fault of the links.
-- `dependency`: the microbatch it waited for entered a pipeline that was not full, because forwards had been held back
-  for an optimizer step (or by a flush, which holds back all of them).
+- `dependency`: forwards were being held back for an optimizer step (or by a flush, which holds back all of them): the
+  worker waited for a backward though it had room for another forward, or for a microbatch that entered a pipeline
+  drained that way.
 - `imbalance`: everything else: costs differ between stages or microbatches.
 """
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -116,30 +118,29 @@ def _shares() -> Any:
 
 def _cause_of_gap(graph: ProgramGraph) -> NDArray[np.int64]:
     cause = np.full(graph.num_actions(), CAUSES.index("imbalance"), dtype=np.int64)
-    on_microbatch = graph.microbatch >= 0
-    held_back = np.append(_entered_unfilled(graph), False)
-    cause[on_microbatch & held_back[graph.microbatch]] = CAUSES.index("dependency")
     forward = graph.kind == int(ActionKind.FORWARD)
     backward = (graph.kind == int(ActionKind.BACKWARD)) | (graph.kind == int(ActionKind.BACKWARD_INPUT))
-    for first, last in zip(graph.offsets[:-1].tolist(), graph.offsets[1:].tolist(), strict=True):
-        forwards = np.flatnonzero(forward[first:last])
-        backwards = np.flatnonzero(backward[first:last])
+    change = forward.astype(np.int64) - backward.astype(np.int64)
+    # A Step waits for the microbatch of the forward it stands before.
+    steps = np.flatnonzero(graph.kind == int(ActionKind.STEP))
+    others = np.append(np.flatnonzero(graph.kind != int(ActionKind.STEP)), len(graph.kind))
+    microbatch = np.append(graph.microbatch, -1)
+    microbatch[steps] = microbatch[others[np.searchsorted(others, steps)]]
+    held_back = np.zeros(int(graph.microbatch.max(initial=-1)) + 2, dtype=bool)
+    for worker, (first, last) in enumerate(pairwise(graph.offsets.tolist())):
+        own = slice(first, last)
+        in_flight = np.cumsum(change[own])
+        returning = np.cumsum(backward[own]) > 0
+        # Room for more than one after a forward on stage 0: the pipeline had drained before this microbatch.
+        unfilled = returning & (in_flight < in_flight.max(initial=0))
+        if worker % graph.program.num_stages == 0:
+            held_back[microbatch[own][unfilled & forward[own]]] = True
+        # A backward that finds room for another forward: that one is being held back.
+        draining = backward[own] & (in_flight + 1 < in_flight.max(initial=0))
+        cause[own][draining | held_back[microbatch[own]]] = CAUSES.index("dependency")
+        forwards, backwards = np.flatnonzero(forward[own]), np.flatnonzero(backward[own])
         if len(forwards):
-            cause[first + int(forwards[-1]) + 1 : last] = CAUSES.index("cooldown")
+            cause[own][int(forwards[-1]) + 1 :] = CAUSES.index("cooldown")
         if len(backwards):
-            cause[first : first + int(backwards[0]) + 1] = CAUSES.index("warmup")
+            cause[own][: int(backwards[0]) + 1] = CAUSES.index("warmup")
     return cause
-
-
-def _entered_unfilled(graph: ProgramGraph) -> NDArray[np.bool_]:
-    # Microbatches whose forward on stage 0 found room for more than one, after the pipeline had begun to return.
-    program = graph.program
-    found = np.zeros(int(graph.microbatch.max(initial=-1)) + 1, dtype=bool)
-    for replica in range(program.num_replicas):
-        columns = program.columns(stage=0, replica=replica)
-        entered = columns.kind == int(ActionKind.FORWARD)
-        left = (columns.kind == int(ActionKind.BACKWARD)) | (columns.kind == int(ActionKind.BACKWARD_INPUT))
-        in_flight = np.cumsum(entered.astype(np.int64) - left.astype(np.int64))
-        unfilled = (in_flight < in_flight.max(initial=0)) & (np.cumsum(left) > 0)
-        found[columns.microbatch[entered]] = unfilled[entered]
-    return found
