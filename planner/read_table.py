@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import JobError
-from .jobfile import DatasetEntry, LongSamples
+from .jobfile import DataFormat, DatasetEntry, LongSamples
 from .texts import read_examples
-from .tokens import Progress, Tokenizer, TokenTable, tokenize
+from .token_cache import cached_table
+from .tokens import Progress, Tokenizer, TokenTable, joined, tokenize
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
 """What `demo:NAME` in a job file is relative to."""
@@ -35,16 +36,22 @@ def read_table(
     progress: Progress | None = None,
 ) -> ReadTable:
     """The tokens of all files in order, relative paths taken from `folder`. Raises JobError naming file and line."""
-    examples = [
-        example
+    tables = [
+        _file_table(data_path(entry.path, folder=folder), entry.type, tokenizer=tokenizer, progress=progress)
         for entry in datasets
-        for example in read_examples(data_path(entry.path, folder=folder), data_format=entry.type)
     ]
-    label = f"tokenising {', '.join(Path(entry.path).name for entry in datasets)}"
-    table = tokenize(examples, tokenizer, progress=progress, label=label)
+    table = tables[0] if len(tables) == 1 else joined(tables)
     read = _fitted(table, sequence_len=sequence_len, long_samples=long_samples)
     _check_targets(read, sequence_len=sequence_len)
     return read
+
+
+def _file_table(path: Path, data_format: DataFormat, *, tokenizer: Tokenizer, progress: Progress | None) -> TokenTable:
+    def make() -> TokenTable:
+        examples = read_examples(path, data_format=data_format)
+        return tokenize(examples, tokenizer, progress=progress, label=f"tokenising {path.name}")
+
+    return cached_table(path, tokenizer=tokenizer, data_format=data_format, make=make)
 
 
 def data_path(path: str, *, folder: Path) -> Path:

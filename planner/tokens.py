@@ -94,6 +94,16 @@ def tokenize(
     )
 
 
+def joined(tables: Sequence[TokenTable]) -> TokenTable:
+    """The rows of several tables, one after another."""
+    return TokenTable(
+        token_ids=_joined([table.token_ids for table in tables], np.int32),
+        learned=_joined([table.learned for table in tables], np.bool_),
+        starts=_starts(_joined([table.num_tokens() for table in tables], np.int64).tolist()),
+        places=tuple(place for table in tables for place in table.places),
+    )
+
+
 def _joined(parts: Sequence[NDArray[Any]], dtype: type) -> NDArray[Any]:
     return np.concatenate(parts) if parts else np.empty(0, dtype=dtype)
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from loraplex.planner.build_program import schedule_names
 from loraplex.planner.jobfile import AdapterEntry, DatasetEntry, Grid, JobFile, PipelineEntry
 from loraplex.planner.load_jobs import load_jobs
 from loraplex.planner.shown_sample import shown_samples
@@ -75,6 +76,10 @@ def test_every_field_is_explained() -> None:
 def test_the_fields_of_a_grid_are_listed() -> None:
     listed = ", ".join(f"`{name}`" for name in Grid.model_fields)
     assert listed in DOCUMENT.replace("\n", " ")
+
+
+def test_every_schedule_is_listed() -> None:
+    assert f"The schedules: {', '.join(f'`{name}`' for name in schedule_names())}." in DOCUMENT.replace("\n", " ")
 
 
 def examples() -> list[tuple[str, str, str, str]]:
