@@ -1,65 +1,13 @@
-"""What a plan wastes, adapter by adapter, and when each adapter is done."""
-
-from dataclasses import dataclass
+"""When each adapter is done; what it wastes is the planner's to say (planner/waste.py)."""
 
 import numpy as np
 
 from ..planner.plan import Plan
+from ..planner.waste import Waste, waste_by_adapter
 from ..traces.timeline import Timeline
 from .actions import BACKWARDS, letters, step_targets
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Waste:
-    """One adapter's share of a plan."""
-
-    num_tokens: int
-    """Real tokens."""
-    num_microbatches: int
-    """Microbatches that hold any of it."""
-    padding_tokens: int
-    """Added to round its share of each microbatch up to the plan's `pad_multiple`."""
-    capacity_waste_tokens: float
-    """Capacity its microbatches leave unused, shared among their adapters in proportion to their padded tokens."""
-
-    def padding_ratio(self) -> float:
-        """Padding over padded tokens."""
-        padded = self.num_tokens + self.padding_tokens
-        return self.padding_tokens / padded if padded else 0.0
-
-    def capacity_tokens(self) -> float:
-        """The capacity this adapter answers for: what it fills and its share of what stays unused."""
-        return self.num_tokens + self.padding_tokens + self.capacity_waste_tokens
-
-    def capacity_waste_ratio(self) -> float:
-        """Unused capacity over the capacity this adapter answers for."""
-        return self.capacity_waste_tokens / self.capacity_tokens() if self.capacity_tokens() else 0.0
-
-
-def waste_by_adapter(plan: Plan) -> tuple[Waste, ...]:
-    """The waste of each of the plan's jobs. Over all adapters: tokens + padding + capacity waste = capacity."""
-    tokens, padding, batches = (np.zeros(len(plan.jobs), dtype=np.int64) for _ in range(3))
-    unused = np.zeros(len(plan.jobs))
-    for batch in plan.microbatches:
-        shares = [
-            (adapter, real, -(-real // plan.pad_multiple) * plan.pad_multiple)
-            for adapter, real in batch.adapter_tokens()
-        ]
-        padded_tokens = sum(padded for _, _, padded in shares)
-        for adapter, real, padded in shares:
-            tokens[adapter] += real
-            padding[adapter] += padded - real
-            batches[adapter] += 1
-            unused[adapter] += (plan.microbatch_tokens - padded_tokens) * padded / padded_tokens
-    return tuple(
-        Waste(
-            num_tokens=int(tokens[adapter]),
-            num_microbatches=int(batches[adapter]),
-            padding_tokens=int(padding[adapter]),
-            capacity_waste_tokens=float(unused[adapter]),
-        )
-        for adapter in range(len(plan.jobs))
-    )
+__all__ = ["Waste", "completions_ms", "waste_by_adapter"]
 
 
 def completions_ms(timeline: Timeline, plan: Plan) -> tuple[float | None, ...]:
