@@ -8,6 +8,7 @@ once for both uses, and never stored.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -17,7 +18,7 @@ from torch import Tensor
 from .draws import draw_words, keep_high, keep_low, locate, row_keys, target_word
 from .layout import Layout
 from .reduce import sum_tiles
-from .routing import Routing
+from .routing import Routing, Tiles
 from .tiles import can_use_tma, load_tile, tile_source
 
 
@@ -132,13 +133,25 @@ def gradient_step(
     return da_low, da_high
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shares:
+    """A gradient's shares, one for each row tile, float32 `[tiles, ...]`."""
+
+    parts: Tensor
+    tiles: Tiles
+
+    def total(self, *, num_adapters: int, dtype: torch.dtype) -> Tensor:
+        """The adapters' gradients `[adapters, ...]`."""
+        return sum_tiles(self.parts, tiles=self.tiles, num_adapters=num_adapters, dtype=dtype)
+
+
 def input_gradients(
     x: Tensor, ds: Tensor, a: Tensor, dx: Tensor | None, *, layout: Layout, routing: Routing, targets: Sequence[int]
-) -> Tensor:
-    """Shares of dA, float32 `[chunks, C, K]`; where `dx [T, K]` is given, mask * (dS A) is written into it."""
+) -> Shares:
+    """Shares of dA `[C, K]`; where `dx [T, K]` is given, mask * (dS A) is written into it."""
     config = layout.config.gradient
-    tiles = routing.tiles(layout.config.gradient_rows)
     k, c = x.shape[1], layout.columns
+    tiles = routing.tiles(layout.gradient_rows(x.shape[0], width=k))
     tma = config.tma and can_use_tma(x)
     parts = torch.empty((tiles.num_owned, c, k), dtype=torch.float32, device=x.device)
     num_tiles = tiles.num_owned if dx is None else tiles.num_tiles
@@ -155,14 +168,14 @@ def input_gradients(
                 num_warps=config.num_warps, num_stages=config.num_stages,
             )  # fmt: skip
             written = True
-    return parts
+    return Shares(parts=parts, tiles=tiles)
 
 
-def output_gradients(dy: Tensor, s: Tensor, *, layout: Layout, routing: Routing) -> Tensor:
-    """Shares of dB, float32 `[chunks, N, R]`, from `dy [T, N]` and S `[T, C]`."""
+def output_gradients(dy: Tensor, s: Tensor, *, layout: Layout, routing: Routing) -> Shares:
+    """Shares of dB `[N, R]` from `dy [T, N]` and S `[T, C]`."""
     config = layout.config.gradient
-    tiles = routing.tiles(layout.config.gradient_rows)
     n, r = layout.total_out_features, layout.padded_rank
+    tiles = routing.tiles(layout.gradient_rows(dy.shape[0], width=n))
     tma = config.tma and can_use_tma(dy)
     parts = torch.empty((tiles.num_owned, n, r), dtype=torch.float32, device=dy.device)
     block = min(r, 64)
@@ -175,10 +188,4 @@ def output_gradients(dy: Tensor, s: Tensor, *, layout: Layout, routing: Routing)
             DROPOUT=False, WRITE_DX=False, ADD_DX=False, TMA=tma,
             num_warps=config.num_warps, num_stages=config.num_stages,
         )  # fmt: skip
-    return parts
-
-
-def sum_gradients(parts: Tensor, *, layout: Layout, routing: Routing, dtype: torch.dtype) -> Tensor:
-    """The adapters' gradients `[adapters, ...]` from their shares."""
-    tiles = routing.tiles(layout.config.gradient_rows)
-    return sum_tiles(parts, tiles=tiles, num_adapters=layout.num_adapters, dtype=dtype)
+    return Shares(parts=parts, tiles=tiles)

@@ -40,7 +40,7 @@ class GemmConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelConfig:
-    """Block sizes of the passes; one program of `gradient` walks over `gradient_rows` in strides of its `rows`."""
+    """Block sizes of the passes; one program of `gradient` walks over `gradient_rows` or fewer, `rows` at a time."""
 
     shrink: PassConfig
     expand: PassConfig
@@ -51,7 +51,10 @@ class KernelConfig:
     gemm: GemmConfig | None
     """None: the library's own GEMM adds the frozen product to the LoRA product."""
     min_programs: int
-    """Passes over few rows split their reduction until so many programs run."""
+    """The skinny product splits its inner sum until so many programs run."""
+    min_drawing_programs: int
+    """The same where it draws dropout: then arithmetic, not memory, wants more warps."""
+    min_gradient_programs: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,10 +104,18 @@ class Layout:
             ends.append(total)
         return tuple(ends)
 
-    def shrink_splits(self, num_programs: int, *, width: int) -> int:
-        """Shares of a sum over `width`, a power of two, so that `min_programs` run; a share is 512 or more."""
+    def shrink_splits(self, num_programs: int, *, width: int, draws: bool) -> int:
+        """Shares of a sum over `width`, a power of two, so that enough programs run; a share is 512 or more."""
         most = max(1, width // 512)
-        return _power_of_two_within(-(-self.config.min_programs // max(num_programs, 1)), most)
+        wanted = self.config.min_drawing_programs if draws else self.config.min_programs
+        return _power_of_two_within(-(-wanted // max(num_programs, 1)), most)
+
+    def gradient_rows(self, num_rows: int, *, width: int) -> int:
+        """Rows that one program of a gradient's pass walks over: as many as leave enough programs."""
+        rows = self.config.gradient_rows
+        while rows > 256 and -(-num_rows // rows) * -(-width // 128) < self.config.min_gradient_programs:
+            rows //= 2
+        return rows
 
     def mask_classes(self, targets: Sequence[int], *, has_dropout: bool) -> tuple[MaskClass, ...]:
         """Runs of neighbouring targets with one mask; without dropout all targets are one."""
@@ -133,9 +144,11 @@ DEFAULT_CONFIG = KernelConfig(
     shrink=PassConfig(rows=32, columns=64, num_warps=2, num_stages=4),
     expand=PassConfig(rows=64, columns=128, num_warps=4, num_stages=2),
     gradient=PassConfig(rows=64, columns=128, num_warps=4, num_stages=3),
-    gradient_rows=1024,
+    gradient_rows=2048,
     gemm=None,
     overlap=False,
     min_programs=128,
+    min_drawing_programs=512,
+    min_gradient_programs=256,
 )
 """What any GPU can run: under 100 KiB of shared memory, no Hopper feature."""

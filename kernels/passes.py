@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from .expand import expand
 from .gemm import can_fuse, fused_backward, fused_forward
-from .gradients import input_gradients, output_gradients, sum_gradients
+from .gradients import Shares, input_gradients, output_gradients
 from .layout import Layout
 from .routing import Routing
 from .shrink import shrink_input, shrink_output_grad
@@ -85,19 +84,22 @@ def run_backward(
     overlap = fused and layout.config.overlap
     ds = shrink_output_grad(dy, b, layout=layout, routing=routing, overlap=overlap)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if needs_dx else None
-    add = functools.partial(sum_gradients, layout=layout, routing=routing, dtype=grad_dtype)
+
+    def total(shares: Shares) -> Tensor:
+        return shares.total(num_adapters=layout.num_adapters, dtype=grad_dtype)
+
     if fused or dx is None:
         with beside(dy.device, enabled=layout.config.overlap and dx is not None) as join:
             if dx is not None and weight is not None:
                 fused_backward(dx, dy, weight, ds, a, layout=layout, routing=routing, overlap=overlap)
             with join:
-                db = add(output_gradients(dy, s, layout=layout, routing=routing))
-                da = add(input_gradients(x, ds, a, None, layout=layout, routing=routing, targets=targets))
+                db = total(output_gradients(dy, s, layout=layout, routing=routing))
+                da = total(input_gradients(x, ds, a, None, layout=layout, routing=routing, targets=targets))
         return dx, da, db
-    da_parts = input_gradients(x, ds, a, dx, layout=layout, routing=routing, targets=targets)
+    da_shares = input_gradients(x, ds, a, dx, layout=layout, routing=routing, targets=targets)
     with beside(dy.device, enabled=layout.config.overlap) as join:
         base.add_backward(dx, dy)
         with join:
-            db = add(output_gradients(dy, s, layout=layout, routing=routing))
-            da = add(da_parts)
+            db = total(output_gradients(dy, s, layout=layout, routing=routing))
+            da = total(da_shares)
     return dx, da, db

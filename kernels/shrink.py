@@ -88,7 +88,7 @@ def shrink_input(
 ) -> Tensor:
     """S `[T, C]` = scale * dropout(x) A^T from `x [T, K]` and the packed `a [adapters, C, K]`."""
     tiles = routing.tiles(layout.config.shrink.rows)
-    splits = layout.shrink_splits(tiles.num_owned, width=layout.num_features)
+    splits = layout.shrink_splits(tiles.num_owned, width=layout.num_features, draws=routing.has_dropout)
     s = _empty_shares(x, layout.columns, splits)
     for mask_class in layout.mask_classes(targets, has_dropout=routing.has_dropout):
         block = min(triton.next_power_of_2(mask_class.end_column - mask_class.first_column), 64)
@@ -103,7 +103,7 @@ def shrink_input(
 def shrink_output_grad(dy: Tensor, b: Tensor, *, layout: Layout, routing: Routing, overlap: bool) -> Tensor:
     """dS `[T, C]` = scale * dy B, target by target, from `dy [T, N]` and the packed `b [adapters, N, R]`."""
     tiles = routing.tiles(layout.config.shrink.rows)
-    splits = layout.shrink_splits(tiles.num_owned * layout.num_targets, width=max(layout.out_features))
+    splits = layout.shrink_splits(tiles.num_owned * layout.num_targets, width=max(layout.out_features), draws=False)
     ds = _empty_shares(dy, layout.columns, splits)
     block = min(layout.padded_rank, 64)
     _launch(
