@@ -10,7 +10,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from .jobs import Scheduler
 
-DataFormat = Literal["auto", "prompt_completion", "messages", "alpaca", "text"]
+TextFormat = Literal["auto", "prompt_completion", "messages", "alpaca", "text"]
+DataFormat = Literal[TextFormat, "lengths"]
 LongSamples = Literal["error", "truncate", "skip"]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")

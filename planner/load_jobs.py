@@ -14,16 +14,20 @@ from .tokens import Progress, Tokenizer, TokenTable
 from .training_order import TrainingOrder, training_order
 
 
-def load_jobs(path: Path, *, progress: Progress | None = None) -> LoadedJobs:
+def load_jobs(path: Path, *, allow_lengths: bool = False, progress: Progress | None = None) -> LoadedJobs:
     """Read a job file and its texts, tokenise, shuffle and cut into global batches.
 
+    With `allow_lengths`, data sets of the type `lengths` are taken too: their jobs can be planned, not trained.
     `progress` hears (what is being read, share done). Raises JobError naming file, line or field.
     """
     read = read_jobfile(path)
+    if not allow_lengths:
+        _refuse_lengths(read)
     model = _base_model(read)
     _check_limits(read, model)
     targets = tuple(_targets(read, number, model) for number in range(len(read.adapters)))
-    tables = _tables(read, _tokenizer(read, model), progress)
+    only_lengths = all(dataset.type == "lengths" for adapter in read.adapters for dataset in adapter.datasets)
+    tables = _tables(read, None if only_lengths else _tokenizer(read, model), progress)
     orders = tuple(_order(read, number, table.table) for number, table in enumerate(tables))
     return LoadedJobs(
         jobs=tuple(
@@ -44,6 +48,14 @@ def load_jobs(path: Path, *, progress: Progress | None = None) -> LoadedJobs:
         tables=tuple(table.table for table in tables),
         orders=orders,
     )
+
+
+def _refuse_lengths(read: ReadJobFile) -> None:
+    for number, adapter in enumerate(read.adapters):
+        for position, dataset in enumerate(adapter.datasets):
+            if dataset.type == "lengths":
+                place = read.adapter_place(number, "datasets", position, "type")
+                raise JobError(f"{place}: lengths can be planned and simulated, but here texts are needed; give texts")
 
 
 def _base_model(read: ReadJobFile) -> BaseModel:
@@ -96,7 +108,7 @@ def _tokenizer(read: ReadJobFile, model: BaseModel) -> Tokenizer:
     return tokenizer
 
 
-def _tables(read: ReadJobFile, tokenizer: Tokenizer, progress: Progress | None) -> tuple[ReadTable, ...]:
+def _tables(read: ReadJobFile, tokenizer: Tokenizer | None, progress: Progress | None) -> tuple[ReadTable, ...]:
     # The adapters of a sweep read the same files: they share one table.
     known: dict[tuple[DatasetEntry, ...], ReadTable] = {}
     for number, adapter in enumerate(read.adapters):

@@ -49,7 +49,7 @@ class LoadedJobs:
     jobs: tuple[Job, ...]
     settings: JobSettings
     fingerprint: str
-    """SHA-256 over the tokens and masks of every adapter's stream, in its order."""
+    """SHA-256 over the tokens and masks of every adapter's stream, in its order; empty where some are lengths alone."""
     counts: tuple[DataCounts, ...]
     """One per job."""
     tables: tuple[TokenTable, ...]
@@ -71,7 +71,12 @@ class LoadedJobs:
 
 
 def data_fingerprint(tables: Sequence[TokenTable], orders: Sequence[TrainingOrder]) -> str:
-    """SHA-256 over tokens and masks of what each adapter trains on and validates on, in order."""
+    """SHA-256 over tokens and masks of what each adapter trains on and validates on, in order.
+
+    Empty when an adapter has lengths alone, which no texts can be compared with.
+    """
+    if not all(table.has_tokens() for table in tables):
+        return ""
     # Rows are hashed once, however many adapters and epochs read them; streams hash their rows' hashes.
     hashed: dict[int, tuple[bytes, ...]] = {}
     whole = hashlib.sha256()

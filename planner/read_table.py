@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..traces.workloads import read_lengths
 from .errors import JobError
-from .jobfile import DataFormat, DatasetEntry, LongSamples
+from .jobfile import DataFormat, DatasetEntry, LongSamples, TextFormat
 from .texts import read_examples
 from .token_cache import cached_table
 from .tokens import Progress, Tokenizer, TokenTable, joined, tokenize
@@ -30,12 +32,17 @@ def read_table(
     datasets: Sequence[DatasetEntry],
     *,
     folder: Path,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     sequence_len: int,
     long_samples: LongSamples = "error",
     progress: Progress | None = None,
 ) -> ReadTable:
-    """The tokens of all files in order, relative paths taken from `folder`. Raises JobError naming file and line."""
+    """The tokens of all files in order, relative paths taken from `folder`. Raises JobError naming file and line.
+
+    Without a tokenizer only lengths can be read.
+    """
+    if len({entry.type == "lengths" for entry in datasets}) > 1:
+        raise JobError(f"{datasets[0].path}: lengths and texts cannot be mixed in one adapter; keep one kind")
     tables = [
         _file_table(data_path(entry.path, folder=folder), entry.type, tokenizer=tokenizer, progress=progress)
         for entry in datasets
@@ -46,12 +53,19 @@ def read_table(
     return read
 
 
-def _file_table(path: Path, data_format: DataFormat, *, tokenizer: Tokenizer, progress: Progress | None) -> TokenTable:
-    def make() -> TokenTable:
-        examples = read_examples(path, data_format=data_format)
-        return tokenize(examples, tokenizer, progress=progress, label=f"tokenising {path.name}")
-
+def _file_table(
+    path: Path, data_format: DataFormat, *, tokenizer: Tokenizer | None, progress: Progress | None
+) -> TokenTable:
+    if data_format == "lengths":
+        lengths = read_lengths(path)
+        return TokenTable.of_lengths(lengths, places=[f"{path}, record {number + 1}" for number in range(len(lengths))])
+    make = partial(_tokenized, path, data_format, tokenizer, progress)
     return cached_table(path, tokenizer=tokenizer, data_format=data_format, make=make)
+
+
+def _tokenized(path: Path, data_format: TextFormat, tokenizer: Tokenizer, progress: Progress | None) -> TokenTable:
+    examples = read_examples(path, data_format=data_format)
+    return tokenize(examples, tokenizer, progress=progress, label=f"tokenising {path.name}")
 
 
 def data_path(path: str, *, folder: Path) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import JobError
-from .jobfile import DataFormat
+from .jobfile import TextFormat
 
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 
@@ -37,7 +37,7 @@ class Example:
     turns: tuple[Turn, ...] = ()
 
 
-def read_examples(path: Path, *, data_format: DataFormat = "auto") -> tuple[Example, ...]:
+def read_examples(path: Path, *, data_format: TextFormat = "auto") -> tuple[Example, ...]:
     """All examples of a file, in its order. Raises JobError naming file and line."""
     examples = tuple(_example(place, record, data_format) for place, record in _records(path))
     if not examples:
@@ -120,7 +120,7 @@ def _mapping(place: str, record: Any) -> tuple[str, Mapping[str, Any]]:
     return place, record
 
 
-def _example(place: str, record: Mapping[str, Any], data_format: DataFormat) -> Example:
+def _example(place: str, record: Mapping[str, Any], data_format: TextFormat) -> Example:
     makers = {
         "prompt_completion": _from_prompt,
         "messages": _from_messages,
@@ -130,7 +130,7 @@ def _example(place: str, record: Mapping[str, Any], data_format: DataFormat) -> 
     return makers[_detected(place, record) if data_format == "auto" else data_format](place, record)
 
 
-def _detected(place: str, record: Mapping[str, Any]) -> DataFormat:
+def _detected(place: str, record: Mapping[str, Any]) -> TextFormat:
     if "messages" in record or "conversations" in record:
         return "messages"
     if "completion" in record:

@@ -33,7 +33,10 @@ _WITH_MASK: Mapping[str, bool] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TokenTable:
-    """The tokens of many examples in columns. Row i holds `token_ids[starts[i]:starts[i + 1]]`."""
+    """The tokens of many examples in columns. Row i holds `token_ids[starts[i]:starts[i + 1]]`.
+
+    A table of lengths alone has rows and no tokens: `token_ids` and `learned` are empty then.
+    """
 
     token_ids: NDArray[np.int32]
     learned: NDArray[np.bool_]
@@ -46,8 +49,24 @@ class TokenTable:
     def __len__(self) -> int:
         return len(self.places)
 
+    @classmethod
+    def of_lengths(cls, lengths: Sequence[int], *, places: Sequence[str]) -> "TokenTable":
+        """A table to plan with, whose texts are nowhere."""
+        return cls(
+            token_ids=np.empty(0, dtype=np.int32),
+            learned=np.empty(0, dtype=np.bool_),
+            starts=_starts(lengths),
+            places=tuple(places),
+        )
+
+    def has_tokens(self) -> bool:
+        """Whether there are tokens, not only lengths."""
+        return len(self.token_ids) == int(self.starts[-1])
+
     def row(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Token ids and labels (unshifted, IGNORED where not learned) of one row."""
+        """Token ids and labels (unshifted, IGNORED where not learned) of one row; JobError if there are none."""
+        if not self.has_tokens():
+            raise JobError(f"{self.places[index]}: is a length alone, without text; give texts to train on")
         span = slice(self.starts[index], self.starts[index + 1])
         token_ids = self.token_ids[span].astype(np.int64)
         return token_ids, np.where(self.learned[span], token_ids, IGNORED)
@@ -57,7 +76,12 @@ class TokenTable:
         return np.diff(self.starts)
 
     def num_target_tokens(self) -> NDArray[np.int64]:
-        """Tokens of each row that enter the loss: learned ones but the first, which nothing predicts."""
+        """Tokens of each row that enter the loss: learned ones but the first, which nothing predicts.
+
+        Of lengths alone all are taken to enter it.
+        """
+        if not self.has_tokens():
+            return self.num_tokens()
         counts = np.concatenate(([0], np.cumsum(self.learned, dtype=np.int64)))
         behind_first = np.minimum(self.starts[:-1] + 1, self.starts[1:])
         return counts[self.starts[1:]] - counts[behind_first]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from loraplex.planner.job_template import DEMO_JOBS
 from loraplex.planner.jobs import Job, LoraSettings, OptimizerSettings, Sample
 from loraplex.planner.load_jobs import load_jobs
 from loraplex.planner.loaded_jobs import DataCounts, JobSettings, LoadedJobs
+from loraplex.traces.errors import InputError
 
 EOS = 258
 TWO_ADAPTERS = """\
@@ -287,3 +289,54 @@ def test_a_chat_template_of_ones_own(tmp_path: Path) -> None:
     token_ids, labels = loaded.tokens(loaded.jobs[0].global_batches[0][0])
     assert bytes(token_ids.tolist()) == b"*x>y"
     assert labels.tolist() == [-100, -100, -100, ord("y")]
+
+
+LENGTHS = """\
+base_model: tiny
+sequence_len: 100
+adapters: [{name: a, global_batch_size: 2, datasets: [{path: l.csv, type: lengths}]}]
+"""
+
+
+def write_lengths(folder: Path, *lengths: int, jobs: str = LENGTHS) -> Path:
+    path = write(folder, jobs)
+    (folder / "l.csv").write_text("\n".join(["num_tokens", *map(str, lengths)]), encoding="utf-8")
+    return path
+
+
+def test_lengths_alone_can_be_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Planning from lengths is for machines without a tokenizer, too.
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    loaded = load_jobs(write_lengths(tmp_path, 30, 10, 20), allow_lengths=True)
+    (batches,) = [[[entry.num_tokens for entry in batch] for batch in job.global_batches] for job in loaded.jobs]
+    assert [len(batch) for batch in batches] == [2, 1]
+    assert sorted(length for batch in batches for length in batch) == [10, 20, 30]
+    entries = [entry for batch in loaded.jobs[0].global_batches for entry in batch]
+    assert [entry.num_target_tokens for entry in entries] == [entry.num_tokens for entry in entries]
+    assert loaded.fingerprint == ""
+    assert loaded.place(entries[0]).startswith(f"{tmp_path}/l.csv, record ")
+    with pytest.raises(JobError, match=r"l\.csv, record \d: is a length alone, without text"):
+        loaded.tokens(entries[0])
+
+
+def test_lengths_keep_to_the_rules_of_texts(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"l\.csv, record 2: 200 tokens, the most of 1 in 3 samples that exceed"):
+        load_jobs(write_lengths(tmp_path, 30, 200, 20), allow_lengths=True)
+    cut = load_jobs(write_lengths(tmp_path, 30, 200, 20, jobs=LENGTHS + "long_samples: truncate\n"), allow_lengths=True)
+    assert sorted(entry.num_tokens for batch in cut.jobs[0].global_batches for entry in batch) == [20, 30, 100]
+    with pytest.raises(InputError, match=r"l\.csv, line 3: num_tokens=0 must be at least 1"):
+        load_jobs(write_lengths(tmp_path, 30, 0), allow_lengths=True)
+
+
+def test_lengths_are_refused_where_texts_are_needed_or_mixed(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"jobs\.yaml:3: adapters\[0\]\.datasets\[0\]\.type: lengths can be planned"):
+        load_jobs(write_lengths(tmp_path, 30))
+    mixed = LENGTHS.replace("type: lengths}", "type: lengths}, {path: a.jsonl}")
+    with pytest.raises(JobError, match=r"l\.csv: lengths and texts cannot be mixed in one adapter"):
+        load_jobs(write_lengths(tmp_path, 30, jobs=mixed), allow_lengths=True)
+
+
+def test_one_adapter_of_lengths_leaves_the_whole_without_fingerprint(tmp_path: Path) -> None:
+    both = LENGTHS.replace("[{name", "[{name: b, datasets: [{path: a.jsonl}]}, {name")
+    loaded = load_jobs(write_lengths(tmp_path, 30, jobs=both), allow_lengths=True)
+    assert (loaded.fingerprint, [job.name for job in loaded.jobs]) == ("", ["b", "a"])

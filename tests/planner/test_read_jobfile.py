@@ -243,8 +243,8 @@ adapters:
         "jobs.yaml:4: adapters[0].r: input should be greater than or equal to 1, not 0",
         "jobs.yaml:2: defaults.lora_alpha: input should be greater than 0, not -1",
         "jobs.yaml:5: adapters[1].datasets[0].path: is missing; give it, `loraplex init` writes an example",
-        "jobs.yaml:5: adapters[1].datasets[0].type: input should be 'auto', 'prompt_completion', 'messages', 'alpaca' "
-        "or 'text', not 'tex'",
+        "jobs.yaml:5: adapters[1].datasets[0].type: input should be 'auto', 'prompt_completion', 'messages', 'alpaca', "
+        "'text' or 'lengths', not 'tex'",
         "jobs.yaml:6: adapters[2]: must hold fields of its own, not 3",
     ]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from loraplex.planner.errors import JobError
-from loraplex.planner.jobfile import DataFormat
+from loraplex.planner.jobfile import TextFormat
 from loraplex.planner.texts import Example, Turn, read_examples
 
 
@@ -51,7 +51,7 @@ FILES = ["jsonl", "json", "csv", "parquet"]
 
 @pytest.mark.parametrize("ending", FILES)
 @pytest.mark.parametrize("data_format", ["auto", "prompt_completion"])
-def test_prompt_and_completion(tmp_path: Path, ending: str, data_format: DataFormat) -> None:
+def test_prompt_and_completion(tmp_path: Path, ending: str, data_format: TextFormat) -> None:
     records = [{"prompt": "2+2=", "completion": "4", "id": 7}, {"prompt": "", "completion": 'é, "x"', "id": 8}]
     path = write_records(tmp_path, ending, records)
     first, second = places(path, ending, 2)
