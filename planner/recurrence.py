@@ -33,14 +33,13 @@ class Completion:
         return float(self.end_ms.max(initial=0.0))
 
 
-def completion_times(costs: ProgramCosts) -> Completion:
-    """When each action starts and ends under these costs."""
+def completion_times(costs: ProgramCosts, *, with_numba: bool = True) -> Completion:
+    """When each action starts and ends under these costs; in plain Python without numba, or on wish."""
     graph = costs.graph
-    walk = _walk()
-    convert = _as_list if walk is _pass else _as_array
-    start, end = np.zeros(graph.num_actions()), np.zeros(graph.num_actions())
-    columns = [start, end] if walk is not _pass else [[0.0] * graph.num_actions() for _ in range(2)]
-    walk(
+    fast = with_numba and uses_numba()
+    convert = _as_array if fast else _as_list
+    start, end = (convert(np.zeros(graph.num_actions())) for _ in range(2))
+    (_walk() if fast else _pass)(
         convert(graph.order),
         convert(_previous(graph)),
         convert(graph.sender),
@@ -50,10 +49,16 @@ def completion_times(costs: ProgramCosts) -> Completion:
         convert(costs.duration_ms),
         convert(costs.transfer_ms),
         costs.blocking,
-        *columns,
+        start,
+        end,
     )
-    start_ms, end_ms = (np.asarray(column, dtype=np.float64) for column in columns)
+    start_ms, end_ms = (np.asarray(column, dtype=np.float64) for column in (start, end))
     return Completion(start_ms=start_ms, end_ms=end_ms, arrival_ms=end_ms + costs.transfer_ms)
+
+
+def uses_numba() -> bool:
+    """Whether numba is installed."""
+    return _walk() is not _pass
 
 
 def makespan_ms(costs: ProgramCosts) -> float:

@@ -1,6 +1,6 @@
 """The command line's share of the simulator: `simulate` and `sweep`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from ..analysis.metrics import Summary
     from .ask import Answer
+    from .bench import BenchRow
 
 
 def simulate(
@@ -217,3 +218,63 @@ def _write(
         summaries = {system.name: summarize(system.timeline) for system in found.systems}
         plot_bubbles({"": summaries}, folder / "bubbles")
     progress("done", 1.0)
+
+
+def bench_simulator(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for simulator-speed.json, .csv and the picture.")
+    ] = Path("analysis/results"),
+    repeats: Annotated[int, typer.Option(help="Runs of which the fastest counts.")] = 3,
+    small: Annotated[bool, typer.Option("--small", help="Only 4 stages x 1,000 microbatches.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in s of CPU).")] = False,
+) -> None:
+    """Measure how many actions a second SimPy and the recurrence replay, and a sweep of 1,000 points."""
+    import json as json_module
+    import shlex
+    import sys
+
+    import pandas as pd
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..traces.files import write_atomically
+    from .bench import SIZES, bench, report
+
+    with _progress() as progress:
+        rows = bench(sizes=SIZES[:1] if small else SIZES, repeats=repeats, progress=progress)
+    content = report(rows, command=shlex.join(["loraplex", *sys.argv[1:]]))
+    table = pd.DataFrame(content["results"])
+    write_atomically(output / "simulator-speed.json", json_module.dumps(content, indent=1) + "\n")
+    write_atomically(output / "simulator-speed.csv", table.to_csv(index=False))
+    _plot_speed(rows, output / "simulator-speed")
+    if json:
+        print(json_module.dumps(content))
+        return
+    shown = Table(title="replay speed", title_justify="left")
+    for name in ("stages", "microbatches", "method", "seconds", "actions/s", "peak memory"):
+        shown.add_column(name, justify="left" if name == "method" else "right")
+    for row in rows:
+        peak = "-" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 2**20:,.1f} MiB"
+        cells = (f"{row.num_stages}", f"{row.num_microbatches:,}", row.method, f"{row.seconds:.5f}")
+        shown.add_row(*cells, f"{row.actions_per_s:,.0f}", peak)
+    Console().print(shown)
+
+
+def _plot_speed(rows: "Sequence[BenchRow]", path: Path) -> None:
+    from ..analysis.style import adapter_colour, picture
+
+    methods = [
+        method for method in dict.fromkeys(row.method for row in rows) if not method.startswith(("build", "sweep"))
+    ]
+    with picture(path, width=8.0, height=4.5) as figure:
+        axes = figure.subplots()
+        for number, method in enumerate(methods):
+            own = sorted((row.num_actions, row.actions_per_s) for row in rows if row.method == method)
+            sizes, speeds = zip(*own, strict=True)
+            axes.plot(sizes, speeds, color=adapter_colour(number), marker="os^Dv"[number % 5], label=method)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("actions in the Program")
+        axes.set_ylabel("actions per second of CPU")
+        axes.set_title("Replay speed by size of the Program")
+        figure.legend(loc="outside right upper")
