@@ -40,3 +40,31 @@ def compare(
         print(json_module.dumps(comparison.to_json()))
     else:
         Console().print(comparison_table(comparison))
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder that simulate, train or demo wrote.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write instead of report.html in the folder.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Write one self-contained HTML page about a run: numbers, plots, and a timeline to zoom into."""
+    import json as json_module
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from .report import write_report
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("report", total=1.0)
+        path = write_report(
+            folder,
+            output=output,
+            progress=lambda doing, share: bar.update(task, description=doing, completed=share),
+        )
+    if json:
+        print(json_module.dumps({"report": str(path), "bytes": path.stat().st_size}))
+    else:
+        Console().print(f"wrote {path}; open it in a browser", soft_wrap=True)

@@ -6,28 +6,30 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
 from matplotlib.legend_handler import HandlerTuple
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, PathPatch
+from matplotlib.path import Path as MplPath
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ..planner.plan import Plan
 from ..traces.timeline import Timeline
 from .actions import BACKWARDS, FORWARDS, letters
+from .bars import Bars, bars_of, density_image
 from .explain import explain_waits
 from .metrics import summarize
-from .style import INK, MUTED, WAIT, adapter_colour, picture, time_unit, tint
+from .style import FORWARD_TINT, INK, MUTED, WAIT, adapter_colour, picture, time_unit, tint
 from .units import ms_text, percent
 
 Floats = NDArray[np.float64]
 _BAR = 0.84
 """Height of a stage's bar where rows are 1 apart."""
-_MANY = 2500
+_MOST_VECTORS = 2500
 """Spans above which an SVG holds them as an image: a browser would crawl."""
+_MOST_BARS = 20_000
+"""Spans above which bars are not drawn one by one, but as shares of each pixel column."""
 _MOST_NAMED = 12
 """Adapters that the legend names; there are not more colours to tell apart."""
-_FORWARD_TINT = 0.55
 
 
 def plot_gantt(timelines: Timeline | Sequence[Timeline], plan: Plan | None, path: Path | str) -> None:
@@ -68,113 +70,78 @@ def _draw(
         f"{timeline.source} ({timeline.origin}): makespan {ms_text(summary.makespan_ms)}, "
         f"bubble ratio {percent(summary.bubble_ratio)}"
     )
-    frame = timeline.frame
-    starts = frame["start_ms"].to_numpy()
-    begin_ms = float(timeline.compute()["start_ms"].min()) if len(timeline.compute()) else 0.0
-    row = (frame["replica"] * timeline.num_stages + frame["stage"]).to_numpy().astype(np.float64)
-    left, right = (starts - begin_ms) * factor, (frame["end_ms"].to_numpy() - begin_ms) * factor
-    kinds, found = frame["kind"].to_numpy(), letters(frame["action"])
-    microbatch = frame["microbatch"].to_numpy()
-
-    waits = kinds == "wait"
-    _add(axes, left[waits], right[waits], row[waits], colour="white", hatch="////")
-    compute = kinds == "compute"
-    for shade, chosen in ((_FORWARD_TINT, FORWARDS), (0.0, BACKWARDS)):
-        of_kind = compute & np.isin(found, chosen)
-        _add_shares(axes, left[of_kind], right[of_kind], row[of_kind], microbatch[of_kind], plan=plan, shade=shade)
-    other = compute & np.isin(found, ("R", "E"))
-    _add(axes, left[other], right[other], row[other], colour=MUTED)
-    steps = compute & (found == "S")
-    # A step takes next to nothing beside a pass: give it a line that can be seen, and a head where lines are dense.
-    axes.vlines(
-        right[steps], row[steps] - 0.5, row[steps] + _BAR / 2, color="black", linewidth=_step_width(steps.sum())
-    )
-    numbered = compute & np.isin(found, (*FORWARDS, *BACKWARDS))
-    _number(
-        axes, left[numbered], right[numbered], row[numbered], microbatch[numbered], longest_ms * factor, width_inches
-    )
-
-    for collection in axes.collections if len(frame) > _MANY else ():
-        collection.set_rasterized(True)
+    num_rows = timeline.num_stages * timeline.num_replicas
+    bars = bars_of(timeline, plan)
+    whole = longest_ms * factor or 1.0
+    if len(timeline.frame) > _MOST_BARS:
+        image = density_image(bars, num_rows=num_rows, until_ms=longest_ms, num_columns=2000, row_pixels=24)
+        axes.imshow(image, extent=(0.0, whole, num_rows - 0.5, -0.5), aspect="auto", interpolation="nearest")
+        axes.hlines(np.arange(1, num_rows) - 0.5, 0.0, whole, color="white", linewidth=3.0)
+    else:
+        for part in bars:
+            _add(axes, part, factor=factor, rasterized=len(timeline.frame) > _MOST_VECTORS)
+        _add_steps_and_numbers(axes, timeline, factor=factor, whole=whole, width_inches=width_inches)
     names = [f"stage {stage}" for stage in range(timeline.num_stages)]
     if timeline.num_replicas > 1:
         names = [f"replica {replica}, {name}" for replica in range(timeline.num_replicas) for name in names]
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlim(0.0, longest_ms * factor or 1.0)
+    axes.set_xlim(0.0, whole)
     axes.xaxis.set_major_locator(MaxNLocator(12))
     axes.tick_params(axis="y", length=0)
-    axes.grid(axis="y", visible=False)
+    axes.grid(axis="both" if len(timeline.frame) > _MOST_BARS else "y", visible=False)
     axes.spines["left"].set_visible(False)
 
 
-def _add_shares(
-    axes: Axes,
-    left: Floats,
-    right: Floats,
-    row: Floats,
-    microbatch: NDArray[np.int64],
-    *,
-    plan: Plan | None,
-    shade: float,
-) -> None:
-    """Bars cut into stripes, one for each adapter of the microbatch, as high as its share of the tokens."""
-    if plan is None:
-        _add(axes, left, right, row, colour=tint(adapter_colour(0), shade))
-        return
-    stripes: dict[int, list[tuple[int, float, float]]] = {}
-    contents = [batch.adapter_tokens() for batch in plan.microbatches]
-    for place, index in enumerate(microbatch.tolist()):
-        shares = contents[index] if 0 <= index < len(contents) else ()
-        total, below = sum(tokens for _, tokens in shares), 0
-        for adapter, tokens in shares:
-            stripes.setdefault(adapter, []).append((place, below / total, (below + tokens) / total))
-            below += tokens
-    for adapter, parts in sorted(stripes.items()):
-        places = np.array([place for place, _, _ in parts])
-        low, high = (np.array([part[side] for part in parts]) for side in (1, 2))
-        _add(
-            axes,
-            left[places],
-            right[places],
-            row[places],
-            colour=tint(adapter_colour(adapter), shade),
-            low=low,
-            high=high,
-        )
-
-
-def _add(
-    axes: Axes,
-    left: Floats,
-    right: Floats,
-    row: Floats,
-    *,
-    colour: str,
-    hatch: str | None = None,
-    low: Floats | float = 0.0,
-    high: Floats | float = 1.0,
-) -> None:
-    if not len(left):
-        return
-    bottom, top = row - _BAR / 2 + _BAR * low, row - _BAR / 2 + _BAR * high
+def _add(axes: Axes, bars: Bars, *, factor: float, rasterized: bool) -> None:
+    left, right = bars.left_ms * factor, bars.right_ms * factor
+    bottom, top = (bars.row - _BAR / 2 + _BAR * side for side in (bars.low, bars.high))
     corners = np.stack(
         [np.stack([x, y], axis=1) for x, y in ((left, bottom), (left, top), (right, top), (right, bottom))], axis=1
     )
-    axes.add_collection(
-        PolyCollection(
-            list(corners),
-            facecolors=colour,
-            edgecolors=WAIT if hatch else "white",
-            linewidths=0.0 if hatch or len(left) > 800 else 0.3,
-            hatch=hatch,
-        ),
-        autolim=False,
+    # One path a colour: a thousand hatched patches would take seconds.
+    axes.add_patch(
+        PathPatch(
+            MplPath.make_compound_path_from_polys(corners),
+            facecolor="white" if bars.waits else bars.colour,
+            edgecolor=WAIT if bars.waits else "white",
+            linewidth=0.0 if bars.waits or len(left) > 800 else 0.3,
+            hatch="////" if bars.waits else None,
+            rasterized=rasterized,
+            snap=True,
+        )
     )
 
 
+def _add_steps_and_numbers(axes: Axes, timeline: Timeline, *, factor: float, whole: float, width_inches: float) -> None:
+    compute = timeline.compute()
+    begin_ms = float(compute["start_ms"].min()) if len(compute) else 0.0
+    row = (compute["replica"] * timeline.num_stages + compute["stage"]).to_numpy()
+    left, right = ((compute[name].to_numpy() - begin_ms) * factor for name in ("start_ms", "end_ms"))
+    found = letters(compute["action"])
+    steps = found == "S"
+    # A step takes next to nothing beside a pass: give it a line that can be seen, with a head above the bars.
+    axes.vlines(
+        right[steps],
+        row[steps] - 0.5,
+        row[steps] + _BAR / 2,
+        color="black",
+        linewidth=1.2 if steps.sum() < 100 else 0.6,
+        rasterized=len(timeline.frame) > _MOST_VECTORS,
+    )
+    passes = np.isin(found, (*FORWARDS, *BACKWARDS))
+    microbatch = compute["microbatch"].to_numpy()
+    _number(axes, left[passes], right[passes], row[passes], microbatch[passes], whole, width_inches)
+
+
 def _number(
-    axes: Axes, left: Floats, right: Floats, row: Floats, microbatch: NDArray[np.int64], whole: float, inches: float
+    axes: Axes,
+    left: Floats,
+    right: Floats,
+    row: NDArray[np.int64],
+    microbatch: NDArray[np.int64],
+    whole: float,
+    inches: float,
 ) -> None:
     """Microbatch numbers where a bar is wide enough for them; all bars of a picture get them, or next to none do."""
     if not len(left) or not whole:
@@ -189,23 +156,19 @@ def _number(
         axes.text(x, y, str(number), ha="center", va="center", fontsize=6.5, color=INK, clip_on=True)
 
 
-def _step_width(num_steps: int) -> float:
-    return 1.2 if num_steps < 100 else 0.6
-
-
 def _legend(plan: Plan | None) -> tuple[list[Any], list[str]]:
     handles: list[Any] = []
     labels: list[str] = []
     jobs = plan.jobs if plan is not None else ()
     for adapter, job in enumerate(jobs[:_MOST_NAMED]):
         colour = adapter_colour(adapter)
-        handles.append((Patch(facecolor=tint(colour, _FORWARD_TINT)), Patch(facecolor=colour)))
+        handles.append((Patch(facecolor=tint(colour, FORWARD_TINT)), Patch(facecolor=colour)))
         labels.append(job.name)
     if len(jobs) > _MOST_NAMED:
         handles.append(Patch(facecolor="none"))
         labels.append(f"and {len(jobs) - _MOST_NAMED} more adapters")
     colour = MUTED if jobs else adapter_colour(0)
-    handles.append((Patch(facecolor=tint(colour, _FORWARD_TINT)), Patch(facecolor=colour)))
+    handles.append((Patch(facecolor=tint(colour, FORWARD_TINT)), Patch(facecolor=colour)))
     labels.append("forward (pale), backward (full)")
     handles += [Patch(facecolor="black"), Patch(facecolor="white", edgecolor=WAIT, hatch="////")]
     labels += ["optimizer step", "waiting"]

@@ -18,6 +18,8 @@ PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8
 INK = "#222222"
 MUTED = "#767676"
 WAIT = "#b8b8b8"
+FORWARD_TINT = 0.55
+"""How pale a forward is beside its backward."""
 CAUSE_COLOURS = {
     "warmup": "#BBCCEE",
     "cooldown": "#8FB2DA",
@@ -29,6 +31,8 @@ CAUSE_COLOURS = {
     "unexplained": "#BBBBBB",
 }
 """Of a bubble's causes; those that every pipeline has are pale."""
+CAUSE_HATCHES = {"imbalance": "/", "dependency": "\\", "transfer": "|", "unexplained": "x"}
+"""How the report's timeline hatches a wait, in grey, so that no cause looks like an adapter; others are plain."""
 _SETTINGS: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
     "font.family": "DejaVu Sans",
