@@ -189,7 +189,7 @@ def _turn(place: str, name: str, message: Mapping[str, Any]) -> Turn:
     content = message.get("content", message.get("value"))
     if not isinstance(role, str) or not isinstance(content, str):
         raise JobError(f"{place}: {name} needs a role and a content, both text")
-    return Turn(role=_ROLES.get(role, role), content=content)
+    return Turn(role=_ROLES.get(role, role), content=_whole(place, name, content))
 
 
 def _text(place: str, record: Mapping[str, Any], name: str, *, required: bool = False) -> str:
@@ -199,4 +199,13 @@ def _text(place: str, record: Mapping[str, Any], name: str, *, required: bool = 
         raise JobError(f"{place}: {name} {problem}; this format needs it")
     if required and not value.strip():
         raise JobError(f"{place}: {name} is empty, so there is nothing to learn; fill it in or remove the record")
-    return value
+    return _whole(place, name, value)
+
+
+def _whole(place: str, name: str, text: str) -> str:
+    # JSON can say half a character (a lone surrogate), which no tokenizer can read.
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise JobError(f"{place}: character {error.start} of {name} is half a character; mend the escape") from error
+    return text

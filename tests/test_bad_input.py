@@ -7,12 +7,15 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from loraplex.engine.prepare import RunSettings, prepare
 from loraplex.planner.commands import data_show, init
 from loraplex.planner.load_jobs import load_jobs
 from loraplex.planner.make_plan import make_plan
 from loraplex.planner.plan_file import save_plan
+from loraplex.planner.read_jobfile import read_jobfile
 from loraplex.traces.errors import InputError
 
 JOBS = """\
@@ -150,3 +153,33 @@ def test_init_overwrites_nothing(folder: Path) -> None:
     with pytest.raises(InputError, match=r"jobs\.yaml: exists already"):
         init(folder / "jobs.yaml")
     assert (folder / "jobs.yaml").read_text(encoding="utf-8") == JOBS
+
+
+WRECKS = [
+    "null",
+    "~",
+    "1.5",
+    "[]",
+    "{}",
+    "&a",
+    "*a",
+    "!!binary aGk=",
+    "2020-01-01",
+    ".nan",
+    "? ",
+    "<<: ",
+    "|",
+    "\t",
+    "- ",
+]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.integers(0, len(JOBS)), cut=st.integers(0, 20), wreck=st.sampled_from(WRECKS))
+def test_a_job_file_wrecked_anywhere_is_read_or_named(tmp_path: Path, at: int, cut: int, wreck: str) -> None:
+    path = tmp_path / "jobs.yaml"
+    path.write_text(JOBS[:at] + wreck + JOBS[at + cut :], encoding="utf-8")
+    try:
+        read_jobfile(path)
+    except InputError as error:
+        assert str(error).startswith(f"{path}")

@@ -153,6 +153,7 @@ def test_a_csv_cell_may_be_long(tmp_path: Path) -> None:
         ("a.jsonl", '{"prompt": "a", "completion": 3}', ":1: completion is a int, not text"),
         ("a.jsonl", '{"prompt": "a", "completion": " \\n"}', ":1: completion is empty, so there is nothing to learn"),
         ("a.jsonl", '{"text": ""}', ":1: text is empty"),
+        ("a.jsonl", '{"text": "ab\\ud800"}', ":1: character 2 of text is half a character"),
         ("a.jsonl", '{"instruction": "a"}', ":1: output is missing"),
         ("a.jsonl", '{"instruction": "a", "output": "b", "history": [["x", "y"]]}', ":1: history is not read"),
         ("a.jsonl", '{"messages": []}', ":1: messages must be a list of messages"),
