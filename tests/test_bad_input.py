@@ -179,7 +179,9 @@ WRECKS = [
 def test_a_job_file_wrecked_anywhere_is_read_or_named(tmp_path: Path, at: int, cut: int, wreck: str) -> None:
     path = tmp_path / "jobs.yaml"
     path.write_text(JOBS[:at] + wreck + JOBS[at + cut :], encoding="utf-8")
+    complaint = str(path)
     try:
         read_jobfile(path)
     except InputError as error:
-        assert str(error).startswith(f"{path}")
+        complaint = str(error)
+    assert complaint.startswith(str(path))
