@@ -1,4 +1,4 @@
-"""The fewest slots, proved, for small workloads: slot by slot, every way to fill it that leaves no sample out that fits.
+"""The fewest slots, proved, for small workloads: slot by slot, every filling that leaves no sample out that fits.
 
 Entering earlier never hurts a sample or what waits for it, so fillings that could take one more need not be tried. Used
 on small instances, where it also tells whether a gap is the plan's fault or the bound's.

@@ -1,7 +1,8 @@
 """Rounds packed by the MILP: every (adapter group, step) is one instance, solved alone or side by side in processes."""
 
 from collections.abc import Callable, Iterator
-from time import perf_counter
+from dataclasses import replace
+from time import time
 
 from .grouping import Grouping
 from .merge import merge, rows
@@ -12,7 +13,8 @@ from .plan import SolverRecord
 from .rounds import round_instances
 from .workload import Workload
 
-Task = tuple[Workload, list[int], MilpLimits, str]
+Task = tuple[Workload, list[int], MilpLimits, str, float]
+"""The last entry: the time of day, in seconds, at which the whole plan must be done."""
 
 
 def pack_milp_rounds(
@@ -26,9 +28,9 @@ def pack_milp_rounds(
     progress: Callable[[str, float], None] | None = None,
 ) -> tuple[Bins, tuple[SolverRecord, ...]]:
     """Merged bins of all rounds and what the solver did. What the time does not reach keeps its greedy packing."""
-    end = perf_counter() + time_limit_s
+    end = time() + time_limit_s
     tasks = [
-        (workload, items, limits, f"step {step}, adapters {'+'.join(str(adapter) for adapter in members)}")
+        (workload, items, limits, f"step {step}, adapters {'+'.join(str(adapter) for adapter in members)}", end)
         for step, members, items in round_instances(workload, grouping=grouping)
     ]
     results: list[PackResult] = []
@@ -45,19 +47,20 @@ def pack_milp_rounds(
 def _until(end: float, tasks: list[Task], *, workers: int, backend: str) -> Iterator[PackResult]:
     solved = side_by_side(_solve, tasks, workers=workers, backend=backend)
     try:
-        while perf_counter() < end:
+        while time() < end:
             yield next(solved)
     except (StopIteration, KeyboardInterrupt):
         return
 
 
 def _solve(task: Task) -> PackResult:
-    workload, items, limits, instance = task
-    return pack_milp(workload, items, limits=limits, instance=instance)
+    workload, items, limits, instance, end = task
+    left = max(0.05, min(limits.time_limit_s, end - time()))
+    return pack_milp(workload, items, limits=replace(limits, time_limit_s=left), instance=instance)
 
 
 def _greedy(task: Task) -> PackResult:
-    workload, items, _, instance = task
+    workload, items, _, instance, _ = task
     bins = pack_greedily(workload, items)
     record = SolverRecord(
         instance=instance,

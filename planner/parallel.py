@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from .errors import PlanError
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -20,5 +22,9 @@ def side_by_side(
         return
     from joblib import Parallel, delayed, parallel_config
 
-    with parallel_config(backend=backend, n_jobs=min(workers, len(tasks)), inner_max_num_threads=None):
+    try:
+        config = parallel_config(backend=backend, n_jobs=min(workers, len(tasks)))
+    except (ValueError, ImportError) as error:
+        raise PlanError(f"backend={backend!r} is not to be had ({error}); choose loky, or register it") from error
+    with config:
         yield from Parallel(return_as="generator")(delayed(function)(task) for task in tasks)

@@ -2,19 +2,17 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
-from .dependencies import slot_dependencies, slot_numbers
+from ..traces.files import write_atomically
 from .errors import PlanError
 from .jobs import Job
 from .plan import Microbatch, Plan
 from .plan_reader import plan_from_document
+from .plan_report import plan_figures, waste_as_json
 from .verify import verify
-from .workload import gap_slots
 
 FORMAT = "loraplex-plan"
 VERSION = 1
@@ -28,22 +26,14 @@ def plan_fingerprint(plan: Plan) -> str:
 
 
 def save_plan(plan: Plan, path: Path | str) -> None:
-    """Write a plan as JSON, one line a global batch and one a microbatch; whole or not at all."""
+    """Write a plan as JSON, one line a global batch and one a microbatch; whole or not at all.
+
+    Raises PlanError where a step enters before the one it needs is complete.
+    """
     content = _content(plan)
     header = {"format": FORMAT, "version": VERSION, "fingerprint": _fingerprint(content), "summary": _summary(plan)}
     document = {**header, **content}
-    target = Path(path)
-    with NamedTemporaryFile(
-        "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}.", delete=False
-    ) as handle:
-        try:
-            handle.writelines(_pretty(document))
-            handle.close()
-            Path(handle.name).chmod(0o644)
-            os.replace(handle.name, target)
-        except BaseException:
-            Path(handle.name).unlink(missing_ok=True)
-            raise
+    write_atomically(path, "".join(_pretty(document)))
 
 
 def load_plan(path: Path | str, *, check: bool = True) -> Plan:
@@ -156,15 +146,14 @@ def _content(plan: Plan) -> dict[str, Any]:
 
 
 def _summary(plan: Plan) -> dict[str, Any]:
-    gap = gap_slots(plan.schedule, num_stages=plan.num_stages)
-    numbers = slot_numbers(slot_dependencies(plan).waits_for, gap=gap)
-    slots = numbers[-1] + 1 if numbers else 0
+    figures = plan_figures(plan)
     return {
         "note": "derived from the rest and not read back",
-        "slots": slots,
-        "stall_slots": slots - plan.num_slots(),
-        "gap": round(slots / plan.lower_bound_slots - 1, 6) if plan.lower_bound_slots else None,
+        "slots": figures.slots,
+        "stall_slots": figures.stall_slots,
+        "gap": round(figures.gap(), 6),
         "tokens": plan.num_tokens(),
+        "adapters": waste_as_json(plan),
     }
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from loraplex.planner.errors import PlanError
 from loraplex.planner.parallel import side_by_side
 
 
@@ -13,5 +14,5 @@ def test_results_come_in_the_order_of_the_tasks(workers: int, backend: str) -> N
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(ValueError, match="abacus"):
+    with pytest.raises(PlanError, match="backend='abacus' is not to be had"):
         list(side_by_side(math.factorial, [1, 2], workers=2, backend="abacus"))

@@ -1,0 +1,311 @@
+"""How near the planner comes to what is possible: a grid of workloads, every strategy, slots over the lower bound.
+
+Run it with `loraplex bench planner`. Lengths are those of real data sets, read from CSV files or drawn from the shipped
+tables, and log-normal ones; samples above the capacity are cut to it.
+"""
+
+import csv
+import io
+import json
+import math
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from functools import partial
+from itertools import product
+from pathlib import Path
+from time import perf_counter, process_time
+
+import numpy as np
+
+from ..traces.files import write_atomically
+from ..traces.workloads import DATASETS, read_lengths, sample_lengths
+from .dependencies import plan_slots
+from .errors import PlanError
+from .jobs import Job, job_from_lengths
+from .lower_bounds import lower_bounds
+from .make_plan import make_plan
+from .plan import Plan
+from .systems import lorafusion
+from .verify import verify
+from .workload import workload_of
+
+FAMILIES = {
+    "instructions": ("gsm8k", "codealpaca"),
+    "abstracts": ("arxiv_sum",),
+    "mixed": ("dialogsum", "scitldr_a", "qmsum_span", "arxiv_sum"),
+    "meetings": ("qmsum_span",),
+    "log-normal": ("log-normal",),
+}
+"""Data sets that the adapters of a workload take by turns; meetings and log-normal are heavy-tailed."""
+STRATEGIES = ("auto", "stream", "greedy", "milp", "published")
+Lengths = Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One workload of the grid. `global_batch` 0 stands for 8, 16 and 32 by turns."""
+
+    family: str
+    num_adapters: int
+    global_batch: int
+    num_batches: int
+    even: bool
+    microbatch_tokens: int
+    num_stages: int
+
+    def name(self) -> str:
+        """The workload in a word, without its stages."""
+        size = self.global_batch or "mixed"
+        shape = "" if self.even else " uneven"
+        return f"{self.family} n{self.num_adapters} g{size} k{self.num_batches}{shape} c{self.microbatch_tokens}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What one strategy made of one workload."""
+
+    workload: str
+    strategy: str
+    num_stages: int
+    slots: int
+    lower_bound: int
+    gap: float
+    seconds: float
+    cpu_seconds: float
+    num_microbatches: int
+    stall_slots: int
+    simple_bound: int
+    """max(volume, Martello-Toth L2, chain), without the bound that joins chain and volume."""
+    region: str
+    """volume: volume or L2 is at least twice the chain; chain: the chain binds; between."""
+    valid: bool
+    family: str
+    num_adapters: int
+    num_samples: int
+    microbatch_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchResult:
+    """All records of one run and where it was taken."""
+
+    records: tuple[Record, ...]
+    machine: str
+    date: str
+    command: str
+
+    def summary(self) -> list[dict[str, object]]:
+        """Per region and strategy: geometric mean and worst of slots over the lower bound, and the time."""
+        rows = []
+        for region, strategy in product(("volume", "between", "chain"), STRATEGIES):
+            chosen = [entry for entry in self.records if (entry.region, entry.strategy) == (region, strategy)]
+            if chosen:
+                rows.append(
+                    {
+                        "region": region,
+                        "strategy": strategy,
+                        "workloads": len(chosen),
+                        "mean_gap": _geometric_gap([entry.slots / entry.lower_bound for entry in chosen]),
+                        "mean_gap_simple_bound": _geometric_gap([e.slots / e.simple_bound for e in chosen]),
+                        "worst_gap": round(max(entry.gap for entry in chosen), 4),
+                        "at_bound": sum(entry.slots == entry.lower_bound for entry in chosen),
+                        "median_seconds": round(float(np.median([entry.seconds for entry in chosen])), 3),
+                        "worst_seconds": round(max(entry.seconds for entry in chosen), 3),
+                    }
+                )
+        return rows
+
+    def losses(self) -> list[tuple[str, int, str]]:
+        """(workload, stages, rival) wherever a rival took fewer slots than auto."""
+        auto = {(entry.workload, entry.num_stages): entry.slots for entry in self.records if entry.strategy == "auto"}
+        return [
+            (entry.workload, entry.num_stages, entry.strategy)
+            for entry in self.records
+            if entry.slots < auto.get((entry.workload, entry.num_stages), 0)
+        ]
+
+
+def grid(*, adapters: Sequence[int], quick: bool = False) -> Iterator[Case]:
+    """The workloads: all of them for up to 4 adapters, a part for more, and the scale of 64 x 64 x 32."""
+    number = 0
+    for count in adapters:
+        small = count <= 4
+        sizes = (8, 16, 32, 0) if small else (8, 32)
+        stages = (1, 4, 8) if small else (4, 8)
+        shapes = (True, False) if small else (True,)
+        for family, size, even, tokens, num_stages in product(FAMILIES, sizes, shapes, (4096, 8192, 16384), stages):
+            number += 1
+            if not quick or number % 12 == 5:
+                yield Case(
+                    family=family,
+                    num_adapters=count,
+                    global_batch=size,
+                    num_batches=16,
+                    even=even,
+                    microbatch_tokens=tokens,
+                    num_stages=num_stages,
+                )
+        for family, tokens in product(("abstracts", "mixed"), (4096, 16384)) if count == 64 and not quick else ():
+            yield Case(
+                family=family,
+                num_adapters=64,
+                global_batch=32,
+                num_batches=64,
+                even=True,
+                microbatch_tokens=tokens,
+                num_stages=8,
+            )
+
+
+def bench_lengths(folder: Path | None) -> Lengths:
+    """Lengths of each data set: from FOLDER/NAME.csv, else drawn from the shipped tables; and log-normal ones."""
+    drawn = np.random.default_rng(1).lognormal(mean=6.0, sigma=1.0, size=40_000)
+    lengths: dict[str, Sequence[int]] = {"log-normal": tuple(np.clip(np.rint(drawn), 16, 60_000).astype(int).tolist())}
+    for number, dataset in enumerate(DATASETS):
+        if folder is None:
+            lengths[dataset] = sample_lengths(dataset, num_samples=20_000, seed=number)
+        else:
+            lengths[dataset] = read_lengths(folder / f"{dataset}.csv")
+    return lengths
+
+
+def case_jobs(case: Case, *, lengths: Lengths) -> tuple[Job, ...]:
+    """The jobs of a workload: each adapter reads on in its data set where the one before it stopped."""
+    datasets = FAMILIES[case.family]
+    cursors = dict.fromkeys(datasets, 0)
+    jobs = []
+    for adapter in range(case.num_adapters):
+        dataset = datasets[adapter % len(datasets)]
+        size = case.global_batch or (8, 16, 32)[adapter % 3]
+        batches = case.num_batches if case.even else max(1, case.num_batches * (4, 2, 1, 3)[adapter % 4] // 4)
+        needed = size * batches - (0 if case.even else 3)
+        values = lengths[dataset]
+        taken = [values[(cursors[dataset] + index) % len(values)] for index in range(needed)]
+        cursors[dataset] += needed
+        jobs.append(
+            job_from_lengths(
+                adapter=adapter,
+                name=f"{dataset}-{adapter}",
+                lengths=[min(value, case.microbatch_tokens) for value in taken],
+                global_batch_size=size,
+            )
+        )
+    return tuple(jobs)
+
+
+def run_bench(
+    *,
+    lengths: Path | None,
+    adapters: tuple[int, ...],
+    quick: bool,
+    strategies: Sequence[str] = STRATEGIES,
+    progress: Callable[[str, float], None] | None = None,
+) -> BenchResult:
+    """Plan the whole grid by every strategy. `milp` gets as long as `auto` took, and at least a second."""
+    tables = bench_lengths(lengths)
+    cases = list(grid(adapters=adapters, quick=quick))
+    records: list[Record] = []
+    for number, case in enumerate(cases):
+        records += run_case(case, jobs=case_jobs(case, lengths=tables), strategies=strategies)
+        if progress is not None:
+            progress(f"{case.name()} S{case.num_stages}", (number + 1) / len(cases))
+    words = ["loraplex bench planner", *(["--lengths FOLDER"] if lengths else []), *(["--quick"] if quick else [])]
+    return BenchResult(
+        records=tuple(records),
+        machine=f"{platform.machine()}, Python {platform.python_version()}",
+        date=date.today().isoformat(),
+        command=" ".join([*words, *(f"--adapters {count}" for count in adapters)]),
+    )
+
+
+def run_case(case: Case, *, jobs: tuple[Job, ...], strategies: Sequence[str]) -> list[Record]:
+    """One record per strategy. MILP is left out above 20,000 samples, where it could only run into its limit."""
+    workload = workload_of(jobs, microbatch_tokens=case.microbatch_tokens, num_stages=case.num_stages)
+    lower = lower_bounds(workload)
+    packed = max(lower.volume, lower.martello_toth)
+    template = Record(
+        workload=case.name(),
+        strategy="",
+        num_stages=case.num_stages,
+        slots=0,
+        lower_bound=lower.slots(),
+        gap=0.0,
+        seconds=0.0,
+        cpu_seconds=0.0,
+        num_microbatches=0,
+        stall_slots=0,
+        simple_bound=max(packed, lower.chain),
+        region="volume" if packed >= 2 * lower.chain else "chain" if lower.chain >= packed else "between",
+        valid=False,
+        family=case.family,
+        num_adapters=case.num_adapters,
+        num_samples=len(workload.sizes),
+        microbatch_tokens=case.microbatch_tokens,
+    )
+    records: list[Record] = []
+    for strategy in strategies:
+        if strategy != "milp" or len(workload.sizes) <= 20_000:
+            limit_s = max([1.0, *(record.seconds for record in records if record.strategy == "auto")])
+            records.append(_timed(template, partial(_plan, case, jobs, strategy, limit_s=limit_s), strategy=strategy))
+    return records
+
+
+def _plan(case: Case, jobs: tuple[Job, ...], strategy: str, *, limit_s: float) -> Plan:
+    if strategy == "published":
+        run = lorafusion(jobs, num_stages=case.num_stages, microbatch_tokens=case.microbatch_tokens)
+        return run.plans[0]
+    return make_plan(
+        jobs,
+        num_stages=case.num_stages,
+        microbatch_tokens=case.microbatch_tokens,
+        strategy=strategy,
+        time_limit_s=limit_s if strategy == "milp" else 60.0,
+    )
+
+
+def _timed(template: Record, make: Callable[[], Plan], *, strategy: str) -> Record:
+    start, cpu_start = perf_counter(), process_time()
+    plan = make()
+    seconds, cpu_seconds = perf_counter() - start, process_time() - cpu_start
+    slots = plan_slots(plan)
+    # The published planner's dummies are empty slots by design; every other rule holds for it too.
+    broken = [entry for entry in verify(plan) if strategy != "published" or entry.rule != "layout"]
+    if broken:
+        raise PlanError(f"{template.workload}, {strategy}: {broken[0].message}; a benchmark counts valid plans only")
+    return replace(
+        template,
+        strategy=strategy,
+        slots=slots,
+        gap=round(slots / template.lower_bound - 1, 6),
+        seconds=round(seconds, 4),
+        cpu_seconds=round(cpu_seconds, 4),
+        num_microbatches=sum(bool(batch.samples) for batch in plan.microbatches),
+        stall_slots=slots - len(plan.microbatches),
+        valid=True,
+    )
+
+
+def write_results(result: BenchResult, folder: Path, *, stem: str = "planner") -> tuple[Path, ...]:
+    """Flat records as JSON and CSV, the summary, and the plot."""
+    from .bench_plot import plot_bench
+
+    rows = [asdict(record) for record in result.records]
+    lines = ",\n  ".join(json.dumps(row) for row in rows)
+    write_atomically(folder / f"{stem}-grid.json", f"[\n  {lines}\n]\n")
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(folder / f"{stem}-grid.csv", table.getvalue())
+    about = {"command": result.command, "machine": result.machine, "date": result.date}
+    summary = {**about, "losses_of_auto": result.losses(), "summary": result.summary()}
+    write_atomically(folder / f"{stem}-summary.json", json.dumps(summary, indent=1) + "\n")
+    plot_bench(result, folder / f"{stem}-grid.png")
+    names = ("grid.json", "grid.csv", "summary.json", "grid.png")
+    return tuple(folder / f"{stem}-{name}" for name in names)
+
+
+def _geometric_gap(ratios: Sequence[float]) -> float:
+    return round(math.exp(sum(map(math.log, ratios)) / len(ratios)) - 1, 5)
