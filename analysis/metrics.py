@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..planner.plan import Plan
+from ..planner.waste import Waste, waste_by_adapter
 from ..traces.timeline import Timeline
 from .causes import CAUSES, bubble_ms_by_cause
+from .completions import completions_ms
 from .explain import explain_waits
 from .phases import Worker, workers
-from .waste import Waste, completions_ms, waste_by_adapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,8 @@ class AdapterSummary:
     num_microbatches: int
     padding_tokens: int
     capacity_waste_tokens: float
+    stall_slots: float
+    """Slots of the plan that stay empty because this adapter's next step has to wait."""
     completion_ms: float | None
     """From the start of the run to the end of its last Step on any stage; None where the timeline holds none of it."""
     alone_ms: float | None = None
@@ -156,6 +159,7 @@ def _with_plan(summary: Summary, timeline: Timeline, plan: Plan, alone_ms: Mappi
             num_microbatches=waste.num_microbatches,
             padding_tokens=waste.padding_tokens,
             capacity_waste_tokens=waste.capacity_waste_tokens,
+            stall_slots=waste.stall_slots,
             completion_ms=completion_ms,
             alone_ms=alone_ms.get(job.name),
         )

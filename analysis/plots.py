@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..planner.plan import Plan
+from ..planner.waste import waste_by_adapter
 from ..traces.timeline import Timeline
 from .actions import NAMES
 from .causes import CAUSES
@@ -16,7 +17,6 @@ from .compare import action_times
 from .metrics import Summary
 from .style import CAUSE_COLOURS, INK, MUTED, PALETTE, adapter_colour, label_bars, memory_unit, picture, time_unit, tint
 from .units import percent
-from .waste import waste_by_adapter
 
 _SMOOTHED_FROM = 40
 """Steps from which a loss curve is shown smoothed, with the raw one pale behind it."""

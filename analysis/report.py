@@ -18,7 +18,7 @@ from .explain import explain_waits
 from .gantt import plot_gantt
 from .metrics import Summary, summarize
 from .plots import plot_bubbles, plot_losses, plot_memory, plot_predictions, plot_waste
-from .report_tables import action_table, adapter_table, cards, legend, stage_table
+from .report_tables import action_table, adapter_table, cards, legend, stage_table, system_table
 from .run import Run, load_run
 from .units import tokens_text
 
@@ -54,7 +54,7 @@ def write_report(folder: Path | str, *, output: Path | str | None = None, progre
 def render(run: Run, *, progress: Progress) -> str:
     """The page of a run as text."""
     timelines = tuple(explain_waits(timeline) for timeline in run.timelines())
-    summaries = tuple(summarize(timeline, plan=run.plan) for timeline in timelines)
+    summaries = tuple(summarize(timeline, plan=run.plan, alone_ms=run.alone_ms()) for timeline in timelines)
     comparison = None
     if run.simulated is not None and run.measured is not None:
         comparison = compare(timelines[0], measured=timelines[1], plan=run.plan)
@@ -79,6 +79,9 @@ def render(run: Run, *, progress: Progress) -> str:
 
 def _about(run: Run) -> str:
     origins = "; ".join(f"{timeline.source} on {timeline.origin}" for timeline in run.timelines())
+    profile = run.facts.get("profile")
+    if isinstance(profile, dict):
+        origins += f". Costs: {profile.get('name')} ({profile.get('origin')}): {profile.get('source')}"
     if run.plan is None:
         return origins
     plan = run.plan
@@ -183,6 +186,10 @@ def _body(run: Run, summaries: Sequence[Summary], comparison: Comparison | None,
             order = f"The order differs: {comparison.first_difference}."
         yield f"<p>{escape(order)}</p>"
         yield action_table(comparison)
+    if run.facts.get("systems"):
+        yield "<h2>Systems on this workload</h2>"
+        yield "<p>Same kernels and devices for all; speed-up over the first.</p>"
+        yield system_table(run.facts["systems"])
     yield "<h2>Pictures</h2>"
     yield '<div class="pair">' + "\n".join(drawn) + "</div>"
     if run.commands:

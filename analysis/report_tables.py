@@ -1,9 +1,10 @@
 """The report's numbers as HTML: cards, legend and tables."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from ..planner.plan import Plan
+from ..traces.errors import TraceError
 from .causes import CAUSES
 from .compare import Comparison
 from .metrics import Summary
@@ -89,7 +90,15 @@ def legend(plan: Plan | None, summaries: Sequence[Summary]) -> str:
 def adapter_table(summary: Summary) -> str:
     """Tokens, waste and completion of each adapter."""
     alone = any(adapter.alone_ms for adapter in summary.adapters)
-    head = ["adapter", "tokens", "microbatches", "padding tokens", "unused capacity [tokens]", "complete after"]
+    head = [
+        "adapter",
+        "tokens",
+        "microbatches",
+        "padding tokens",
+        "unused capacity [tokens]",
+        "stall slots",
+        "complete after",
+    ]
     rows = []
     for adapter in summary.adapters:
         row = [
@@ -98,6 +107,7 @@ def adapter_table(summary: Summary) -> str:
             tokens_text(adapter.num_microbatches),
             tokens_text(adapter.padding_tokens),
             tokens_text(adapter.capacity_waste_tokens),
+            f"{adapter.stall_slots:.3g}",
             ms_text(adapter.completion_ms),
         ]
         if alone:
@@ -140,6 +150,31 @@ def action_table(comparison: Comparison) -> str:
         for action in comparison.actions
     ]
     return table(["action", "count", "simulated mean", "measured mean", "error"], rows, caption="Durations of actions")
+
+
+def system_table(systems: Sequence[Mapping[str, object]]) -> str:
+    """The systems that `loraplex simulate --compare-systems` replayed."""
+    rows = [
+        [
+            str(system["system"]),
+            str(system["schedule"]),
+            ms_text(_number(system, "makespan_ms")),
+            rate_text(_number(system, "tokens_per_s")),
+            f"{_number(system, 'speedup'):.2f}x",
+            percent(_number(system, "bubble_ratio")),
+            str(system["about"]),
+        ]
+        for system in systems
+    ]
+    head = ["system", "schedule", "makespan", "tokens/s", "speed-up", "bubble ratio", "what it does"]
+    return table(head, rows, caption="Systems on this workload")
+
+
+def _number(system: Mapping[str, object], name: str) -> float:
+    value = system[name]
+    if not isinstance(value, int | float):
+        raise TraceError(f"summary.json: {name}={value!r} of system {system['system']!r} must be a number")
+    return float(value)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str) -> str:

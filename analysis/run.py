@@ -1,15 +1,17 @@
 """A run's folder, read back: what simulate, train and demo left (traces/run_folder.py names the files)."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from ..planner.plan import Plan
 from ..planner.plan_file import load_plan
 from ..traces.errors import TraceError
-from ..traces.run_folder import COMMAND, MEASURED, PLAN, SIMULATED, metrics_files
+from ..traces.run_folder import COMMAND, MEASURED, PLAN, SIMULATED, SUMMARY, metrics_files
 from ..traces.timeline import Timeline
 
 
@@ -24,6 +26,13 @@ class Run:
     losses: dict[str, pd.DataFrame]
     """By adapter, in the plan's order: the columns of its metrics file, `step` and `loss` among them."""
     commands: tuple[str, ...]
+    facts: Mapping[str, Any]
+    """summary.json: what was printed with --json; the profile, systems and adapters' times alone are read from it."""
+
+    def alone_ms(self) -> dict[str, float]:
+        """Makespan of each adapter alone, where summary.json knows it."""
+        adapters = self.facts.get("adapters") or ()
+        return {adapter["name"]: adapter["alone_ms"] for adapter in adapters if adapter.get("alone_ms")}
 
     def timelines(self) -> tuple[Timeline, ...]:
         """Those that are there, the simulated one first."""
@@ -49,8 +58,19 @@ def load_run(folder: Path | str) -> Run:
         simulated=Timeline.load(simulated) if simulated.exists() else None,
         measured=Timeline.load(measured) if measured.exists() else None,
         losses={adapter: read_losses(metrics[adapter]) for adapter in dict.fromkeys([*names, *metrics])},
+        facts=_read_object(place / SUMMARY) if (place / SUMMARY).exists() else {},
         commands=tuple(commands.read_text(encoding="utf-8").splitlines()) if commands.exists() else (),
     )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TraceError(f"{path}: is no JSON ({error}); delete it or run the command again") from error
+    if not isinstance(content, dict):
+        raise TraceError(f"{path}: must hold one object; delete it or run the command again")
+    return content
 
 
 def read_losses(path: Path) -> pd.DataFrame:

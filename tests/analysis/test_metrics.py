@@ -152,6 +152,7 @@ def test_a_plan_adds_tokens_waste_and_completions(two_adapters: Plan) -> None:
             num_microbatches=2,
             padding_tokens=6,
             capacity_waste_tokens=28 * 40 / 72 + 84,
+            stall_slots=0.0,
             completion_ms=13.0,
             alone_ms=6.5,
         ),
@@ -161,6 +162,7 @@ def test_a_plan_adds_tokens_waste_and_completions(two_adapters: Plan) -> None:
             num_microbatches=2,
             padding_tokens=8,
             capacity_waste_tokens=28 * 32 / 72 + 4,
+            stall_slots=0.0,
             completion_ms=10.0,
         ),
     )

@@ -1,13 +1,10 @@
-"""When each adapter is done; what it wastes is the planner's to say (planner/waste.py)."""
+"""When each adapter of a plan is done."""
 
 import numpy as np
 
 from ..planner.plan import Plan
-from ..planner.waste import Waste, waste_by_adapter
 from ..traces.timeline import Timeline
 from .actions import BACKWARDS, letters, step_targets
-
-__all__ = ["Waste", "completions_ms", "waste_by_adapter"]
 
 
 def completions_ms(timeline: Timeline, plan: Plan) -> tuple[float | None, ...]:
