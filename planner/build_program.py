@@ -1,13 +1,14 @@
 """From a Plan to its Program: the schedules by name, and the choice between the two continuous 1F1B emitters."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..traces.costs import CostProfile, CostTerms, PassCosts
 from .costing import program_costs
 from .dependencies import SlotDependencies, slot_dependencies
 from .errors import PlanError
+from .graph import ProgramGraph, program_graph
 from .plan import Plan
 from .program import Program
 from .recurrence import makespan_ms
@@ -31,13 +32,27 @@ def build_program(plan: Plan, *, schedule: str | None = None, profile: CostProfi
     """
     name = schedule or plan.schedule
     dependencies = slot_dependencies(plan)
-    if name == DEFAULT_SCHEDULE:
-        programs = [_emit(plan, dependencies, rule) for rule in ("1f1b-slots", "1f1b-greedy")]
-        if all(left == right for left, right in zip(programs[0].workers, programs[1].workers, strict=True)):
-            return programs[0]
-        costs = profile or token_profile(num_layers=plan.num_stages)
-        return min(programs, key=lambda program: makespan_ms(program_costs(program, plan, costs)))
-    return _emit(plan, dependencies, name)
+    programs = [_emit(plan, dependencies, rule) for rule in rival_schedules(name)]
+    if len(programs) == 1 or _alike(*programs):
+        return programs[0]
+    return choose_program([program_graph(program) for program in programs], plan, profile).program
+
+
+def rival_schedules(name: str) -> tuple[str, ...]:
+    """The emitters among which a schedule name leaves the choice."""
+    return ("1f1b-slots", "1f1b-greedy") if name == DEFAULT_SCHEDULE else (name,)
+
+
+def choose_program(graphs: Sequence[ProgramGraph], plan: Plan, profile: CostProfile | None) -> ProgramGraph:
+    """The one with the smallest makespan under `profile`, or, without one, under costs in proportion to tokens."""
+    if len(graphs) == 1 or _alike(*(graph.program for graph in graphs)):
+        return graphs[0]
+    costs = profile or token_profile(num_layers=plan.num_stages)
+    return min(graphs, key=lambda graph: makespan_ms(program_costs(graph.program, plan, costs, graph=graph)))
+
+
+def _alike(first: Program, *others: Program) -> bool:
+    return all(left == right for other in others for left, right in zip(first.workers, other.workers, strict=True))
 
 
 def token_profile(*, num_layers: int) -> CostProfile:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from rich.console import Console
+    from rich.table import Table
 
     from ..analysis.metrics import Summary
     from .ask import Answer
@@ -278,3 +280,104 @@ def _plot_speed(rows: "Sequence[BenchRow]", path: Path) -> None:
         axes.set_ylabel("actions per second of CPU")
         axes.set_title("Replay speed by size of the Program")
         figure.legend(loc="outside right upper")
+
+
+def sweep(
+    sweep_file: Annotated[Path, typer.Argument(help="A sweep file (YAML).", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for results; points it holds are not run again.")
+    ] = Path("sweep"),
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    backend: Annotated[str, typer.Option(help="joblib backend: loky, or dask or ray if set up.")] = "loky",
+    top: Annotated[int, typer.Option(help="Points to show.")] = 10,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in ms, memory in bytes).")] = False,
+) -> None:
+    """Replay every combination of a sweep file's lists and ranges: a table, a ranking, and pictures by field."""
+    import json as json_module
+
+    from rich.console import Console
+
+    from .sweep import ranked, run_sweep
+    from .sweep_file import load_sweep
+
+    asked = load_sweep(sweep_file)
+    with _progress() as progress:
+        table = run_sweep(asked, folder=output, workers=workers, backend=backend, progress=progress)
+        axes = [axis.name() for axis in asked.axes]
+        pictures = _plot_sweep(table, axes, output)
+    best = ranked(table, count=top)
+    num_failed = int(table["error"].notna().sum())
+    if json:
+        content = {
+            "num_points": len(table),
+            "num_failed": num_failed,
+            "axes": axes,
+            "best": json_module.loads(best.to_json(orient="records")),
+            "errors": sorted(set(table["error"].dropna()))[:top],
+            "folder": str(output),
+            "pictures": pictures,
+        }
+        print(json_module.dumps(content))
+        return
+    console = Console()
+    console.print(_ranking(best, axes, num_points=len(table)))
+    if num_failed:
+        console.print(
+            f"{num_failed} points could not be run, for example: {table['error'].dropna().iloc[0]}", markup=False
+        )
+    console.print(f"wrote {output}/sweep.csv and {len(pictures)} pictures", markup=False)
+
+
+def _ranking(best: "DataFrame", axes: "Sequence[str]", *, num_points: int) -> "Table":
+    from rich.table import Table
+
+    from ..analysis.units import bytes_text, ms_text, percent, rate_text
+
+    shown = Table(title=f"best {len(best)} of {num_points:,} points", title_justify="left")
+    short = [name.rsplit(".", 1)[-1] for name in axes]
+    for name, last in zip(axes, short, strict=True):
+        shown.add_column(last if short.count(last) == 1 else name, justify="right")
+    for name in ("makespan", "tokens/s", "bubble ratio", "peak memory", "fits"):
+        shown.add_column(name, justify="right")
+    for row in best.to_dict(orient="records"):
+        held = None if row["peak_memory_bytes"] is None else float(row["peak_memory_bytes"])
+        shown.add_row(
+            *(str(row[name]) for name in axes),
+            ms_text(float(row["makespan_ms"])),
+            rate_text(float(row["tokens_per_s"])),
+            percent(float(row["bubble_ratio"])),
+            bytes_text(held),
+            "yes" if row["fits_in_memory"] else "no",
+        )
+    return shown
+
+
+def _plot_sweep(table: "DataFrame", axes: "Sequence[str]", folder: Path) -> list[str]:
+    from pandas.api.types import is_numeric_dtype
+
+    from ..analysis.plots import plot_curves
+    from ..analysis.style import picture
+
+    good = table[table["error"].isna()]
+    varied = [name for name in axes if good[name].nunique() > 1]
+    written = []
+    for name in varied:
+        stem = f"tokens-per-s-by-{name.replace('.', '-')}"
+        if is_numeric_dtype(good[name]) and good[name].dtype != bool:
+            others = [other for other in varied if other != name and good[other].nunique() <= 6]
+            parts = dict(list(good.groupby(others[0]))) if others else {"median of all points": good}
+            curves = {
+                str(label): own.groupby(name)["tokens_per_s"].median().rename_axis("x").rename("y").reset_index()
+                for label, own in parts.items()
+            }
+            title = f"Median throughput by {name}" + (f", for each {others[0]}" if others else "")
+            plot_curves(curves, folder / stem, x_label=name, y_label="throughput [real tokens/s]", title=title)
+        else:
+            medians = good.groupby(name)["tokens_per_s"].median().sort_values()
+            with picture(folder / stem, width=7.5, height=1.6 + 0.4 * len(medians)) as figure:
+                panel = figure.subplots()
+                panel.barh([str(label) for label in medians.index], medians.to_numpy())
+                panel.set_xlabel("median throughput [real tokens/s]")
+                panel.set_title(f"Median throughput by {name}")
+        written.append(f"{stem}.svg")
+    return written

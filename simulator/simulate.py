@@ -104,8 +104,10 @@ def choose_method(cluster: Cluster, method: Method) -> Method:
     return method
 
 
-def hardware_costs(program: Program, plan: Plan, hardware: Hardware, *, run: int = 0) -> ProgramCosts:
-    """Costs of every action on this hardware, slow GPUs and jitter included."""
+def hardware_costs(
+    program: Program, plan: Plan, hardware: Hardware, *, run: int = 0, graph: ProgramGraph | None = None
+) -> ProgramCosts:
+    """Costs of every action on this hardware, slow GPUs and jitter included; `graph` is the Program's, if known."""
     profile, cluster = hardware.profile, hardware.cluster
     costs = program_costs(
         program,
@@ -118,6 +120,7 @@ def hardware_costs(program: Program, plan: Plan, hardware: Hardware, *, run: int
         replica_link=cluster.replica_link(
             num_stages=program.num_stages, num_replicas=program.num_replicas, profiled=profile.link
         ),
+        graph=graph,
     )
     return cluster.disturbed(costs, run=run)
 
