@@ -224,6 +224,16 @@ def test_the_fingerprint_knows_the_mask(tmp_path: Path) -> None:
     assert plain.fingerprint != masked.fingerprint
 
 
+def test_the_fingerprint_knows_the_validation_samples(tmp_path: Path) -> None:
+    jobs = "base_model: tiny\nadapters: [{name: a, val_split: 0.4, datasets: [{path: a.jsonl}]}]\n"
+    original = load_jobs(write(tmp_path, jobs))
+    ((token_ids, _),) = original.validation(0)
+    kept = bytes(token_ids[1:-1].tolist()).decode()
+    changed = load_jobs(write(tmp_path, jobs, tuple("z" if text == kept else text for text in COMPLETIONS)))
+    assert texts(changed) == texts(original)
+    assert changed.fingerprint != original.fingerprint
+
+
 def test_the_demo_loads_from_anywhere(tmp_path: Path) -> None:
     shutil.copy(DEMO_JOBS, tmp_path / "jobs.yaml")
     loaded = load_jobs(tmp_path / "jobs.yaml")
