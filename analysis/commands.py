@@ -1,9 +1,13 @@
 """The command line's share of analysis: `compare` and `report`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from .compare import Comparison
+    from .run import Run
 
 
 def compare(
@@ -16,30 +20,54 @@ def compare(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in ms).")] = False,
 ) -> None:
-    """Compare a simulated with a measured timeline: makespan, bubbles, each kind of action, and the order."""
+    """Compare a simulated with a measured timeline: makespan, bubbles, each kind of action, and the order.
+
+    Given a run's folder, it also leaves there comparison.json, every picture the run allows and a trace of both
+    timelines for Perfetto.
+    """
     import json as json_module
 
     from rich.console import Console
 
     from ..planner.plan_file import load_plan
-    from ..traces.run_folder import MEASURED, PLAN, SIMULATED
     from ..traces.timeline import Timeline
     from .compare import compare as compare_timelines
+    from .explain import explain_waits
+    from .run import Run, load_run
     from .tables import comparison_table
 
+    run: Run | None = None
     if measured is None:
-        folder = simulated
-        simulated, measured = folder / SIMULATED, folder / MEASURED
-        plan = plan or (folder / PLAN if (folder / PLAN).exists() else None)
-    comparison = compare_timelines(
-        Timeline.load(simulated),
-        measured=Timeline.load(measured),
-        plan=load_plan(plan) if plan else None,
-    )
+        run = load_run(simulated)
+        foretold, happened = run.both()
+    else:
+        foretold, happened = Timeline.load(simulated), Timeline.load(measured)
+    known = load_plan(plan) if plan is not None else run.plan if run is not None else None
+    comparison = compare_timelines(explain_waits(foretold), measured=explain_waits(happened), plan=known)
+    if run is not None:
+        _write_comparison(simulated, run, comparison)
     if json:
         print(json_module.dumps(comparison.to_json()))
     else:
         Console().print(comparison_table(comparison))
+
+
+def _write_comparison(folder: Path, run: "Run", comparison: "Comparison") -> None:
+    import json as json_module
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from ..traces.chrome_trace import write_chrome_trace
+    from ..traces.files import write_atomically
+    from ..traces.run_folder import COMPARISON, TRACE
+    from .pictures import run_pictures
+
+    write_atomically(folder / COMPARISON, json_module.dumps(comparison.to_json(), indent=1) + "\n")
+    write_chrome_trace(run.timelines(), folder / TRACE)
+    pictures = tuple(run_pictures(run, (comparison.simulated, comparison.measured)))
+    for picture in track(pictures, description="drawing", console=Console(stderr=True), transient=True):
+        picture.draw(folder / picture.name)
 
 
 def report(

@@ -3,7 +3,6 @@
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -15,25 +14,14 @@ from .actions import NAMES
 from .compare import Comparison, compare
 from .embed import MOST_SPANS, page_data
 from .explain import explain_waits
-from .gantt import plot_gantt
 from .metrics import Summary, summarize
-from .plots import plot_bubbles, plot_losses, plot_memory, plot_predictions, plot_waste
+from .pictures import Picture, run_pictures
 from .report_tables import action_table, adapter_table, cards, legend, stage_table, system_table
 from .run import Run, load_run
 from .units import tokens_text
 
 Progress = Callable[[str, float], None]
 """Told (what is being done, share done)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """One plot of the page."""
-
-    title: str
-    caption: str
-    draw: Callable[[Path], None]
-    wide: bool = False
 
 
 def write_report(folder: Path | str, *, output: Path | str | None = None, progress: Progress | None = None) -> Path:
@@ -59,7 +47,7 @@ def render(run: Run, *, progress: Progress) -> str:
     if run.simulated is not None and run.measured is not None:
         comparison = compare(timelines[0], measured=timelines[1], plan=run.plan)
     drawn = []
-    pictures = tuple(_pictures(run, summaries))
+    pictures = tuple(run_pictures(run, summaries))
     for number, picture in enumerate(pictures):
         progress(f"drawing {picture.title.lower()}", (1 + number) / (2 + len(pictures)))
         drawn.append(_figure(picture, number))
@@ -102,47 +90,6 @@ def _note(run: Run) -> str:
     if not crowded:
         return ""
     return f'<p class="help">Only the first {MOST_SPANS:,} spans of the {" and ".join(crowded)} timeline are shown.</p>'
-
-
-def _pictures(run: Run, summaries: Sequence[Summary]) -> Iterator[Picture]:
-    timelines = run.timelines()
-    yield Picture(
-        title="Gantt",
-        caption="Every stage over time. Pale: forward, full: backward, striped: several adapters in one microbatch.",
-        draw=lambda path: plot_gantt(timelines, run.plan, path),
-        wide=True,
-    )
-    yield Picture(
-        title="Bubbles",
-        caption="Share of all stages' time in which no forward, backward or step was computed, by cause.",
-        draw=lambda path: plot_bubbles({"": {summary.source: summary for summary in summaries}}, path),
-    )
-    if run.plan is not None:
-        plan = run.plan
-        yield Picture(
-            title="Waste",
-            caption="What the microbatches of each adapter hold.",
-            draw=lambda path: plot_waste(plan, path),
-        )
-    if run.simulated is not None and run.measured is not None:
-        simulated, measured = run.simulated, run.measured
-        yield Picture(
-            title="Prediction and reality",
-            caption="Every action's measured against its simulated duration.",
-            draw=lambda path: plot_predictions(simulated=simulated, measured=measured, path=path),
-        )
-    if run.losses:
-        yield Picture(
-            title="Losses", caption="Training loss of each adapter.", draw=lambda path: plot_losses(run.losses, path)
-        )
-    if any(len(timeline.counters) for timeline in timelines):
-        tracked = [timeline for timeline in timelines if len(timeline.counters)]
-        yield Picture(
-            title="Memory",
-            caption="Memory that each stage held over time.",
-            draw=lambda path: plot_memory(tracked, path),
-            wide=True,
-        )
 
 
 def _figure(picture: Picture, number: int) -> str:

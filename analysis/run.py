@@ -38,6 +38,13 @@ class Run:
         """Those that are there, the simulated one first."""
         return tuple(timeline for timeline in (self.simulated, self.measured) if timeline is not None)
 
+    def both(self) -> tuple[Timeline, Timeline]:
+        """The simulated and the measured timeline. Raises TraceError naming the one that is missing."""
+        if self.simulated is None or self.measured is None:
+            missing = SIMULATED if self.simulated is None else MEASURED
+            raise TraceError(f"{self.name}: holds no {missing}; simulate and train into the same folder first")
+        return self.simulated, self.measured
+
 
 def load_run(folder: Path | str) -> Run:
     """Read a run's folder. Raises TraceError where it is none or holds no timeline, and where a file is bad."""

@@ -8,6 +8,8 @@
 | command.txt | the command lines that made the folder, one a line |
 | metrics-ADAPTER.jsonl | one line a step: step, loss, learning_rate, grad_norm, ... |
 | trace.json | both timelines for https://ui.perfetto.dev |
+| profile.json | the measured costs that the prediction rests on |
+| comparison.json | how well the simulated timeline foretold the measured one |
 | report.html | everything above on one page |
 """
 
@@ -20,6 +22,8 @@ SUMMARY = "summary.json"
 COMMAND = "command.txt"
 TRACE = "trace.json"
 REPORT = "report.html"
+PROFILE = "profile.json"
+COMPARISON = "comparison.json"
 
 
 def metrics_name(adapter: str) -> str:
