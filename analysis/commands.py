@@ -96,3 +96,51 @@ def report(
         print(json_module.dumps({"report": str(path), "bytes": path.stat().st_size}))
     else:
         Console().print(f"wrote {path}; open it in a browser", soft_wrap=True)
+
+
+def bench_sharing(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the figures (JSON and CSV).")] = Path(
+        "analysis/results"
+    ),
+    pictures: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("docs/pictures"),
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Replay adapters together and apart, and all systems side by side: where sharing one pipeline pays."""
+    import json as json_module
+    import shlex
+    import sys
+    from dataclasses import asdict
+
+    import pandas as pd
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from ..simulator.sharing import PROFILE, sharing_points, system_points
+    from ..simulator.simulate import Hardware
+    from ..traces.files import write_atomically
+    from ..traces.profiles import load_profile
+    from .sharing_plots import plot_sharing
+
+    profile = load_profile(PROFILE)
+    records: dict[str, list[dict[str, object]]] = {}
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        for name, points_of in (("systems", system_points), ("curves", sharing_points)):
+            task = bars.add_task(name, total=1.0)
+            points = points_of(
+                hardware=Hardware(profile=profile),
+                progress=lambda doing, share, task=task: bars.update(task, description=doing, completed=share),  # type: ignore[misc]
+            )
+            records[name] = [asdict(point) for point in points]
+    content = {
+        "command": shlex.join(["loraplex", *sys.argv[1:]]),
+        "profile": {"name": profile.name, "origin": profile.origin},
+        "results": records,
+    }
+    for name, rows in records.items():
+        write_atomically(output / f"sharing-{name}.csv", pd.DataFrame(rows).to_csv(index=False))
+    write_atomically(output / "sharing.json", json_module.dumps(content, indent=1) + "\n")
+    plot_sharing(systems=pd.DataFrame(records["systems"]), curves=pd.DataFrame(records["curves"]), folder=pictures)
+    if json:
+        print(json_module.dumps(content))
+    else:
+        Console().print(f"wrote {output / 'sharing.json'}, its tables, and pictures in {pictures}", soft_wrap=True)

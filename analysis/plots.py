@@ -207,6 +207,37 @@ def plot_curves(
             _legend_beside(figure, len(curves))
 
 
+def plot_bars(groups: Mapping[str, Mapping[str, float]], path: Path | str, *, y_label: str, title: str) -> None:
+    """Bars side by side for each group (`{data set: {system: value}}`), one colour a system; the label has the unit."""
+    systems = list(dict.fromkeys(system for row in groups.values() for system in row))
+    width = 0.84 / max(len(systems), 1)
+    with picture(path, width=max(6.0, 2.5 + 0.28 * len(groups) * len(systems)), height=4.5) as figure:
+        axes = figure.subplots()
+        for number, system in enumerate(systems):
+            offset = (number - (len(systems) - 1) / 2) * width
+            places = [place + offset for place, row in enumerate(groups.values()) if system in row]
+            heights = [row[system] for row in groups.values() if system in row]
+            axes.bar(places, heights, width=0.92 * width, color=adapter_colour(number), label=system)
+            for place, height in zip(places, heights, strict=True):
+                axes.annotate(
+                    f"{height:.2f}",
+                    (place, height),
+                    xytext=(0, 2),
+                    textcoords="offset points",
+                    ha="center",
+                    va="bottom",
+                    fontsize=7,
+                    rotation=90,
+                )
+        axes.set_xticks(range(len(groups)), list(groups))
+        axes.margins(y=0.14)
+        axes.grid(axis="x", visible=False)
+        axes.set_ylabel(y_label)
+        axes.set_title(title)
+        if systems:
+            _legend_beside(figure, len(systems))
+
+
 def plot_scaling(curves: Mapping[str, pd.DataFrame], path: Path | str) -> None:
     """Throughput by GPUs, one line a system; frames with the columns `num_gpus` and `tokens_per_s`."""
     plot_curves(

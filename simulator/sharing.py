@@ -1,25 +1,25 @@
 """Where sharing one pipeline pays: adapters together against the same adapters apart, on the same stages.
 
 Every system may choose its own best size of microbatch from the same list, since a user would. All run the same
-kernels, so what differs is the plan and its schedule alone. Lengths are drawn from the shipped tables of real data sets;
-`even` stands for samples of 1,024 tokens each.
+kernels, so what differs is the plan and its schedule alone. Lengths are drawn from the shipped tables of real data
+sets; `even` stands for samples of 1,024 tokens each.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from ..planner.jobs import Job, job_from_lengths
 from ..planner.make_plan import make_plan
 from ..planner.plan import Plan, microbatch
 from ..planner.systems import SystemRun, lorafusion, mlora_round_robin, sequential_packed, sequential_padded
 from ..traces.costs import CostProfile
-from ..traces.profiles import load_profile
-from ..traces.workloads import sample_lengths
-from .simulate import Hardware, simulated_makespan_ms
+from ..traces.workloads import DATASETS, sample_lengths
+from .simulate import Hardware
 from .systems import SystemResult, replay_system
 
 PROFILE = "llama-70b-h100-published"
-CAPACITIES = (2048, 4096, 8192)
+CAPACITIES = (512, 1024, 2048, 4096, 8192)
 """Tokens a microbatch may hold; a sample longer than the smallest leaves that one out."""
 SAMPLE_COUNTS = (1, 2, 4, 8)
 """Samples a microbatch holds where a system goes by their number, as Megatron-style trainers do."""
@@ -60,12 +60,16 @@ class SharingPoint:
     """Mean over adapters of the time until it is done: together over apart, where apart the shortest goes first."""
 
 
-def workload(names: Sequence[str], *, global_batch_size: int, num_batches: int, longest: int, seed: int = 42) -> tuple[Job, ...]:
+def workload(
+    names: Sequence[str], *, global_batch_size: int, num_batches: int, longest: int, seed: int = 42
+) -> tuple[Job, ...]:
     """One adapter a name, each with its own draws, cut at `longest` tokens."""
     jobs = []
     for adapter, name in enumerate(names):
         count = global_batch_size * num_batches
-        lengths = [EVEN_TOKENS] * count if name == "even" else sample_lengths(name, num_samples=count, seed=seed + adapter)
+        lengths = (
+            [EVEN_TOKENS] * count if name == "even" else sample_lengths(name, num_samples=count, seed=seed + adapter)
+        )
         jobs.append(
             job_from_lengths(
                 adapter=adapter,
@@ -120,14 +124,17 @@ def compare_workload(name: str, jobs: Sequence[Job], *, hardware: Hardware, num_
         "sequential-packed": lambda tokens: sequential_packed(jobs, num_stages=num_stages, microbatch_tokens=tokens),
         "mlora": lambda tokens: mlora_round_robin(jobs, num_stages=num_stages, microbatch_tokens=tokens),
         "lorafusion": lambda tokens: lorafusion(jobs, num_stages=num_stages, microbatch_tokens=tokens),
-        "loraplex": lambda tokens: ours(jobs, num_stages=num_stages, microbatch_tokens=tokens, profile=hardware.profile),
+        "loraplex": lambda tokens: ours(
+            jobs, num_stages=num_stages, microbatch_tokens=tokens, profile=hardware.profile
+        ),
     }
-    runs = [("sequential-fixed", [(f"{count} samples", sequential_fixed(jobs, num_stages=num_stages, num_samples=count)) for count in SAMPLE_COUNTS])]
-    for system, make in sized.items():
-        runs.append((system, [(f"{tokens} tokens", make(tokens)) for tokens in capacities(jobs)]))
+    runs = {"sequential-fixed": _fixed(jobs, num_stages=num_stages)}
+    runs |= {
+        system: [(f"{tokens} tokens", make(tokens)) for tokens in capacities(jobs)] for system, make in sized.items()
+    }
     points: list[SystemPoint] = []
-    for system, choices in runs:
-        chosen, result = _best(choices, hardware)
+    for system, choices in runs.items():
+        chosen, _, result = _best(choices, hardware)
         points.append(
             SystemPoint(
                 workload=name,
@@ -142,6 +149,88 @@ def compare_workload(name: str, jobs: Sequence[Job], *, hardware: Hardware, num_
     return tuple(points)
 
 
+def share(name: str, jobs: Sequence[Job], *, hardware: Hardware, num_stages: int) -> SharingPoint:
+    """These adapters together and apart, both at their best microbatch; apart may cut by samples or by tokens."""
+    packed = [
+        (f"{tokens} tokens", sequential_packed(jobs, num_stages=num_stages, microbatch_tokens=tokens))
+        for tokens in capacities(jobs)
+    ]
+    _, apart, apart_result = _best([*_fixed(jobs, num_stages=num_stages), *packed], hardware)
+    _, _, shared = _best(
+        [
+            (f"{tokens} tokens", ours(jobs, num_stages=num_stages, microbatch_tokens=tokens, profile=hardware.profile))
+            for tokens in capacities(jobs)
+        ],
+        hardware,
+    )
+    alone_ms = sorted(replay_system(replace(apart, plans=(plan,)), hardware).makespan_ms() for plan in apart.plans)
+    apart_mean_ms = sum(accumulate(alone_ms)) / len(alone_ms)
+    num_batches = sum(len(job.global_batches) for job in jobs)
+    return SharingPoint(
+        workload=name,
+        num_stages=num_stages,
+        num_adapters=len(jobs),
+        global_batch_size=len(jobs[0].global_batches[0]),
+        microbatches_per_batch=apart_result.num_microbatches / num_batches,
+        apart_tokens_per_s=apart_result.tokens_per_s(),
+        shared_tokens_per_s=shared.tokens_per_s(),
+        speedup=shared.tokens_per_s() / apart_result.tokens_per_s(),
+        mean_completion_ratio=_mean_completion_ms(shared, len(jobs)) / apart_mean_ms,
+    )
+
+
+def own_gpu_tokens_per_s(jobs: Sequence[Job], *, hardware: Hardware) -> float:
+    """Every adapter on a GPU of its own with the whole model, all at once: until the slowest is done, real tokens/s."""
+    _, apart, _ = _best(
+        [
+            (f"{tokens} tokens", sequential_packed(jobs, num_stages=1, microbatch_tokens=tokens))
+            for tokens in capacities(jobs)
+        ],
+        hardware,
+    )
+    slowest_ms = max(replay_system(replace(apart, plans=(plan,)), hardware).makespan_ms() for plan in apart.plans)
+    return apart.num_tokens / slowest_ms * 1e3
+
+
+def system_points(*, hardware: Hardware, progress: Progress) -> Iterator[SystemPoint]:
+    """All systems on 4 stages, four adapters of one data set each and four of different ones; global batches of 16."""
+    workloads = {name: (name,) * 4 for name in DATASETS} | {"mixed": MIXED}
+    for number, (name, names) in enumerate(workloads.items()):
+        progress(f"systems on {name}", number / len(workloads))
+        jobs = workload(names, global_batch_size=16, num_batches=16, longest=8192)
+        yield from compare_workload(name, jobs, hardware=hardware, num_stages=4)
+
+
+def sharing_points(*, hardware: Hardware, progress: Progress) -> Iterator[SharingPoint]:
+    """Together against apart, by global batch size on 2, 4 and 8 stages, and by number of adapters on 4 stages."""
+    several: dict[str, tuple[str, ...]] = {"mixed": MIXED, "even": ("even",) * 4}
+    asked = [
+        (name, names, num_stages, size)
+        for name, names in several.items()
+        for num_stages in (2, 4, 8)
+        for size in (4, 8, 16, 32, 64, 128)
+    ]
+    asked += [("mixed", (MIXED * 4)[:count], 4, 16) for count in (1, 2, 8, 16)]
+    asked += [("even", ("even",) * count, 4, 16) for count in (1, 2, 8, 16)]
+    for number, (name, names, num_stages, size) in enumerate(asked):
+        progress(f"{len(names)} {name} adapters, {num_stages} stages, batches of {size}", number / len(asked))
+        jobs = workload(names, global_batch_size=size, num_batches=8, longest=8192)
+        yield share(name, jobs, hardware=hardware, num_stages=num_stages)
+
+
+def _fixed(jobs: Sequence[Job], *, num_stages: int) -> list[tuple[str, SystemRun]]:
+    return [
+        (f"{count} samples", sequential_fixed(jobs, num_stages=num_stages, num_samples=count))
+        for count in SAMPLE_COUNTS
+    ]
+
+
+def _mean_completion_ms(result: SystemResult, num_adapters: int) -> float:
+    compute = result.timeline.compute()
+    owners = compute["action"].str.extract(r"^\d+S(\d+)\.", expand=False)
+    return float(compute["end_ms"].groupby(owners).max().sum()) / num_adapters
+
+
 def capacities(jobs: Sequence[Job]) -> tuple[int, ...]:
     """The sizes that every sample of these jobs fits into."""
     longest = max(sample.num_tokens for job in jobs for batch in job.global_batches for sample in batch)
@@ -150,13 +239,15 @@ def capacities(jobs: Sequence[Job]) -> tuple[int, ...]:
 
 def ours(jobs: Sequence[Job], *, num_stages: int, microbatch_tokens: int, profile: CostProfile) -> SystemRun:
     """Our plan of these jobs."""
-    plan = make_plan(jobs, num_stages=num_stages, microbatch_tokens=microbatch_tokens, profile=profile, time_limit_s=10.0)
+    plan = make_plan(
+        jobs, num_stages=num_stages, microbatch_tokens=microbatch_tokens, profile=profile, time_limit_s=10.0
+    )
     return SystemRun(name="loraplex", plans=(plan,), num_tokens=plan.num_tokens(), about=plan.strategy)
 
 
-def _best(choices: Sequence[tuple[str, SystemRun]], hardware: Hardware) -> tuple[str, SystemResult]:
-    results = [(chosen, replay_system(run, hardware, method="recurrence")) for chosen, run in choices]
-    return min(results, key=lambda entry: entry[1].makespan_ms())
+def _best(choices: Sequence[tuple[str, SystemRun]], hardware: Hardware) -> tuple[str, SystemRun, SystemResult]:
+    results = [(chosen, run, replay_system(run, hardware, method="recurrence")) for chosen, run in choices]
+    return min(results, key=lambda entry: entry[2].makespan_ms())
 
 
 def _bubble_ratio(result: SystemResult) -> float:

@@ -8,6 +8,7 @@ import pytest
 
 from loraplex.analysis.metrics import summarize
 from loraplex.analysis.plots import (
+    plot_bars,
     plot_bubbles,
     plot_curves,
     plot_losses,
@@ -98,3 +99,11 @@ def test_nothing_in_common_still_gives_a_picture(tmp_path: Path) -> None:
     plot_losses({}, tmp_path / "losses")
     plot_bubbles({}, tmp_path / "bubbles")
     assert all(written(tmp_path / name) for name in ("predictions", "losses", "bubbles"))
+
+
+def test_bars_side_by_side(tmp_path: Path) -> None:
+    groups = {"short": {"theirs": 1.0, "ours": 1.5}, "long": {"ours": 1.25}}
+    plot_bars(groups, tmp_path / "bars", y_label="throughput over theirs [x]", title="Systems")
+    found = written(tmp_path / "bars")
+    assert {"short", "long", "theirs", "ours", "throughput over theirs [x]", "Systems"} <= set(found)
+    assert [found.count(text) for text in ("1.00", "1.50", "1.25")] == [1, 1, 1]
