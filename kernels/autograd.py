@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,10 +52,7 @@ class FusedLinear(torch.autograd.Function):
         )  # fmt: skip
         dbias = dy.sum(dim=0) if ctx.needs_input_grad[2] else None
         n = call.num_pairs
-        grads = unpack_a(da, ctx.shapes[:n], layout=call.layout) + unpack_b(db, ctx.shapes[n:], layout=call.layout)
+        grads = unpack_a(da, ctx.shapes[:n], num_targets=call.layout.num_targets)
+        grads += unpack_b(db, ctx.shapes[n:], sizes=call.layout.out_features)
         return None, dx, dbias, *grads
 
-
-def interleave(per_target: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
-    """From `[target][adapter]` to one list, adapter by adapter and within it target by target."""
-    return [matrix for pair in zip(*per_target, strict=True) for matrix in pair]

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .layout import MAX_TARGETS
 from .routing import Routing
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from .nf4 import Nf4Weight
 
 MAX_LORA_RANK = 256
 
 
 def check_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Nf4Weight,
     bias: Tensor | None,
     lora_a: Sequence[Tensor | None],
     lora_b: Sequence[Tensor | None],
@@ -53,6 +56,26 @@ def check_linear(
             _check_pair(adapter, a, b, n=n, k=k, x=x)
         elif a is not b:
             raise ValueError(f"lora_a[{adapter}] or lora_b[{adapter}] is None and the other is not: give both or none")
+
+
+def check_targets(
+    weights: Sequence[Tensor | Nf4Weight],
+    biases: Sequence[Tensor | None],
+    lora_a: Sequence[Sequence[Tensor | None]],
+    lora_b: Sequence[Sequence[Tensor | None]],
+    targets: Sequence[int],
+) -> None:
+    """Raise `ValueError` unless every list has one entry per target and the targets can run as one call."""
+    lengths = {
+        "weights": len(weights), "biases": len(biases), "lora_a": len(lora_a), "lora_b": len(lora_b),
+        "targets": len(targets),
+    }  # fmt: skip
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"{lengths}: these hold one entry per linear, so give them equal lengths")
+    if not 1 <= len(weights) <= MAX_TARGETS:
+        raise ValueError(f"weights has {len(weights)} entries: one call serves 1 to {MAX_TARGETS} linears")
+    if len(weights) > 1 and any(type(weight).__name__ == "Nf4Weight" for weight in weights):
+        raise ValueError("weights holds an NF4 weight among several: call once for each NF4 linear")
 
 
 def _check_pair(adapter: int, a: Tensor, b: Tensor, *, n: int, k: int, x: Tensor) -> None:

@@ -1,3 +1,4 @@
+# ruff: noqa: N803 (capital dimension names, as in the formulas)
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """What every fused kernel shares on the device: the dropout generator and the split of N among targets."""
 

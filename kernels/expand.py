@@ -1,3 +1,4 @@
+# ruff: noqa: N803 (capital dimension names, as in the formulas)
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """y = bias + S B^T, written before the library's own GEMM adds the frozen product to it."""
 

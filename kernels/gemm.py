@@ -1,3 +1,4 @@
+# ruff: noqa: N803 (capital dimension names, as in the formulas)
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """The frozen product with the LoRA product as more of its inner dimension: persistent, by TMA, on Hopper and newer.
 
@@ -48,7 +49,7 @@ def gemm_kernel(
         for k in range(0, tl.cdiv(inner, BK)):
             # [BM, BK], [BK, BN]
             x = x_desc.load([row, k * BK])
-            if FORWARD:
+            if FORWARD:  # noqa: SIM108 (a branch of the compiler's, not a value)
                 w = w_desc.load([column, k * BK]).T
             else:
                 w = w_desc.load([k * BK, column])
@@ -182,7 +183,10 @@ def fused_backward(
 
 @functools.cache
 def num_multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+    if device.type != "cuda":
+        return 4
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
 
 
 def _num_programs(y: Tensor, rows: int, columns: int) -> int:

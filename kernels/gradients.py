@@ -1,3 +1,4 @@
+# ruff: noqa: N803 (capital dimension names, as in the formulas)
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """The adapters' gradients: dA = dS^T (mask * x) and dB = dy^T S, one pass over x and one over dy.
 
@@ -45,7 +46,6 @@ def gradient_kernel(
     o_high = o_low + 64
     o_c = FIRST_C + tl.arange(0, BC)
     m_c = o_c < END_C
-    K = n_4
     if adapter >= 0:
         threshold = tl.load(threshold_ptr + adapter)
         word_0 = tl.load(words_ptr + 2 * adapter)
@@ -54,7 +54,7 @@ def gradient_kernel(
         a_low = 0.0
         a_high = 0.0
         if WRITE_DX:
-            p_a = a_ptr + (adapter * C + o_c).to(tl.int64)[:, None] * K
+            p_a = a_ptr + (adapter * C + o_c).to(tl.int64)[:, None] * n_4
             a_low = tl.load(p_a + o_low[None, :], mask=m_c[:, None] & (o_low < end)[None, :], other=0.0)
             a_high = tl.load(p_a + o_high[None, :], mask=m_c[:, None] & (o_high < end)[None, :], other=0.0)
         # [64, BC] twice: dA transposed, so that the long side fills the tensor cores
@@ -64,13 +64,13 @@ def gradient_kernel(
         for row in range(first_row, end_whole, BM):
             da_low, da_high = gradient_step(
                 x_source, ds_ptr, dx_ptr, token_index_ptr, word_0, word_1, threshold, target_word, stride_x,
-                row, end_row, start, end, K, a_low, a_high, da_low, da_high, target * R + o_c, m_c,
+                row, end_row, start, end, n_4, a_low, a_high, da_low, da_high, target * R + o_c, m_c,
                 C, BM, DROPOUT, WRITE_DX, ADD_DX, TMA, True,
             )  # fmt: skip
         if end_whole < end_row:
             da_low, da_high = gradient_step(
                 x_source, ds_ptr, dx_ptr, token_index_ptr, word_0, word_1, threshold, target_word, stride_x,
-                end_whole, end_row, start, end, K, a_low, a_high, da_low, da_high, target * R + o_c, m_c,
+                end_whole, end_row, start, end, n_4, a_low, a_high, da_low, da_high, target * R + o_c, m_c,
                 C, BM, DROPOUT, WRITE_DX, ADD_DX, TMA, False,
             )  # fmt: skip
         p_da = da_ptr + i_tile.to(tl.int64) * stride_part + (o_c * stride_c)[None, :]
@@ -80,15 +80,15 @@ def gradient_kernel(
         zero = tl.zeros((BM, 64), dx_ptr.dtype.element_ty)
         for row in range(first_row, end_row, BM):
             o_row = row + tl.arange(0, BM)
-            p_dx = dx_ptr + o_row.to(tl.int64)[:, None] * K
-            tl.store(p_dx + o_low[None, :], zero, mask=(o_row < end_row)[:, None] & (o_low < K)[None, :])
-            tl.store(p_dx + o_high[None, :], zero, mask=(o_row < end_row)[:, None] & (o_high < K)[None, :])
+            p_dx = dx_ptr + o_row.to(tl.int64)[:, None] * n_4
+            tl.store(p_dx + o_low[None, :], zero, mask=(o_row < end_row)[:, None] & (o_low < n_4)[None, :])
+            tl.store(p_dx + o_high[None, :], zero, mask=(o_row < end_row)[:, None] & (o_high < n_4)[None, :])
 
 
 @triton.jit
 def gradient_step(
     x_source, ds_ptr, dx_ptr, token_index_ptr, word_0, word_1, threshold, target_word, stride_x,
-    row, end_row, low, end, K, a_low, a_high, da_low, da_high, o_c, m_c,
+    row, end_row, low, end, stride_dx, a_low, a_high, da_low, da_high, o_c, m_c,
     C: tl.constexpr, BM: tl.constexpr,
     DROPOUT: tl.constexpr, WRITE_DX: tl.constexpr, ADD_DX: tl.constexpr, TMA: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
@@ -120,7 +120,7 @@ def gradient_step(
             x_high = tl.where(keep_1, x_high, 0.0)
     if WRITE_DX:
         o_low = low + o_half
-        p_dx = dx_ptr + o_row.to(tl.int64)[:, None] * K + o_low[None, :]
+        p_dx = dx_ptr + o_row.to(tl.int64)[:, None] * stride_dx + o_low[None, :]
         m_low = m_row[:, None] & (o_low < end)[None, :]
         m_high = m_row[:, None] & (o_low + 64 < end)[None, :]
         if ADD_DX:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from . import reference
-from .checks import check_linear
+from .checks import check_linear, check_targets
+from .nf4 import Nf4Weight
 from .routing import Routing, Segment
 
 
 def multi_lora_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Nf4Weight,
     bias: Tensor | None,
     lora_a: Sequence[Tensor | None],
     lora_b: Sequence[Tensor | None],
@@ -23,17 +24,17 @@ def multi_lora_linear(
 ) -> Tensor:
     """`x W^T + bias + scaling[a] * dropout(x) A_a^T B_a^T`, each row with its own adapter a. Returns `[..., N]`.
 
-    `x [..., K]` packed tokens whose rows follow `routing`; `weight [N, K]` frozen; `bias [N]`; per adapter
-    `lora_a[a] [r_a, K]` and `lora_b[a] [N, r_a]`, None where the adapter does not target this linear; `target` the id
-    of this linear, part of dropout's key. Fused on a CUDA device (an adapter without rows gets a zero gradient), the
-    reference elsewhere (it gets none). Raises `ValueError` on arguments that do not fit together.
+    `x [..., K]` packed tokens, their rows as `routing` says; `weight [N, K]` frozen, dense or NF4; `bias [N]`; per
+    adapter `lora_a[a] [r_a, K]` and `lora_b[a] [N, r_a]`, None where the adapter does not target this linear; `target`
+    the id of this linear, part of dropout's key. Fused on a CUDA device (an adapter without rows gets a zero gradient),
+    the reference elsewhere (it gets none). Raises `ValueError` on arguments that do not fit together.
     """
     return multi_lora_linears(x, [weight], [bias], [lora_a], [lora_b], routing=routing, targets=[target])
 
 
 def multi_lora_linears(
     x: Tensor,
-    weights: Sequence[Tensor],
+    weights: Sequence[Tensor | Nf4Weight],
     biases: Sequence[Tensor | None],
     lora_a: Sequence[Sequence[Tensor | None]],
     lora_b: Sequence[Sequence[Tensor | None]],
@@ -47,18 +48,20 @@ def multi_lora_linears(
     (one draw serves them all); others draw their own. Weights that lie one after another in memory, as slices of one
     tensor do, are multiplied as one.
     """
+    check_targets(weights, biases, lora_a, lora_b, targets)
     for weight, bias, a, b in zip(weights, biases, lora_a, lora_b, strict=True):
         check_linear(x, weight, bias, a, b, routing=routing)
     if x.device.type == "cuda":
         from .fused import fused_linears
 
         return fused_linears(x, weights, biases, lora_a, lora_b, routing=routing, targets=targets)
-    return reference.multi_lora_linears(x, weights, biases, lora_a, lora_b, routing=routing, targets=targets)
+    dense = [weight.dequantize() if isinstance(weight, Nf4Weight) else weight for weight in weights]
+    return reference.multi_lora_linears(x, dense, biases, lora_a, lora_b, routing=routing, targets=targets)
 
 
 def lora_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Nf4Weight,
     bias: Tensor | None,
     lora_a: Tensor,
     lora_b: Tensor,

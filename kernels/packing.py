@@ -32,19 +32,18 @@ def pack_b(matrices: Sequence[Tensor | None], *, layout: Layout, like: Tensor) -
     return _side_by_side(rows, like).view(shape)
 
 
-def unpack_a(grad: Tensor, shapes: Sequence[torch.Size | None], *, layout: Layout) -> list[Tensor | None]:
+def unpack_a(grad: Tensor, shapes: Sequence[torch.Size | None], *, num_targets: int) -> list[Tensor | None]:
     """Views of `[adapters, C, K]`, one per matrix."""
-    rows = grad.view(-1, layout.padded_rank, layout.num_features)
+    rows = grad.view(-1, grad.shape[1] // num_targets, grad.shape[2])
     return [None if shape is None else rows[i, : shape[0]] for i, shape in enumerate(shapes)]
 
 
-def unpack_b(grad: Tensor, shapes: Sequence[torch.Size | None], *, layout: Layout) -> list[Tensor | None]:
-    """Views of `[adapters, N, R]`, one per matrix."""
-    rows = grad.view(-1, layout.padded_rank)
+def unpack_b(grad: Tensor, shapes: Sequence[torch.Size | None], *, sizes: tuple[int, ...]) -> list[Tensor | None]:
+    """Views of `[adapters, N, R]`, one per matrix; `sizes` holds the N of each target."""
+    rows = grad.view(-1, grad.shape[2])
     grads: list[Tensor | None] = []
     first = 0
-    sizes = layout.out_features * layout.num_adapters
-    for shape, n in zip(shapes, sizes, strict=True):
+    for shape, n in zip(shapes, sizes * grad.shape[0], strict=True):
         grads.append(None if shape is None else rows[first : first + n, : shape[1]])
         first += n
     return grads

@@ -1,3 +1,4 @@
+# ruff: noqa: N803 (capital dimension names, as in the formulas)
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """Second stage of the split reductions: shares are added in a fixed order, so the same call gives the same bits."""
 

@@ -5,11 +5,12 @@ A `Routing` is built once per microbatch and read by every linear of every layer
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -83,6 +84,9 @@ class Routing:
     """float32 `[num_adapters]`: scaling / (1 - p), what the kept features are multiplied with."""
     token_index: Tensor
     """int32 `[num_rows]`: each row's place in its adapter's global batch, in data order."""
+    description: Tensor
+    """int64 `[2 + 3 * num_segments]` on the CPU: rows, dropout or not, segments; what a compiled graph carries along,
+    so that other segments need no other graph."""
     _tiles: dict[int, Tiles] = field(default_factory=dict, repr=False)
     _blocks: dict[int, Blocks] = field(default_factory=dict, repr=False)
 
@@ -122,6 +126,17 @@ class Routing:
                 [value / (1.0 - p) for value, p in zip(scaling, dropout, strict=True)], dtype=torch.float32
             ).to(device),
             token_index=_token_index(token_index, num_rows).to(device),
+            description=_describe(num_rows, ordered, dropout),
+        )
+
+    @classmethod
+    def from_tensors(
+        cls, description: Tensor, words: Tensor, thresholds: Tensor, branch_scale: Tensor, token_index: Tensor
+    ) -> Routing:
+        """The routing of a compiled graph's op: what the kernels read, without the host's scaling and seeds."""
+        made = _described(description.numpy().tobytes(), words.shape[0], words.device)
+        return replace(
+            made, words=words, thresholds=thresholds, branch_scale=branch_scale, token_index=token_index
         )
 
     @property
@@ -160,6 +175,34 @@ class Routing:
         if made is None:
             made = self._blocks[height] = _make_blocks(self, height)
         return made
+
+
+def _describe(num_rows: int, segments: tuple[Segment, ...], dropout: Sequence[float]) -> Tensor:
+    import torch
+
+    numbers = [num_rows, int(any(dropout[segment.adapter] > 0.0 for segment in segments))]
+    for segment in segments:
+        numbers += [segment.first_row, segment.num_rows, segment.adapter]
+    return torch.tensor(numbers, dtype=torch.int64)
+
+
+@functools.lru_cache(maxsize=64)
+def _described(description: bytes, num_adapters: int, device: torch.device) -> Routing:
+    """A routing of these segments whose tiles are kept, so that the layers of a microbatch share them."""
+    numbers = struct.unpack(f"<{len(description) // 8}q", description)
+    segments = tuple(
+        Segment(first_row=numbers[i], num_rows=numbers[i + 1], adapter=numbers[i + 2])
+        for i in range(2, len(numbers), 3)
+    )
+    return Routing.build(
+        num_rows=numbers[0],
+        segments=segments,
+        scaling=[1.0] * num_adapters,
+        dropout=[0.5 * numbers[1]] * num_adapters,
+        seeds=[0] * num_adapters,
+        global_batches=[0] * num_adapters,
+        device=device,
+    )
 
 
 def folded_words(seeds: Sequence[int], global_batches: Sequence[int]) -> Tensor:

@@ -1,3 +1,4 @@
+# ruff: noqa: N803 (capital dimension names, as in the formulas)
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """The skinny products: S = scale * dropout(x) A^T before the frozen product, dS = scale * dy B before its gradient."""
 

@@ -30,4 +30,4 @@ def beside(device: torch.device, *, enabled: bool) -> Iterator[AbstractContextMa
 
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

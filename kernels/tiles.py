@@ -1,6 +1,6 @@
+# ruff: noqa: N803 (capital dimension names, as in the formulas)
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
-# (triton's language carries no types; the same line stands in every file of jit kernels)
-"""Reading a tile `[BM, BN]` of a row-major matrix: by the tensor memory accelerator where there is one, else by pointers."""
+"""Reading a tile `[BM, BN]` of a row-major matrix: by the tensor memory accelerator (TMA) or by pointers."""
 
 from __future__ import annotations
 

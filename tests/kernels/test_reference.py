@@ -1,6 +1,7 @@
 """The reference is read against independent arithmetic: PEFT's own line, float64 loops, and counting."""
 
 import torch
+
 from loraplex.kernels import reference
 from loraplex.kernels.routing import Routing, Segment
 
