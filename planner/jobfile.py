@@ -44,7 +44,7 @@ Name = Annotated[str, AfterValidator(_checked_name)]
 
 
 class _Entry(BaseModel):
-    # Strict: `r: true` and `r: "8"` are mistakes, not an 1 and an 8. Lists in YAML become tuples all the same.
+    # Strict: `r: true` and `r: "8"` are mistakes, not 1 and 8. Lists in YAML become tuples all the same.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 

@@ -188,6 +188,6 @@ def test_the_given_format_is_held_to(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"none\.jsonl: cannot be read \(No such file or directory\)"):
         read_examples(tmp_path / "none.jsonl")
-    (tmp_path / "latin.jsonl").write_bytes('{"text": "caf\xe9"}'.encode("latin-1"))
-    with pytest.raises(JobError, match=r"latin\.jsonl: byte 13 is not UTF-8"):
+    (tmp_path / "latin.jsonl").write_bytes('{"text": "\xe9t\xe9"}'.encode("latin-1"))
+    with pytest.raises(JobError, match=r"latin\.jsonl: byte 10 is not UTF-8"):
         read_examples(tmp_path / "latin.jsonl")

@@ -73,6 +73,6 @@ def test_unreadable_files_name_the_path(tmp_path: Path) -> None:
         read_yaml(tmp_path / "none.yaml")
     with pytest.raises(JobError, match=r"cannot be read \(Is a directory\)"):
         read_yaml(tmp_path)
-    (tmp_path / "latin.yaml").write_bytes("name: caf\xe9".encode("latin-1"))
-    with pytest.raises(JobError, match=r"latin\.yaml: byte 9 is not UTF-8"):
+    (tmp_path / "latin.yaml").write_bytes("name: \xe9t\xe9".encode("latin-1"))
+    with pytest.raises(JobError, match=r"latin\.yaml: byte 6 is not UTF-8"):
         read_yaml(tmp_path / "latin.yaml")
