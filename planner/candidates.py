@@ -17,9 +17,11 @@ from .workload import Workload
 _NEVER, _ALWAYS = -(10**9), 10**9
 _MARGINS = (16, _ALWAYS, 64, 4, _NEVER, 0)
 """Slack, in slots, below which adapters take all they can fill: never suits full slots, always suits long chains."""
-_RESTART_SLOTS = 12_000
-"""Slots that restarts may sweep together: about half a second (2 cores, loaded, 2026-11-24)."""
+_RESTART_SLOTS = 9_000
+"""Slots that restarts may sweep together: about a third of a second (2 cores, loaded, 2026-11-24)."""
 _MAX_RESTARTS = 48
+_FEW_CANDIDATES = 60_000
+"""Above this many samples one sweep takes seconds: only the most promising candidates are tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +41,17 @@ class Recipe:
 
 
 def greedy_recipes(workload: Workload) -> tuple[Recipe, ...]:
-    """Rounds packed greedily under several groupings."""
+    """Rounds packed greedily under several groupings; one where they take long."""
     counts = [count for count in (0, -1, 1, 2, 4) if count < 2 or count < len(workload.chains)]
+    if len(workload.sizes) > _FEW_CANDIDATES:
+        counts = [2]
     return tuple(Recipe(strategy="greedy", num_groups=count) for count in counts)
 
 
 def stream_recipes(workload: Workload) -> tuple[Recipe, ...]:
     """Sweeps under several policies, the most promising first; fewer where one takes long."""
     num_items = len(workload.sizes)
-    margins = _MARGINS if num_items <= 20_000 else _MARGINS[:2] if num_items <= 60_000 else _MARGINS[:1]
+    margins = _MARGINS if num_items <= 20_000 else _MARGINS[:2] if num_items <= _FEW_CANDIDATES else _MARGINS[:1]
     plain = [StreamPolicy(margin_slots=margin) for margin in margins]
     saving = [StreamPolicy(margin_slots=margin, tolerance=0.01, max_count=4) for margin in margins]
     few_fit = sum(workload.sizes) / num_items * 8 > workload.capacity

@@ -11,6 +11,8 @@ from .subset_sum import fullest_subset
 from .workload import Workload
 
 Bins = list[list[int]]
+_MAX_EXACT_FILL = 256
+"""Instances above this many samples are packed best-fit only: exact fills take time with its square, and gain least."""
 Pack = Callable[[Workload, Sequence[int]], Bins]
 """Bins of these items of a workload, fullest first."""
 
@@ -71,7 +73,7 @@ def subset_sum_fill(workload: Workload, items: Sequence[int]) -> Bins:
 def pack_greedily(workload: Workload, items: Sequence[int]) -> Bins:
     """The better of both greedy packings: fewer bins, then the emptier last one."""
     candidates = [best_fit_decreasing(workload, items)]
-    if len(candidates[0]) > instance_bound(workload, items) or len(candidates[0]) > 1:
+    if len(candidates[0]) > 1 and len(items) <= _MAX_EXACT_FILL:
         candidates.append(subset_sum_fill(workload, items))
     return min(candidates, key=lambda bins: (len(bins), occupied(workload, bins[-1])))
 

@@ -15,6 +15,8 @@ from .workload import Workload
 
 _MAX_POOL = 192
 """Samples looked at when a slot is filled; bounds the time of one slot."""
+_MAX_SAVING_POOL = 96
+"""The same where few large samples are sought, which takes longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +172,7 @@ class _Sweep:
     def _choose(self, pool: list[int], *, room: int) -> list[int]:
         count = self.policy.max_count
         if count and pool and room * len(pool) <= (count + 1) * sum(self.sizes[item] for item in pool):
-            saving = fewest_subset(pool, sizes=self.sizes, room=room, tolerance=self.tolerance, max_count=count)
+            saving = fewest_subset(pool[:_MAX_SAVING_POOL], sizes=self.sizes, room=room, tolerance=self.tolerance, max_count=count)
             if saving is not None:
                 return saving
         return fullest_subset(pool, sizes=self.sizes, room=room)

@@ -43,30 +43,29 @@ def fewest_subset(
     Few items means large ones: the small ones, which fit anywhere, are kept for later.
     """
     fitting = [item for item in items if sizes[item] <= room]
+    lengths = [sizes[item] for item in fitting]
     mask = (2 << room) - 1
-    reached = [1] + [0] * max_count
-    before: list[tuple[int, ...]] = []
-    for item in fitting:
-        before.append(tuple(reached))
-        size = sizes[item]
-        for count in range(max_count, 0, -1):
-            if reached[count - 1]:
-                reached[count] |= (reached[count - 1] << size) & mask
+    # levels[count][place]: sums of exactly `count` of the items before `place`.
+    levels: list[list[int]] = [[1] * len(fitting)]
     for count in range(1, max_count + 1):
-        target = reached[count].bit_length() - 1
-        if reached[count] and target >= room - tolerance:
-            return _recover(fitting, sizes=sizes, before=before, target=target, count=count)
+        below, reached, level = levels[-1], 0, []
+        for place, length in enumerate(lengths):
+            level.append(reached)
+            reached |= (below[place] << length) & mask
+        levels.append(level)
+        target = reached.bit_length() - 1
+        if reached and target >= room - tolerance:
+            return _recover(fitting, sizes=sizes, levels=levels, target=target)
     return None
 
 
-def _recover(
-    items: Sequence[int], *, sizes: Sequence[int], before: Sequence[tuple[int, ...]], target: int, count: int
-) -> list[int]:
+def _recover(items: Sequence[int], *, sizes: Sequence[int], levels: Sequence[Sequence[int]], target: int) -> list[int]:
     chosen = []
+    count = len(levels) - 1
     for place in range(len(items) - 1, -1, -1):
         if not count:
             break
-        if not before[place][count] >> target & 1:
+        if not levels[count][place] >> target & 1:
             chosen.append(items[place])
             target -= sizes[items[place]]
             count -= 1
