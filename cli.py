@@ -1,9 +1,14 @@
-"""The command line: `loraplex COMMAND`. Each room's commands.py holds its commands; this file only puts them together.
+"""The command line: `loraplex COMMAND`. Each room's commands.py holds its commands; this file puts them together.
 
+`demo` alone stands here: it walks the whole road by running the same command lines a user would type.
 Everything heavy is imported inside the commands, so that `loraplex --help` answers at once.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -26,10 +31,73 @@ bench = typer.Typer(help="Measure a room of this project against its goals and p
 app.command("init")(planner_commands.init)
 app.add_typer(data, name="data")
 data.command("show")(planner_commands.data_show)
+app.command("plan")(planner_commands.plan)
+app.command("check")(planner_commands.check)
+app.command("profile")(engine_commands.profile)
 app.command("simulate")(simulator_commands.simulate)
 app.command("train")(engine_commands.train)
 app.command("compare")(analysis_commands.compare)
+app.command("report")(analysis_commands.report)
+app.command("parity")(engine_commands.parity)
+app.command("sweep")(simulator_commands.sweep)
 app.add_typer(bench, name="bench")
+bench.command("planner")(planner_commands.bench_planner)
+bench.command("simulator")(simulator_commands.bench_simulator)
+bench.command("sharing")(analysis_commands.bench_sharing)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to fill.")] = Path("demo"),
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in ms).")] = False,
+) -> None:
+    """Plan, simulate and really train three adapters on two processes of this machine, and compare."""
+    import json as json_module
+
+    from .traces.run_folder import COMMAND, COMPARISON, PLAN, PROFILE, SIMULATED
+
+    jobs, plan, profile = output / "jobs.yaml", output / PLAN, output / PROFILE
+    if output.exists() and not jobs.exists() and any(output.iterdir()):
+        raise InputError(f"{output}: holds files that no demo made; give an empty folder with -o")
+    output.mkdir(parents=True, exist_ok=True)
+    jobs.unlink(missing_ok=True)
+    road = (
+        ("init", jobs),
+        ("plan", jobs, "-o", plan),
+        ("profile", "tiny", "--job", jobs, "--device", "cpu", "-o", profile),
+        ("simulate", plan, "--profile", profile, "-o", output),
+        ("train", jobs, "--plan", plan, "-o", output),
+        ("compare", output),
+        ("report", output),
+    )
+    lines = [" ".join(("loraplex", *map(str, words))) for words in road]
+    with _quiet_if(json):
+        for words, line in zip(road, lines, strict=True):
+            print(f"\n$ {line}", flush=True)
+            app([str(word) for word in words], standalone_mode=False)
+    (output / COMMAND).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if json:
+        print(json_module.dumps(json_module.loads((output / COMPARISON).read_text(encoding="utf-8"))))
+        return
+    print(
+        f"\nAll of it is in {output}/: plan.json, {SIMULATED} and its measured twin, gantt.png, losses.png,\n"
+        f"metrics of each adapter, and adapters/ that PeftModel.from_pretrained loads.\n"
+        f"Next:\n"
+        f"  open {output}/report.html              everything on one page\n"
+        f"  open {output}/trace.json               in https://ui.perfetto.dev: both timelines\n"
+        f"  loraplex init jobs.yaml            your own adapters: edit it, then plan and train\n"
+        f"  loraplex parity {jobs}    each adapter alone gives the same weights"
+    )
+
+
+@contextmanager
+def _quiet_if(json: bool) -> Iterator[None]:
+    # With --json, stdout belongs to the one object alone.
+    if not json:
+        yield
+        return
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def main() -> None:
