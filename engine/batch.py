@@ -14,6 +14,8 @@ from ..planner.errors import JobError
 from ..planner.jobs import Job, Sample
 from ..planner.plan import Microbatch
 
+Encoded = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Token ids and labels of one sample; labels unshifted (label i is token i), IGNORED where not learned."""
 IGNORED = -100
 """Label of a token that is not learned, as in transformers."""
 
@@ -21,8 +23,8 @@ IGNORED = -100
 class TokenSource(Protocol):
     """Where the tokens of a plan's samples come from."""
 
-    def tokens(self, sample: Sample) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Token ids and labels of one sample; labels unshifted (label i is token i), IGNORED where not learned."""
+    def tokens(self, sample: Sample) -> Encoded:
+        """Those of one sample."""
         ...
 
 
@@ -88,7 +90,7 @@ class Packer:
             shares=tuple(self._shares(microbatch)),
         )
 
-    def _rows(self, sample: Sample) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _rows(self, sample: Sample) -> Encoded:
         ids, labels = self._tokens.tokens(sample)
         if len(ids) != sample.num_tokens:
             raise JobError(

@@ -1,4 +1,4 @@
-"""The command line's share of the engine: `train`."""
+"""The command line's share of the engine: `train`, `profile`, `parity`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -44,3 +44,92 @@ def train(
         print(json_module.dumps(done.summary()))
     else:
         Console(soft_wrap=True).print(train_table(done))
+
+
+def profile(
+    model: Annotated[str, typer.Argument(help="A model folder, a hub id, or tiny.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.", show_default=False)],
+    job: Annotated[
+        Path | None,
+        typer.Option(help="Measure with the adapters and lengths of this jobs.yaml.", show_default="r = 16"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="What to measure on: cpu.")] = "cpu",
+    stages: Annotated[
+        int | None, typer.Option(help="Processes side by side.", min=1, show_default="the job's, else 2")
+    ] = None,
+    microbatch_tokens: Annotated[
+        int | None, typer.Option(help="Largest microbatch, in tokens.", min=2, show_default="the job's, else 1024")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in ms).")] = False,
+) -> None:
+    """Measure what this machine takes for the work of a stage, and write it as a cost profile."""
+    import json as json_module
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from ..planner.read_jobfile import read_jobfile
+    from ..traces.errors import InputError
+    from .profile import profile_model
+
+    if device != "cpu":
+        raise InputError(f"--device {device}: this version measures on cpu; leave it out")
+    fields = read_jobfile(job).fields if job is not None else None
+    console = Console(stderr=True)
+    with console.status("measuring, 20 to 60 s for a small model"):
+        made = profile_model(
+            model,
+            output=output,
+            job_file=job,
+            num_stages=stages or (fields.pipeline.stages if fields else 2),
+            capacity_tokens=microbatch_tokens
+            or ((fields.microbatch_tokens or fields.sequence_len) if fields else 1024),
+        )
+    if json:
+        print(json_module.dumps(asdict(made), default=str))
+    else:
+        error = 100 * (made.fit_error_median or 0.0)
+        Console(soft_wrap=True).print(
+            f"Wrote {output}: {made.source}. Half of the measured microbatches are foretold within {error:.0f} %.",
+            markup=False,
+            highlight=False,
+        )
+
+
+def parity(
+    job_file: Annotated[Path, typer.Argument(help="A jobs.yaml.", show_default=False)],
+    steps: Annotated[int, typer.Option(help="Optimizer steps of each adapter to compare.", min=1)] = 10,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Train each adapter alone with stock transformers and peft and all together here; print how far they end apart.
+
+    Exit code 1 if any ends further apart than rounding explains.
+    """
+    import json as json_module
+    import tempfile
+    from dataclasses import asdict
+
+    import torch
+    from rich.console import Console
+
+    from ..planner.load_jobs import load_jobs
+    from ..traces.errors import InputError
+    from .base_folder import base_model_folder
+    from .parity import check_parity
+    from .show import LoadBars, parity_table
+
+    dtypes = {"float32": torch.float32, "float64": torch.float64}
+    if dtype not in dtypes:
+        raise InputError(f"--dtype {dtype} is unknown; choose float32 or float64")
+    with LoadBars() as bars, tempfile.TemporaryDirectory(prefix="loraplex-parity-") as folder:
+        loaded = load_jobs(job_file, progress=bars.advance)
+        base = base_model_folder(loaded.settings.base_model, output_dir=Path(folder))
+        rows = check_parity(loaded, base, num_steps=steps, dtype=dtypes[dtype], progress=bars.advance)
+    equal = all(row.is_equal() for row in rows)
+    if json:
+        print(json_module.dumps({"equal": equal, "dtype": dtype, "rows": [asdict(row) for row in rows]}))
+    else:
+        Console(soft_wrap=True).print(parity_table(rows))
+    if not equal:
+        raise typer.Exit(1)

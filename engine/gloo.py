@@ -38,7 +38,8 @@ class GlooTransport:
         self._worker = dist.get_rank()
         self._timeout = timeout
         self._channels = {direction: dist.new_group(timeout=timeout, backend="gloo") for direction in Direction}
-        self._sums: dict[tuple[int, ...], dist.ProcessGroup] = {}
+        everybody = tuple(range(num_stages * num_replicas))
+        self._sums: dict[tuple[int, ...], dist.ProcessGroup | None] = {everybody: None}
         if num_replicas > 1:
             # new_group is collective: everyone makes every process group, in one order.
             for stage in range(num_stages):

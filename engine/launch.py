@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -12,15 +13,14 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from .errors import PEER_LOST, STOPPED, EngineError, InterruptedRunError
-from .position import read_position
-from .prepare import RunSettings
-from .worker import position_path
+from .position import position_path, read_position
 
 
-def launch(settings: RunSettings, *, output_dir: Path, num_workers: int) -> None:
-    """Run `num_workers` processes of `loraplex.engine` until all are done.
+def launch(module: str, arguments: Sequence[str], *, work_dir: Path, num_workers: int) -> None:
+    """Run `num_workers` processes of `python -m module arguments` until all are done.
 
-    Raises EngineError naming who ended and where, InterruptedRunError when told to stop.
+    They note their positions in `work_dir`. Raises EngineError naming who ended and where, InterruptedRunError when
+    told to stop.
     """
     # One core has no use for more than one thread, and threads that outnumber cores slow each other down.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_workers)))
@@ -38,23 +38,11 @@ def launch(settings: RunSettings, *, output_dir: Path, num_workers: int) -> None
         monitor_interval=0.1,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "loraplex.engine", *arguments(settings, output_dir=output_dir))
+        elastic_launch(config, sys.executable)("-m", module, *arguments)
     except ChildFailedError as error:
-        raise EngineError(_failure(error, output_dir)) from None
+        raise EngineError(_failure(error, work_dir)) from None
     except (SignalException, KeyboardInterrupt):
-        raise InterruptedRunError(f"stopped; {_positions(output_dir, num_workers)}") from None
-
-
-def arguments(settings: RunSettings, *, output_dir: Path) -> list[str]:
-    """The command line of a worker."""
-    words = [str(settings.job_file), "--output", str(output_dir)]
-    if settings.plan_file is not None:
-        words += ["--plan", str(settings.plan_file)]
-    if settings.resume:
-        words.append("--resume")
-    if settings.checkpoint_every is not None:
-        words += ["--checkpoint-every", str(settings.checkpoint_every)]
-    return words
+        raise InterruptedRunError(f"stopped; {_positions(work_dir, num_workers)}") from None
 
 
 def _hush_launcher() -> None:
@@ -64,10 +52,10 @@ def _hush_launcher() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _failure(error: ChildFailedError, output_dir: Path) -> str:
+def _failure(error: ChildFailedError, work_dir: Path) -> str:
     worker, failure = min(error.failures.items(), key=lambda item: (_blame(item[1].exitcode), item[1].timestamp))
     how = f"killed by {signal.Signals(-failure.exitcode).name}" if failure.exitcode < 0 else f"exit {failure.exitcode}"
-    where = read_position(position_path(output_dir, worker))
+    where = read_position(position_path(work_dir, worker))
     return f"pp_rank {worker} ended ({how}) at {where}; every other rank was stopped"
 
 
@@ -78,7 +66,7 @@ def _blame(exit_code: int) -> int:
     return 0 if exit_code < 0 else 2 if exit_code == PEER_LOST else 1
 
 
-def _positions(output_dir: Path, num_workers: int) -> str:
+def _positions(work_dir: Path, num_workers: int) -> str:
     return "; ".join(
-        f"pp_rank {worker} was at {read_position(position_path(output_dir, worker))}" for worker in range(num_workers)
+        f"pp_rank {worker} was at {read_position(position_path(work_dir, worker))}" for worker in range(num_workers)
     )

@@ -124,9 +124,8 @@ def whole_linears(folder: str | os.PathLike[str]) -> tuple[str, ...]:
 
 def build_stage(
     folder: str | os.PathLike[str],
+    layout: Layout,
     *,
-    stage: int,
-    num_stages: int,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> StageModel:
@@ -135,7 +134,6 @@ def build_stage(
     `dtype` defaults to the one in config.json, float32 where it names none.
     """
     config = read_config(folder)
-    layout = Layout.of(num_layers=config.num_hidden_layers, stage=stage, num_stages=num_stages)
     chosen = dtype or getattr(config, "dtype", None) or torch.float32
     module = StageModel(_without_weights(config), config, layout)
     load_weights(module, Path(folder), dtype=chosen, device=device, tied_head=bool(config.tie_word_embeddings))

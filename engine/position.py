@@ -26,3 +26,8 @@ def read_position(path: Path) -> str:
         return path.read_text(encoding="utf-8").strip() or "the start"
     except OSError:
         return "the start"
+
+
+def position_path(work_dir: Path, worker: int) -> Path:
+    """Where a worker notes its position."""
+    return work_dir / f"position-{worker}"

@@ -14,6 +14,8 @@ from ..planner.plan_file import load_plan
 from ..planner.program import Program
 from ..traces.run_folder import PLAN
 
+WORK = ".run"
+"""Subfolder of the output folder for what workers hand each other; removed at the end."""
 ProgressCallback = Callable[[str, float], None]
 
 
@@ -29,6 +31,17 @@ class RunSettings:
     resume: bool = False
     checkpoint_every: int | None = None
     """Microbatches between checkpoints; none are written when absent."""
+
+    def arguments(self) -> list[str]:
+        """The command line of a worker that does what these settings ask."""
+        words = [str(self.job_file)]
+        for option, value in (
+            ("--plan", self.plan_file),
+            ("--output", self.output_dir),
+            ("--checkpoint-every", self.checkpoint_every),
+        ):
+            words += [] if value is None else [option, str(value)]
+        return [*words, "--resume"] if self.resume else words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What a run shows: bars on stderr while it loads and trains, a table on stdout when it is done."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from .metrics import StepRecord
+from .parity import ParityRow
 from .train import TrainedRun
 
 
@@ -89,3 +90,22 @@ class StepBars:
     def advance(self, record: StepRecord) -> None:
         """A step has been taken."""
         self._progress.update(self._tasks[record.adapter], completed=record.step + 1, loss=f"{record.loss:.4f}")
+
+
+def parity_table(rows: Sequence[ParityRow]) -> Table:
+    """How far adapters trained together and alone end apart."""
+    table = Table(title="together and alone: largest difference of any weight and of any step's loss")
+    for column in ("adapter", "alone in", "dropout", "steps", "weights", "losses", "training moved", ""):
+        table.add_column(column, justify="left" if column in ("adapter", "alone in", "dropout", "") else "right")
+    for row in rows:
+        table.add_row(
+            row.adapter,
+            row.against,
+            "off" if row.against == "peft" else "on",
+            str(row.steps),
+            f"{row.max_weight_difference:.1e}",
+            f"{row.max_loss_difference:.1e}",
+            f"{row.max_weight_change:.1e}",
+            "equal" if row.is_equal() else f"APART (limit {row.limit:.0e})",
+        )
+    return table

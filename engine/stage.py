@@ -9,7 +9,7 @@ import torch
 from ..planner.jobs import Job
 from .adapters import StageAdapter, make_adapters
 from .lora_linear import RoutingSlot, insert_lora
-from .model import Layout, StageModel, build_stage, whole_linears
+from .model import Layout, StageModel, build_stage, read_config, whole_linears
 from .targets import check_targets, targeted
 
 
@@ -46,6 +46,20 @@ def make_stage(
 
     Adapters are float32, float64 where the model is. Raises JobError for a model or targets that do not fit.
     """
+    layout = Layout.of(num_layers=read_config(folder).num_hidden_layers, stage=stage, num_stages=num_stages)
+    return make_stage_of(folder, jobs, layout, replica=replica, dtype=dtype, device=device)
+
+
+def make_stage_of(
+    folder: str | os.PathLike[str],
+    jobs: Sequence[Job],
+    layout: Layout,
+    *,
+    replica: int = 0,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> Stage:
+    """As `make_stage`, for any run of layers."""
     linears = whole_linears(folder)
     check_targets(jobs, linears)
     ids = {
@@ -53,7 +67,7 @@ def make_stage(
         for place, name in enumerate(linears)
         if any(targeted(name, job.lora.target_modules) for job in jobs)
     }
-    model = build_stage(folder, stage=stage, num_stages=num_stages, dtype=dtype, device=device)
+    model = build_stage(folder, layout, dtype=dtype, device=device)
     slot = RoutingSlot()
     inserted = insert_lora(model, target_ids=ids, num_adapters=len(jobs), slot=slot)
     wide = torch.float64 if next(model.parameters()).dtype is torch.float64 else torch.float32

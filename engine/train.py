@@ -13,7 +13,7 @@ from .cut import check_can_cut
 from .export import ADAPTERS
 from .launch import launch
 from .metrics import StepRecord, read_metrics
-from .prepare import Prepared, RunSettings, prepare
+from .prepare import WORK, Prepared, RunSettings, prepare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +82,13 @@ def train(
     if settings.checkpoint_every is not None:
         check_can_cut(prepared.program)
     if settings.plan_file is not None:
+        prepared.output_dir.mkdir(parents=True, exist_ok=True)
         save_plan(prepared.plan, prepared.output_dir / PLAN)
-        settings = replace(settings, plan_file=None)
+    settings = replace(settings, plan_file=None, output_dir=prepared.output_dir)
     num_workers = prepared.plan.num_stages * prepared.plan.num_replicas
     if before_launch is not None:
         before_launch()
-    launch(settings, output_dir=prepared.output_dir, num_workers=num_workers)
+    launch("loraplex.engine", settings.arguments(), work_dir=prepared.output_dir / WORK, num_workers=num_workers)
     return _result(prepared)
 
 

@@ -24,15 +24,12 @@ from .itinerary import itinerary
 from .mailbox import Sums
 from .metrics import MetricsWriter, StepRecord
 from .model import whole_linears
-from .position import PositionFile
-from .prepare import Prepared, RunSettings, prepare
+from .position import PositionFile, position_path
+from .prepare import WORK, Prepared, RunSettings, prepare
 from .recorder import Recorder
 from .stage import Stage, make_stage
 from .transport import Transport
 from .watchdog import start_watchdog
-
-WORK = ".run"
-"""Subfolder of the output folder for what workers hand each other; removed at the end."""
 
 
 class Listener(Protocol):
@@ -58,7 +55,7 @@ def run_worker(settings: RunSettings, listener: Listener) -> None:
     plan = prepared.plan
     transport = open_gloo(num_stages=plan.num_stages, num_replicas=plan.num_replicas)
     replica, index = divmod(transport.worker, plan.num_stages)
-    position = PositionFile(position_path(prepared.output_dir, transport.worker))
+    position = PositionFile(position_path(prepared.output_dir / WORK, transport.worker))
     start_watchdog(lambda: f"pp_rank {index} at {position.text}")
     folder = _base_folder(prepared, transport)
     stage = make_stage(folder, plan.jobs, stage=index, num_stages=plan.num_stages, replica=replica)
@@ -72,11 +69,6 @@ def run_worker(settings: RunSettings, listener: Listener) -> None:
         _publish(prepared, folder)
     transport.barrier()
     close_gloo()
-
-
-def position_path(output_dir: Path, worker: int) -> Path:
-    """Where a worker notes its position."""
-    return output_dir / WORK / f"position-{worker}"
 
 
 def _base_folder(prepared: Prepared, transport: Transport) -> Path:

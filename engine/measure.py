@@ -1,0 +1,148 @@
+"""Measures stages and links with the engine's own code, in processes side by side as in training."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..planner.jobs import Job
+from ..planner.loads import Loads
+from ..planner.plan import Plan
+from ..planner.program import Action, ActionKind
+from .batch import Packer
+from .execute import Executor
+from .itinerary import Leg, itinerary
+from .loopback import LoopbackTransport
+from .message import Message, Wire
+from .model import Layout
+from .profile_plan import RandomTokens, measuring_plan, measuring_program
+from .recorder import Recorder, now_ns
+from .stage import Stage, make_stage_of
+from .transport import Direction, Edge, Transport
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StagePoints:
+    """What one stage took: lower quartiles over the rounds."""
+
+    loads: Loads
+    forward_ms: Float
+    """One entry per microbatch."""
+    backward_ms: Float
+    step_ms: float
+    """Mean over adapters and steps."""
+    weight_bytes: int
+    """Of the frozen weights."""
+    adapter_bytes: float
+    """Of one adapter's weights, mean over adapters."""
+
+
+def measure_stages(
+    folder: Path,
+    jobs: Sequence[Job],
+    layouts: Sequence[Layout],
+    transport: Transport,
+    *,
+    num_workers: int,
+    capacity_tokens: int,
+    seconds: float = 12.0,
+) -> tuple[StagePoints, ...]:
+    """Run stages of several kinds over made-up messages, in turn, for about `seconds` and at most 7 times.
+
+    All workers call it together, so that they keep each other's cores busy as in a run.
+    """
+    plan = measuring_plan(jobs, capacity_tokens=capacity_tokens, num_stages=layouts[0].num_stages)
+    stages = [make_stage_of(folder, plan.jobs, layout) for layout in layouts]
+    begin_ns = now_ns()
+    for stage in stages:
+        _round(stage, plan)
+    afforded = min(7, max(1, int(seconds * 1e9 / (now_ns() - begin_ns))))
+    rounds = _agreed(afforded, transport, num_workers)
+    taken: list[dict[ActionKind, list[Float]]] = [defaultdict(list) for _ in stages]
+    for _ in range(rounds):
+        for stage, found in zip(stages, taken, strict=True):
+            transport.barrier()
+            spans = _round(stage, plan)
+            for kind in (ActionKind.FORWARD, ActionKind.BACKWARD, ActionKind.STEP):
+                found[kind].append(np.array([ms for action, ms in spans if action.kind is kind]))
+    return tuple(_points(stage, found, plan) for stage, found in zip(stages, taken, strict=True))
+
+
+def _agreed(rounds: int, transport: Transport, num_workers: int) -> int:
+    # The fewest anyone can afford: everybody must come to the same barriers.
+    afforded = torch.zeros(num_workers, dtype=torch.int64)
+    afforded[transport.worker] = rounds
+    transport.reduce(afforded, workers=range(num_workers))
+    return int(afforded.min().item())
+
+
+def _points(stage: Stage, taken: Mapping[ActionKind, Sequence[Float]], plan: Plan) -> StagePoints:
+    adapters = [sum(weight.nbytes for weight in adapter.parameters.values()) for adapter in stage.adapters]
+    return StagePoints(
+        loads=Loads.of(plan.microbatches),
+        forward_ms=_usual(taken[ActionKind.FORWARD]),
+        backward_ms=_usual(taken[ActionKind.BACKWARD]),
+        step_ms=float(_usual(taken[ActionKind.STEP]).mean()),
+        weight_bytes=sum(weight.nbytes for weight in stage.model.parameters()),
+        adapter_bytes=float(np.mean(adapters)),
+    )
+
+
+def _usual(rounds: Sequence[Float]) -> Float:
+    # The lower quartile: slower rounds were disturbed by something else on the machine.
+    return np.asarray(np.quantile(np.stack(rounds), 0.25, axis=0), dtype=np.float64)
+
+
+def _round(stage: Stage, plan: Plan) -> list[tuple[Action, float]]:
+    index = stage.layout.stage
+    for adapter in stage.adapters:
+        adapter.version = 0
+    legs: tuple[Leg, ...] = itinerary(measuring_program(plan), plan, stage=index)
+    weight = next(stage.model.parameters())
+    config = stage.model.config
+    wire = Wire(hidden_size=config.hidden_size, dtype=weight.dtype)
+    recorder = Recorder(stage=index)
+    Executor(
+        stage,
+        plan,
+        Packer(plan.jobs, RandomTokens(config.vocab_size)),
+        LoopbackTransport(legs, wire, worker=index),
+        recorder=recorder,
+    ).run(legs)
+    computed = [(end - start) / 1e6 for kind, _, _, start, end, _ in recorder.rows if kind == "compute"]
+    return [(leg.action, ms) for leg, ms in zip(legs, computed, strict=True)]
+
+
+def measure_link(transport: Transport, wire: Wire, *, num_tokens: Sequence[int], rounds: int = 30) -> list[float]:
+    """Milliseconds from having a payload on worker 0 to having it on worker 1, by size: half a round trip, median.
+
+    Packing and unpacking count. Workers beyond the second only wait.
+    """
+    down = Edge(source=0, target=1, direction=Direction.DOWN)
+    up = Edge(source=1, target=0, direction=Direction.UP)
+    found = []
+    for tokens in num_tokens:
+        message = Message(direction=Direction.DOWN, num_tokens=tokens)
+        payload, none = torch.zeros(message.shape(wire.hidden_size), dtype=wire.dtype), torch.empty(0).double()
+        transport.barrier()
+        trips = []
+        for _ in range(rounds if transport.worker < 2 else 0):
+            out, back = (down, up) if transport.worker == 0 else (up, down)
+            start_ns = now_ns()
+            receive = transport.post(back, wire.num_bytes(message))
+            if transport.worker == 0:
+                transport.send(out, wire.pack(message, payload=payload, norms=none, clock_ns=0))
+                wire.unpack(message, receive.wait())
+            else:
+                came, _, _ = wire.unpack(message, receive.wait())
+                transport.send(out, wire.pack(message, payload=came, norms=none, clock_ns=0))
+            trips.append((now_ns() - start_ns) / 2e6)
+        transport.finish()
+        found.append(float(np.median(trips)) if trips else 0.0)
+    return found

@@ -1,0 +1,165 @@
+"""Does sharing change anything? Trains a user's adapters together and each alone, and says how far they end apart."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..planner.build_program import build_program
+from ..planner.jobs import Job, Sample
+from ..planner.loaded_jobs import LoadedJobs
+from ..planner.make_plan import make_plan
+from .batch import Encoded, TokenSource
+from .metrics import StepRecord
+from .model import whole_linears
+from .solo import train_alone
+from .stage import make_stage
+from .targets import short_targets
+from .threads import run_in_threads
+
+LIMITS = {torch.float32: 1e-4, torch.float64: 1e-9}
+"""Largest difference of any weight that counts as equal, by dtype: rounding, amplified by AdamW at tiny gradients."""
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityRow:
+    """One adapter, trained together with the others and alone."""
+
+    adapter: str
+    against: str
+    """peft: alone in transformers and peft, without dropout on both sides; engine: alone in our engine, with it."""
+    steps: int
+    max_weight_difference: float
+    max_loss_difference: float
+    """Over the steps."""
+    max_weight_change: float
+    """How far training moved any weight: what the difference is to be measured by."""
+    limit: float
+
+    def is_equal(self) -> bool:
+        return self.max_weight_difference <= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    # Of one adapter.
+    start: Weights
+    end: Weights
+    losses: tuple[float, ...]
+
+
+def check_parity(
+    loaded: LoadedJobs,
+    folder: Path,
+    *,
+    num_steps: int,
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[str, float], None] | None = None,
+) -> tuple[ParityRow, ...]:
+    """Train the first `num_steps` steps of every adapter both ways, in this process, with the job's stages as threads.
+
+    Against peft with dropout off on both sides (its masks cannot be had elsewhere); where an adapter has dropout, also
+    alone in our engine with dropout on. `folder` holds the base model.
+    """
+    jobs = tuple(replace(job, global_batches=job.global_batches[:num_steps]) for job in loaded.jobs)
+    dry = tuple(replace(job, lora=replace(job.lora, lora_dropout=0.0)) for job in jobs)
+    wet = [index for index, job in enumerate(jobs) if job.lora.lora_dropout > 0]
+    linears = whole_linears(folder)
+    say = _counted(progress, total=1 + len(jobs) + (1 + len(wet) if wet else 0))
+    say("all together, without dropout")
+    together = _train(loaded, folder, dry, loaded, dtype=dtype)
+    rows = []
+    for index, job in enumerate(dry):
+        say(f"{job.name} alone in peft")
+        targets = short_targets(linears, job.lora.target_modules)
+        solo = train_alone(folder, job, loaded, together[index].start, target_modules=targets, dtype=dtype)
+        alone = _Run(together[index].start, solo.weights, tuple(solo.losses))
+        rows.append(_row(job, "peft", together[index], alone, dtype=dtype))
+    if wet:
+        say("all together, with dropout")
+        together = _train(loaded, folder, jobs, loaded, dtype=dtype)
+        for index in wet:
+            say(f"{jobs[index].name} alone in our engine")
+            (alone,) = _train(loaded, folder, (_alone(jobs[index]),), _Renumbered(loaded, index), dtype=dtype)
+            rows.append(_row(jobs[index], "engine", together[index], alone, dtype=dtype))
+    return tuple(rows)
+
+
+def _train(
+    loaded: LoadedJobs, folder: Path, jobs: Sequence[Job], tokens: TokenSource, *, dtype: torch.dtype
+) -> list[_Run]:
+    settings = loaded.settings
+    plan = make_plan(
+        jobs, num_stages=settings.num_stages, microbatch_tokens=settings.microbatch_tokens, strategy="greedy"
+    )
+    stages = [
+        make_stage(folder, jobs, stage=stage, num_stages=plan.num_stages, dtype=dtype)
+        for stage in range(plan.num_stages)
+    ]
+
+    def weights() -> list[dict[str, Tensor]]:
+        return [
+            {
+                name: parameter.detach().clone()
+                for stage in stages
+                for name, parameter in stage.adapters[index].parameters.items()
+            }
+            for index in range(len(jobs))
+        ]
+
+    start = weights()
+    # The threads share one interpreter: hours may pass between two messages of a large model.
+    run = run_in_threads(stages, plan, build_program(plan), tokens, timeout_s=86_400.0)
+    return [
+        _Run(before, after, _losses(run.records, job.name))
+        for before, after, job in zip(start, weights(), jobs, strict=True)
+    ]
+
+
+def _losses(records: Sequence[StepRecord], adapter: str) -> tuple[float, ...]:
+    return tuple(record.loss for record in records if record.adapter == adapter)
+
+
+def _row(job: Job, against: str, together: _Run, alone: _Run, *, dtype: torch.dtype) -> ParityRow:
+    def apart(left: Weights, right: Weights) -> float:
+        return max((left[name] - right[name]).abs().max().item() for name in left)
+
+    return ParityRow(
+        adapter=job.name,
+        against=against,
+        steps=len(job.global_batches),
+        max_weight_difference=apart(together.end, alone.end),
+        max_loss_difference=max(abs(a - b) for a, b in zip(together.losses, alone.losses, strict=True)),
+        max_weight_change=apart(together.start, together.end),
+        limit=LIMITS[dtype],
+    )
+
+
+def _alone(job: Job) -> Job:
+    batches = tuple(tuple(replace(sample, adapter=0) for sample in batch) for batch in job.global_batches)
+    return replace(job, global_batches=batches)
+
+
+@dataclass(frozen=True, slots=True)
+class _Renumbered:
+    # The tokens of one adapter of many, which is number 0 when it is alone.
+    tokens_of_all: TokenSource
+    adapter: int
+
+    def tokens(self, sample: Sample) -> Encoded:
+        return self.tokens_of_all.tokens(replace(sample, adapter=self.adapter))
+
+
+def _counted(progress: Callable[[str, float], None] | None, *, total: int) -> Callable[[str], None]:
+    done = 0
+
+    def say(label: str) -> None:
+        nonlocal done
+        if progress is not None:
+            progress(f"parity: {label}", done / total)
+        done += 1
+
+    return say

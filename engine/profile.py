@@ -1,0 +1,140 @@
+"""A CostProfile of a model on this machine, from measurements of the engine itself."""
+
+import datetime
+import os
+import platform
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..planner.base_model import BaseModel
+from ..planner.jobs import Job
+from ..traces.costs import CostProfile, CostTerms, EndCosts, LinkCosts, MemoryCosts, PassCosts
+from ..traces.fit import CostPoints, fit, fit_terms
+from .launch import launch
+from .measure import Float, StagePoints, measure_link, measure_stages
+from .message import Wire
+from .model import Layout, read_config
+from .transport import Transport
+
+_LINK_SIZES = (1, 64, 256, 1024)
+
+
+def profile_model(
+    model: str, *, output: Path, job_file: Path | None = None, num_stages: int = 2, capacity_tokens: int = 1024
+) -> CostProfile:
+    """Measure on this machine's CPU, with as many processes as a run would have, and write the profile to `output`.
+
+    With a job file, its adapters and lengths are measured, else two adapters of r = 16. Takes 20 to 60 s for a small
+    model. Raises JobError for a model that does not fit, EngineError when a process ends.
+    """
+    with tempfile.TemporaryDirectory(prefix="loraplex-profile-") as folder:
+        arguments = [model, str(output), "--work", folder, "--stages", str(num_stages)]
+        arguments += ["--microbatch-tokens", str(capacity_tokens)]
+        arguments += [] if job_file is None else ["--job", str(job_file)]
+        launch("loraplex.engine.profile_worker", arguments, work_dir=Path(folder), num_workers=num_stages)
+    return CostProfile.load(output)
+
+
+def measure_profile(
+    base: BaseModel, folder: Path, jobs: Sequence[Job], transport: Transport, *, num_stages: int, capacity_tokens: int
+) -> CostProfile:
+    """One worker's part; what worker 0 returns counts.
+
+    Three kinds of stage are measured with the layers a stage of a run would have: one in the middle, the first with the
+    embedding, the last with the head. The middle gives the layers' cost, the others' surplus the ends'.
+    """
+    num_layers = -(-base.num_layers // num_stages)
+    layouts = [Layout(stage=place, num_stages=3, first_layer=0, end_layer=num_layers) for place in range(3)]
+    first, middle, last = measure_stages(
+        folder, jobs, layouts, transport, num_workers=num_stages, capacity_tokens=capacity_tokens
+    )
+    config = read_config(folder)
+    wire = Wire(hidden_size=config.hidden_size, dtype=getattr(config, "dtype", None) or torch.float32)
+    link_ms = measure_link(transport, wire, num_tokens=_LINK_SIZES) if num_stages > 1 else []
+    forward = fit(_cost_points(middle, middle.forward_ms / num_layers))
+    backward = fit(_cost_points(middle, middle.backward_ms / num_layers))
+    return CostProfile(
+        name=f"{Path(base.name).name}-cpu",
+        origin="measured",
+        source=_source(base, num_stages=num_stages, num_layers=num_layers),
+        num_layers=base.num_layers,
+        forward=_pass(forward.terms),
+        backward=_pass(backward.terms),
+        ends=_ends(first, middle, last),
+        step_ms_per_layer=middle.step_ms / num_layers,
+        link=_link(link_ms, wire),
+        memory=_memory(first, middle, last, num_layers=num_layers, wire=wire),
+        fit_error_median=float(np.median([forward.error_median, backward.error_median])),
+        fit_error_worst=max(forward.error_worst, backward.error_worst),
+    )
+
+
+def _pass(terms: CostTerms) -> PassCosts:
+    # What grows with the squares is attention; on a CPU the rest was measured as one.
+    return PassCosts(
+        linears={"eager": replace(terms, per_square_ms=0.0)}, attention=CostTerms(per_square_ms=terms.per_square_ms)
+    )
+
+
+def _ends(first: StagePoints, middle: StagePoints, last: StagePoints) -> EndCosts:
+    return EndCosts(
+        embedding_forward=_surplus(first.loads.tokens, first.forward_ms - middle.forward_ms),
+        embedding_backward=_surplus(first.loads.tokens, first.backward_ms - middle.backward_ms),
+        head_forward=_surplus(last.loads.targets, last.forward_ms - middle.forward_ms),
+        head_backward=_surplus(last.loads.targets, last.backward_ms - middle.backward_ms),
+    )
+
+
+def _surplus(tokens: NDArray[np.int64], ms: Float) -> CostTerms:
+    # Differences of measurements, some below zero (the first stage passes no gradient on), so errors count absolutely
+    # here: least squares over a constant and the tokens, neither negative.
+    columns = np.stack([np.ones(len(ms)), tokens], axis=1)
+    best, best_error = np.zeros(2), float((ms**2).sum())
+    for chosen in ([0], [1], [0, 1]):
+        found = np.linalg.lstsq(columns[:, chosen], ms, rcond=None)[0]
+        error = float(((columns[:, chosen] @ found - ms) ** 2).sum())
+        if (found >= 0).all() and error < best_error:
+            best, best_error = np.zeros(2), error
+            best[chosen] = found
+    return CostTerms(fixed_ms=float(best[0]), per_token_ms=float(best[1]))
+
+
+def _cost_points(points: StagePoints, ms: Float) -> CostPoints:
+    loads = points.loads
+    return CostPoints.of(tokens=loads.tokens, squares=loads.squares, adapters=loads.adapters, ms=ms)
+
+
+def _link(ms: Sequence[float], wire: Wire) -> LinkCosts:
+    per_token = float(wire.hidden_size * wire.dtype.itemsize)
+    if not ms:
+        return LinkCosts(bytes_per_token=per_token)
+    terms = fit_terms(CostPoints.of(tokens=list(_LINK_SIZES), ms=ms, adapters=0.0))
+    rate = per_token / terms.per_token_ms if terms.per_token_ms else float("inf")
+    return LinkCosts(latency_ms=terms.fixed_ms, bytes_per_ms=rate, bytes_per_token=per_token)
+
+
+def _memory(first: StagePoints, middle: StagePoints, last: StagePoints, *, num_layers: int, wire: Wire) -> MemoryCosts:
+    # Counted, not measured; what activations and logits take is not in this profile.
+    return MemoryCosts(
+        layer_weight_bytes=middle.weight_bytes / num_layers,
+        embedding_weight_bytes=first.weight_bytes - middle.weight_bytes,
+        head_weight_bytes=last.weight_bytes - middle.weight_bytes,
+        # Weights, gradients and AdamW's two moments.
+        adapter_bytes_per_layer=4 * middle.adapter_bytes / num_layers,
+        adapter_gradient_bytes_per_layer=middle.adapter_bytes / num_layers,
+        boundary_bytes_per_token=wire.hidden_size * wire.dtype.itemsize,
+    )
+
+
+def _source(base: BaseModel, *, num_stages: int, num_layers: int) -> str:
+    return (
+        f"{platform.machine()} CPU with {os.cpu_count()} cores, {num_stages} processes side by side, "
+        f"{torch.get_num_threads()} thread(s) each, stages of {num_layers} layers of {base.name}, "
+        f"torch {torch.__version__}, {datetime.date.today().isoformat()}, loraplex profile {base.name} --device cpu"
+    )

@@ -1,0 +1,108 @@
+"""One adapter trained alone the way everybody does it: transformers, peft, torch's AdamW, one sample at a time.
+
+The other side of `loraplex parity`. It shares no code with the engine but the tokens and the starting weights.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from ..planner.jobs import Job
+from .batch import IGNORED, TokenSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoloRun:
+    """What training alone gives."""
+
+    weights: Mapping[str, Tensor]
+    """By the names in the whole model, `...q_proj.lora_A.weight`."""
+    losses: Sequence[float]
+    """Of each step."""
+
+
+def train_alone(
+    folder: Path,
+    job: Job,
+    tokens: TokenSource,
+    start: Mapping[str, Tensor],
+    *,
+    target_modules: Sequence[str],
+    dtype: torch.dtype,
+) -> SoloRun:
+    """Train a job without dropout from the given weights with stock libraries only."""
+    model = _peft_model(folder, job, target_modules=target_modules, dtype=dtype)
+    parameters = {
+        name.removeprefix("base_model.model.").replace(".default.", "."): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    for name, parameter in parameters.items():
+        parameter.data.copy_(start[name])
+    settings, num_steps = job.optimizer, len(job.global_batches)
+    optimizer = torch.optim.AdamW(
+        parameters.values(),
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
+    scheduler = _scheduler(optimizer, job, num_steps=num_steps)
+    losses = []
+    for step, batch in enumerate(job.global_batches):
+        total = 0.0
+        for sample in batch:
+            ids, labels = (torch.from_numpy(part) for part in tokens.tokens(sample))
+            logits = model(input_ids=ids[None], use_cache=False).logits[0]
+            summed = cross_entropy(logits[:-1], labels[1:], ignore_index=IGNORED, reduction="sum")
+            loss = summed / job.target_tokens(step)
+            torch.autograd.backward(loss)
+            total += loss.item()
+        if settings.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        losses.append(total)
+    return SoloRun(weights={name: parameter.detach() for name, parameter in parameters.items()}, losses=losses)
+
+
+def _peft_model(folder: Path, job: Job, *, target_modules: Sequence[str], dtype: torch.dtype) -> Any:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    config = LoraConfig(
+        r=job.lora.r,
+        lora_alpha=job.lora.lora_alpha,  # type: ignore[arg-type]  # a float works, and r need not divide it
+        lora_dropout=0.0,
+        target_modules=list(target_modules),
+        use_rslora=job.lora.use_rslora,
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        # peft asks transformers by a name it has since changed.
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(base, config, autocast_adapter_dtype=False).train()
+
+
+def _scheduler(optimizer: torch.optim.Optimizer, job: Job, *, num_steps: int) -> Any:
+    from transformers import get_scheduler
+
+    name = job.optimizer.lr_scheduler
+    warmup = math.ceil(job.optimizer.warmup_ratio * num_steps)
+    return get_scheduler(
+        "constant_with_warmup" if name == "constant" else name,
+        optimizer,
+        num_warmup_steps=warmup,
+        num_training_steps=num_steps,
+    )
