@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from heapq import heapreplace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,9 @@ def write_chrome_trace(
         )
         for number, timeline in enumerate(listed)
     )
-    lines = ",\n".join(json.dumps(event, separators=(",", ":")) for event in events)
+    # Encoding many events at once is several times faster than one by one.
+    encode = json.JSONEncoder(separators=(",", ":")).encode
+    lines = ",\n".join(encode(part)[1:-1] for part in iter(lambda: list(islice(events, 10_000)), []))
     write_atomically(path, '{"displayTimeUnit":"ms","traceEvents":[\n' + lines + "\n]}\n")
 
 
