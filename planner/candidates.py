@@ -34,6 +34,9 @@ class Recipe:
     seed: int = 0
     """Of the stagger of a restarted sweep; 0 for none."""
     due: tuple[int, ...] = ()
+    """Slot each adapter should end by; empty for none."""
+    ready: tuple[int, ...] = ()
+    """First slot each adapter may enter; empty for 0."""
     waits: bool = True
     """False forgets the wait between steps: fuller slots, for when microbatches count and time does not."""
     num_groups: int = 0
@@ -62,10 +65,7 @@ def stream_recipes(workload: Workload) -> tuple[Recipe, ...]:
 def restart_recipes(recipes: Sequence[Recipe], *, num_slots: int, due: tuple[int, ...] = ()) -> tuple[Recipe, ...]:
     """The same sweeps with adapters staggered at random, from fixed seeds, as many as time allows."""
     count = min(_MAX_RESTARTS, _RESTART_SLOTS // max(1, num_slots))
-    return tuple(
-        Recipe(strategy="stream", policy=recipes[number % len(recipes)].policy, seed=number + 1, due=due)
-        for number in range(count if recipes else 0)
-    )
+    return tuple(replace(recipes[number % len(recipes)], seed=number + 1) for number in range(count if recipes else 0))
 
 
 def follow(recipe: Recipe, workload: Workload, *, bounds: Sequence[Sequence[int]], num_slots: int) -> Bins:
@@ -81,6 +81,7 @@ def follow(recipe: Recipe, workload: Workload, *, bounds: Sequence[Sequence[int]
         policy=recipe.policy,
         bounds=bounds,
         due=recipe.due or None,
+        ready=recipe.ready or None,
         offsets=_offsets(recipe.seed, count=len(workload.chains), num_slots=num_slots) if recipe.seed else None,
     )
 

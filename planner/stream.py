@@ -172,7 +172,8 @@ class _Sweep:
     def _choose(self, pool: list[int], *, room: int) -> list[int]:
         count = self.policy.max_count
         if count and pool and room * len(pool) <= (count + 1) * sum(self.sizes[item] for item in pool):
-            saving = fewest_subset(pool[:_MAX_SAVING_POOL], sizes=self.sizes, room=room, tolerance=self.tolerance, max_count=count)
+            few = pool[:_MAX_SAVING_POOL]
+            saving = fewest_subset(few, sizes=self.sizes, room=room, tolerance=self.tolerance, max_count=count)
             if saving is not None:
                 return saving
         return fullest_subset(pool, sizes=self.sizes, room=room)

@@ -45,9 +45,9 @@ def fewest_subset(
     fitting = [item for item in items if sizes[item] <= room]
     lengths = [sizes[item] for item in fitting]
     mask = (2 << room) - 1
-    # levels[count][place]: sums of exactly `count` of the items before `place`.
+    # levels[count][place]: sums of exactly `count` of the items before that place.
     levels: list[list[int]] = [[1] * len(fitting)]
-    for count in range(1, max_count + 1):
+    for _ in range(max_count):
         below, reached, level = levels[-1], 0, []
         for place, length in enumerate(lengths):
             level.append(reached)
