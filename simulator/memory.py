@@ -121,7 +121,9 @@ def _curve(times: Float, change: Float, static: float) -> pd.DataFrame:
     moments = np.concatenate([[0.0], times[order]])
     held = np.concatenate([[static], static + np.cumsum(change[order])])
     last = np.append(moments[1:] != moments[:-1], True)
-    return pd.DataFrame({"ms": moments[last], "bytes": np.rint(held[last]).astype(np.int64)})
+    moments, whole = moments[last], np.rint(held[last]).astype(np.int64)
+    changed = np.append(True, whole[1:] != whole[:-1])
+    return pd.DataFrame({"ms": moments[changed], "bytes": whole[changed]})
 
 
 def peak_bytes(counters: pd.DataFrame, *, num_stages: int, num_replicas: int = 1) -> tuple[int, ...]:
