@@ -147,9 +147,10 @@ def fused_forward(
         num_warps=config.num_warps, num_stages=config.num_stages, launch_pdl=overlap,
     )  # fmt: skip
     if blocks.borders.num_tiles:
-        add_borders_kernel[(blocks.borders.num_tiles, triton.cdiv(n, 128))](
+        width = min(128, config.columns)
+        add_borders_kernel[(blocks.borders.num_tiles, triton.cdiv(n, width))](
             y, s, b, blocks.borders.table, n, n_1, n_2, n_3, n * r, r, 1,
-            C=layout.columns, R=r, STEPS=r // 16, BM=blocks.borders.height, BN=128, num_warps=4,
+            C=layout.columns, R=r, STEPS=r // 16, BM=blocks.borders.height, BN=width, num_warps=4,
         )  # fmt: skip
 
 
@@ -175,9 +176,10 @@ def fused_backward(
         launch_pdl=overlap,
     )  # fmt: skip
     if blocks.borders.num_tiles:
-        add_borders_kernel[(blocks.borders.num_tiles, triton.cdiv(k, 128))](
+        width = min(128, config.columns)
+        add_borders_kernel[(blocks.borders.num_tiles, triton.cdiv(k, width))](
             dx, ds, a, blocks.borders.table, k, k, k, k, c * k, 1, k,
-            C=c, R=r, STEPS=c // 16, BM=blocks.borders.height, BN=128, num_warps=4,
+            C=c, R=r, STEPS=c // 16, BM=blocks.borders.height, BN=width, num_warps=4,
         )  # fmt: skip
 
 

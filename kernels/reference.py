@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .checks import check_linear
-from .routing import DROPOUT_LEVELS, Routing, Segment, folded_words
+from .routing import Routing, Segment, dropout_threshold, folded_words
 
 FEATURES_PER_BLOCK = 128
 """Features f and f + 64 of each block of 128 share a word, so a kernel masks two 64-wide tiles with one draw."""
@@ -88,8 +88,7 @@ def dropout_mask(
     neighbours, the stage or the dtype.
     """
     words = folded_words([seed], [global_batch])[0].to(token_index.device)
-    threshold = min(round(dropout * DROPOUT_LEVELS), DROPOUT_LEVELS - 1)
-    return _draw(words, target, token_index.to(torch.int32), num_features, threshold)
+    return _draw(words, target, token_index.to(torch.int32), num_features, dropout_threshold(dropout))
 
 
 def _branch(x: Tensor, a: Tensor, b: Tensor, *, routing: Routing, segment: Segment, target: int) -> Tensor:
@@ -99,8 +98,7 @@ def _branch(x: Tensor, a: Tensor, b: Tensor, *, routing: Routing, segment: Segme
     x = x.to(a.dtype)
     if p > 0.0:
         index = routing.token_index[segment.first_row : segment.end_row]
-        threshold = min(round(p * DROPOUT_LEVELS), DROPOUT_LEVELS - 1)
-        keep = _draw(routing.words[adapter], target, index, x.shape[-1], threshold)
+        keep = _draw(routing.words[adapter], target, index, x.shape[-1], dropout_threshold(p))
         x = torch.where(keep, x, 0.0) / (1.0 - p)
     return functional.linear(functional.linear(x, a), b) * routing.scaling[adapter]
 

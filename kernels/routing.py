@@ -113,7 +113,6 @@ class Routing:
         ordered = tuple(sorted(segments, key=lambda segment: segment.first_row))
         _check_adapters(scaling, dropout, seeds, global_batches)
         _check_segments(num_rows, ordered, len(scaling))
-        thresholds = [min(round(p * DROPOUT_LEVELS), DROPOUT_LEVELS - 1) for p in dropout]
         return cls(
             num_rows=num_rows,
             segments=ordered,
@@ -121,10 +120,8 @@ class Routing:
             dropout=tuple(float(p) for p in dropout),
             seeds=tuple(int(seed) for seed in seeds),
             words=folded_words(seeds, global_batches).to(device),
-            thresholds=torch.tensor(thresholds, dtype=torch.int32).to(device),
-            branch_scale=torch.tensor(
-                [value / (1.0 - p) for value, p in zip(scaling, dropout, strict=True)], dtype=torch.float32
-            ).to(device),
+            thresholds=torch.tensor(_thresholds(dropout), dtype=torch.int32).to(device),
+            branch_scale=torch.tensor(_branch_scale(scaling, dropout), dtype=torch.float32).to(device),
             token_index=_token_index(token_index, num_rows).to(device),
             description=_describe(num_rows, ordered, dropout),
         )
@@ -161,6 +158,20 @@ class Routing:
         self.words.copy_(folded_words(self.seeds, global_batches))
         if token_index is not None:
             self.token_index.copy_(_token_index(token_index, self.num_rows))
+
+    def with_scaling(self, *, scaling: Sequence[float], dropout: Sequence[float]) -> Routing:
+        """The same segments and random words with other scaling and dropout; tiles stay shared."""
+        import torch
+
+        _check_adapters(scaling, dropout, self.seeds, self.seeds)
+        return replace(
+            self,
+            scaling=tuple(scaling),
+            dropout=tuple(dropout),
+            thresholds=torch.tensor(_thresholds(dropout), dtype=torch.int32).to(self.device),
+            branch_scale=torch.tensor(_branch_scale(scaling, dropout), dtype=torch.float32).to(self.device),
+            description=_describe(self.num_rows, self.segments, dropout),
+        )
 
     def tiles(self, height: int) -> Tiles:
         """Row tiles of at most `height` rows; made on first use, then shared by every layer of the microbatch."""
@@ -214,6 +225,19 @@ def folded_words(seeds: Sequence[int], global_batches: Sequence[int]) -> Tensor:
         digest = hashlib.blake2b(f"{int(seed)}:{int(global_batch)}".encode(), digest_size=8).digest()
         words.append(struct.unpack("<2i", digest))
     return torch.tensor(words, dtype=torch.int32).reshape(len(words), 2)
+
+
+def _thresholds(dropout: Sequence[float]) -> list[int]:
+    return [dropout_threshold(p) for p in dropout]
+
+
+def dropout_threshold(p: float) -> int:
+    """A feature is dropped where its 16 random bits are less than this."""
+    return min(round(p * DROPOUT_LEVELS), DROPOUT_LEVELS - 1)
+
+
+def _branch_scale(scaling: Sequence[float], dropout: Sequence[float]) -> list[float]:
+    return [value / (1.0 - p) for value, p in zip(scaling, dropout, strict=True)]
 
 
 def _token_index(token_index: Sequence[int] | Tensor | None, num_rows: int) -> Tensor:

@@ -1,0 +1,88 @@
+"""NF4: the format, the products, and what is refused."""
+
+import sys
+import types
+
+import pytest
+import torch
+
+from loraplex.kernels import fused, multi_lora_linear, nf4
+from loraplex.kernels.nf4 import NF4_CODE, Nf4Weight, quantize_nf4
+from loraplex.tests.kernels.cases import Case, relative_errors, rounded, run
+
+CASE = Case(
+    num_rows=40, num_features=128, out_features=(96,), segments=((0, 25, 0), (25, 15, 1)), lora_ranks=((4, 8),),
+    dropout=(0.2, 0.0),
+)  # fmt: skip
+
+
+def test_the_first_of_two_weights_stands_in_the_high_half_of_its_byte():
+    weight = Nf4Weight(
+        packed=torch.tensor([0x0F, 0x70], dtype=torch.uint8), absmax=torch.tensor([2.0]), code=torch.tensor(NF4_CODE),
+        block_size=4, shape=(1, 4), dtype=torch.float32,
+    )  # fmt: skip
+    assert weight.dequantize().tolist() == [[-2.0, 2.0, 0.0, -2.0]]
+
+
+def test_rounding_takes_the_nearest_level(device):
+    dense = torch.randn(8, 128, device=device)
+    weight = quantize_nf4(dense)
+    blocks = dense.view(-1, 64)
+    levels = torch.tensor(NF4_CODE, device=device) * blocks.abs().amax(dim=1)[:, None, None]
+    nearest = (blocks[:, :, None] - levels).abs().argmin(dim=2, keepdim=True)
+    wanted = levels.expand(-1, 64, -1).gather(2, nearest).view(8, 128)
+    torch.testing.assert_close(weight.dequantize(), wanted)
+
+
+def test_the_op_on_an_nf4_weight_is_the_op_on_what_it_stands_for(device, monkeypatch):
+    monkeypatch.setattr(nf4, "BUFFER_BYTES", 40 * 128 * 2)
+    values = rounded(CASE.inputs(), torch.float16, device)
+    packed = quantize_nf4(values["weights"][0])
+    dense = {**rounded(CASE.inputs(), torch.float16, device), "weights": [packed.dequantize()]}
+    found = run(fused.fused_linears, {**values, "weights": [packed]}, routing=CASE.routing(device), targets=(0,))
+    wanted = run(fused.fused_linears, dense, routing=CASE.routing(device), targets=(0,))
+    errors = relative_errors(found, {name: tensor.cpu().double() for name, tensor in wanted.items()})
+    assert {which: error for which, error in errors.items() if not error < 1e-3} == {}
+
+
+def test_the_public_op_takes_an_nf4_weight(device):
+    values = rounded(CASE.inputs(), torch.float32, device)
+    packed = quantize_nf4(values["weights"][0])
+    more = {"routing": CASE.routing(device), "target": 0}
+    matrices = [values["lora_a"][0], values["lora_b"][0]]
+    found = multi_lora_linear(values["x"], packed, None, *matrices, **more)
+    torch.testing.assert_close(found, multi_lora_linear(values["x"], packed.dequantize(), None, *matrices, **more))
+
+
+def test_without_bitsandbytes_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
+    with pytest.raises(ImportError, match="pip install bitsandbytes"):
+        Nf4Weight.from_bitsandbytes(None)
+
+
+def test_nested_statistics_are_unfolded(monkeypatch):
+    functional = types.ModuleType("bitsandbytes.functional")
+    functional.dequantize_blockwise = lambda absmax, state: absmax.float() * state
+    monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.functional", functional)
+    state = types.SimpleNamespace(
+        quant_type="nf4", nested=True, absmax=torch.tensor([3], dtype=torch.uint8), state2=0.5, offset=1.0,
+        code=torch.tensor(NF4_CODE), blocksize=64, shape=(1, 64), dtype=torch.float32,
+    )  # fmt: skip
+    parameter = types.SimpleNamespace(quant_state=state, data=torch.zeros(32, 1, dtype=torch.uint8))
+    weight = Nf4Weight.from_bitsandbytes(parameter)
+    assert weight.absmax.tolist() == [2.5]
+    assert weight.dequantize()[0, 0] == -2.5
+    state.quant_type = "fp4"
+    with pytest.raises(ValueError, match="without NF4 state"):
+        Nf4Weight.from_bitsandbytes(parameter)
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="K = 100, which is no multiple of block_size = 64"):
+        quantize_nf4(torch.zeros(2, 100))
+    with pytest.raises(ValueError, match=r"packed has 3 bytes.* give 64 and 2"):
+        Nf4Weight(
+            packed=torch.zeros(3, dtype=torch.uint8), absmax=torch.zeros(2), code=torch.zeros(16), block_size=64,
+            shape=(1, 128), dtype=torch.float32,
+        )  # fmt: skip

@@ -1,0 +1,144 @@
+"""The drop-in against PEFT itself, on a small Llama."""
+
+import copy
+
+import pytest
+import torch
+
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+from loraplex.kernels.peft_patch import patch_peft, route, unpatch_peft  # noqa: E402 (after the skips)
+from loraplex.kernels.routing import Routing, Segment  # noqa: E402
+
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def base_model():
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=50, attention_bias=True,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config)
+
+
+def peft_model(device="cpu", **more):
+    settings = {"r": 4, "lora_alpha": 12, "target_modules": LINEARS, "lora_dropout": 0.0, "init_lora_weights": False}
+    return peft.get_peft_model(base_model(), peft.LoraConfig(**{**settings, **more})).to(device)
+
+
+def tokens(device="cpu"):
+    return torch.arange(22, device=device).view(2, 11) * 3 % 50
+
+
+def loss_and_gradients(model, device="cpu"):
+    model.zero_grad()
+    out = model(input_ids=tokens(device), labels=tokens(device))
+    out.loss.backward()
+    return out.logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("more", [
+    {}, {"use_rslora": True}, {"bias": "all"}, {"rank_pattern": {"q_proj": 7}}, {"target_modules": ["down_proj"]},
+], ids=str)  # fmt: skip
+def test_outputs_and_gradients_are_pefts(more, device):
+    model = peft_model(device, **more)
+    logits, grads = loss_and_gradients(model, device)
+    summary = patch_peft(model)
+    fused_logits, fused_grads = loss_and_gradients(model, device)
+    assert summary.left == {}
+    assert len(summary.fused) == 2 * (7 if "target_modules" not in more else 1)
+    torch.testing.assert_close(fused_logits, logits, rtol=1e-4, atol=1e-4)
+    assert fused_grads.keys() == grads.keys()
+    for name in grads:
+        torch.testing.assert_close(fused_grads[name], grads[name], rtol=1e-3, atol=1e-4)
+
+
+def test_unpatching_restores_every_forward():
+    model = peft_model()
+    before = {name: module.forward.__func__ for name, module in model.named_modules()}
+    keys = list(model.state_dict())
+    patch_peft(model)
+    assert list(model.state_dict()) == keys
+    unpatch_peft(model)
+    assert {name: module.forward.__func__ for name, module in model.named_modules()} == before
+    assert not hasattr(model, "_loraplex_state")
+
+
+def test_disabled_merged_and_unmerged_adapters_are_pefts():
+    model = peft_model()
+    patch_peft(model)
+    logits, _ = loss_and_gradients(model)
+    with torch.no_grad():
+        with model.disable_adapter():
+            torch.testing.assert_close(model(input_ids=tokens()).logits, base_model()(input_ids=tokens()).logits)
+        model.merge_adapter()
+        torch.testing.assert_close(model(input_ids=tokens()).logits, logits, rtol=1e-3, atol=1e-4)
+        model.unmerge_adapter()
+        torch.testing.assert_close(model(input_ids=tokens()).logits, logits, rtol=1e-3, atol=1e-4)
+
+
+def test_a_saved_adapter_loads_into_an_unpatched_model(tmp_path):
+    model = peft_model()
+    patch_peft(model)
+    logits, _ = loss_and_gradients(model)
+    model.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(base_model(), tmp_path)
+    torch.testing.assert_close(loaded(input_ids=tokens()).logits, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_fused_is_left_and_named():
+    model = peft_model(target_modules=["q_proj", "embed_tokens"])
+    assert set(patch_peft(model).left.values()) == {"an embedding"}
+    model = peft_model(use_dora=True, target_modules=["q_proj"])
+    expected, _ = loss_and_gradients(model)
+    summary = patch_peft(model)
+    assert summary.fused == ()
+    assert set(summary.left.values()) == {"every adapter is a variant: DoraLinearVariant"}
+    torch.testing.assert_close(loss_and_gradients(model)[0], expected)
+
+
+def test_dropout_is_fresh_at_every_pass_off_in_evaluation_and_the_same_when_recomputed():
+    model = peft_model(lora_dropout=0.5)
+    patch_peft(model)
+    model.train()
+    first, grads = loss_and_gradients(model)
+    assert not torch.equal(loss_and_gradients(model)[0], first)
+    model._loraplex_state.step = 0
+    model.base_model.model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+    again, recomputed = loss_and_gradients(model)
+    assert torch.equal(again, first)
+    for name in grads:
+        torch.testing.assert_close(recomputed[name], grads[name])
+    model.eval()
+    assert torch.equal(model(input_ids=tokens()).logits, model(input_ids=tokens()).logits)
+
+
+def test_rows_of_two_adapters_in_one_pass_are_each_adapters_own():
+    model = peft_model()
+    model.add_adapter("other", peft.LoraConfig(r=3, lora_alpha=5, target_modules=["v_proj"], init_lora_weights=False))
+    alone = []
+    for row, name in enumerate(["default", "other"]):
+        model.set_adapter(name)
+        alone.append(model(input_ids=tokens()[row : row + 1]).logits)
+    patch_peft(model)
+    routing = Routing.build(
+        num_rows=22, segments=[Segment(first_row=11 * a, num_rows=11, adapter=a) for a in (0, 1)],
+        scaling=[1.0, 1.0], dropout=[0.0, 0.0], seeds=[0, 1], global_batches=[0, 0],
+    )  # fmt: skip
+    with route(model, routing, ("default", "other")):
+        together = model(input_ids=tokens()).logits
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_is_patched_once_and_only_if_it_has_lora():
+    model = peft_model()
+    patch_peft(model)
+    with pytest.raises(ValueError, match="patched already"):
+        patch_peft(model)
+    with pytest.raises(ValueError, match="without LoRA layers"):
+        patch_peft(base_model())
+    with pytest.raises(ValueError, match="is not patched"):
+        unpatch_peft(copy.deepcopy(base_model()))

@@ -1,0 +1,109 @@
+"""Routing: what it refuses, the tiles it cuts, and whom it gives each block of rows."""
+
+import pytest
+import torch
+
+from loraplex.kernels import multi_lora_linear, multi_lora_linears
+from loraplex.kernels.routing import Routing, Segment
+
+TWO = {"scaling": [1.0, 2.0], "dropout": [0.0, 0.1], "seeds": [0, 1], "global_batches": [0, 0]}
+
+
+def segments(*triples):
+    return [Segment(first_row=first, num_rows=rows, adapter=adapter) for first, rows, adapter in triples]
+
+
+def build(*triples, num_rows=300, **more):
+    return Routing.build(num_rows=num_rows, segments=segments(*triples), **{**TWO, **more})
+
+
+@pytest.mark.parametrize(
+    ("triples", "more", "message"),
+    [
+        ([(0, 10, 0), (9, 5, 1)], {}, r"first_row=9.* begins before row 10"),
+        ([(0, 301, 0)], {}, r"ends at row 301, after num_rows = 300"),
+        ([(0, 0, 0)], {}, r"num_rows=0.* has no row"),
+        ([(0, 5, 2)], {}, r"names adapter 2, but there are 2"),
+        ([(-1, 5, 0)], {}, r"first_row=-1.* begins before row 0"),
+        ([], {"dropout": [0.0, 1.0]}, r"dropout\[1\] = 1.0 lies outside \[0, 1\)"),
+        ([], {"dropout": [-0.1, 0.0]}, r"dropout\[0\] = -0.1 lies outside"),
+        ([], {"scaling": [1.0, float("nan")]}, r"scaling\[1\] = nan is not finite"),
+        ([], {"seeds": [1]}, r"'seeds': 1.* give them equal lengths"),
+        ([], {"token_index": [0, 1]}, r"token_index has shape \(2,\).* give 300 integers"),
+        ([], {"num_rows": -1}, r"num_rows = -1 is negative"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name_and_value(triples, more, message):
+    with pytest.raises(ValueError, match=message):
+        build(*triples, **more)
+
+
+def test_tiles_never_hold_two_owners_and_stand_adapter_by_adapter():
+    tiles = build((3, 130, 1), (133, 64, 0), (197, 65, 1), num_rows=270).tiles(64)
+    assert tiles.table[:, :3].tolist() == [
+        [133, 197, 0],
+        [3, 67, 1], [67, 131, 1], [131, 133, 1], [197, 261, 1], [261, 262, 1],
+        [0, 3, -1], [262, 270, -1],
+    ]  # fmt: skip
+    assert tiles.ranges.tolist() == [[0, 1], [1, 6]]
+    assert tiles.num_owned == 6
+
+
+def test_blocks_of_one_owner_and_the_rows_beside_them():
+    blocks = build((0, 128, 0), (128, 100, 1), (228, 60, 0), num_rows=300).blocks(64)
+    assert blocks.owners.tolist() == [0, 0, 1, -1, -1]
+    assert blocks.borders.table[:, :3].tolist() == [[228, 256, 0], [256, 288, 0], [192, 228, 1]]
+    assert blocks.num_border_rows == 96
+
+
+def test_a_refresh_writes_into_the_same_memory():
+    routing = build((0, 300, 0))
+    before, address = routing.words.clone(), routing.words.data_ptr()
+    routing.refresh(global_batches=[1, 0])
+    assert routing.words.data_ptr() == address
+    assert (routing.words == before).all(dim=1).tolist() == [False, True]
+    with pytest.raises(ValueError, match="global_batches"):
+        routing.refresh(global_batches=[1])
+
+
+def arguments(**changed):
+    given = {
+        "x": torch.zeros(300, 8), "weight": torch.zeros(6, 8), "bias": None,
+        "lora_a": [torch.zeros(2, 8), None], "lora_b": [torch.zeros(6, 2), None],
+    }  # fmt: skip
+    return {**given, **changed}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x": torch.zeros(300, 9)}, r"x has shape \(300, 9\).* must be 8"),
+        ({"x": torch.zeros(299, 8)}, r"x has shape \(299, 8\), that is 299 rows, but routing has 300"),
+        ({"x": torch.zeros(300, 8).int()}, r"x has dtype torch.int32"),
+        ({"weight": torch.zeros(6, 8).half()}, r"weight has dtype torch.float16, but x has torch.float32"),
+        ({"weight": torch.zeros(8)}, r"weight has shape \(8,\): give \[N, K\]"),
+        ({"bias": torch.zeros(7)}, r"bias has shape \(7,\) on cpu: give \[6\]"),
+        ({"lora_a": [torch.zeros(2, 8)]}, r"lora_a has 1 and lora_b 2 entries, but routing has 2"),
+        ({"lora_a": [None, None]}, r"lora_a\[0\] or lora_b\[0\] is None"),
+        ({"lora_a": [torch.zeros(0, 8), None]}, r"lora_a\[0\] has r = 0: r lies between 1 and 256"),
+        ({"lora_a": [torch.zeros(257, 8), None]}, r"lora_a\[0\] has r = 257"),
+        ({"lora_a": [torch.zeros(2, 7), None]}, r"lora_a\[0\] has shape \(2, 7\): give \[r, 8\]"),
+        ({"lora_b": [torch.zeros(6, 3), None]}, r"lora_b\[0\] has shape \(6, 3\): give \[6, 2\]"),
+        ({"lora_b": [torch.zeros(6, 2).half(), None]}, r"lora_b\[0\] torch.float16: give one floating dtype"),
+        ({"x": torch.zeros(300, 8, device="meta")}, r"x is on meta, weight on cpu"),
+    ],
+)
+def test_a_call_that_does_not_fit_is_refused_by_name_and_value(changed, message):
+    given = arguments(**changed)
+    with pytest.raises(ValueError, match=message):
+        multi_lora_linear(*given.values(), routing=build((0, 300, 0)), target=0)
+
+
+def test_lists_of_targets_have_one_length():
+    x, weight = torch.zeros(300, 8), torch.zeros(6, 8)
+    with pytest.raises(ValueError, match=r"'targets': 2.* give them equal lengths"):
+        multi_lora_linears(x, [weight], [None], [[None] * 2], [[None] * 2], routing=build(), targets=[0, 1])
+    with pytest.raises(ValueError, match="weights has 5 entries: one call serves 1 to 4"):
+        multi_lora_linears(
+            x, [weight] * 5, [None] * 5, [[None] * 2] * 5, [[None] * 2] * 5, routing=build(), targets=range(5)
+        )
