@@ -43,7 +43,9 @@ def train(
     if json:
         print(json_module.dumps(done.summary()))
     else:
-        Console(soft_wrap=True).print(train_table(done))
+        console = Console(soft_wrap=True)
+        console.print(train_table(done))
+        console.print(f"PEFT adapters: {done.adapters[0].folder.parent}", markup=False, highlight=False)
 
 
 def profile(

@@ -20,6 +20,9 @@ from .recorder import Recorder, now_ns
 from .stage import Stage
 from .transport import Transport
 
+BatchLosses = tuple[tuple[Batch, Tensor], ...]
+"""What a microbatch adds to the loss of each batch in it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
@@ -28,7 +31,7 @@ class Held:
     inputs: Tensor
     output: Tensor
     """Hidden states, or on the last stage the scalar loss."""
-    losses: tuple[tuple[Batch, Tensor], ...] = ()
+    losses: BatchLosses = ()
     """Last stage: what this microbatch adds to each batch's loss."""
 
 
@@ -99,6 +102,8 @@ class Executor:
                 payload = self._forward(leg)
             case ActionKind.BACKWARD:
                 payload = self._backward(leg)
+            case ActionKind.EVALUATE:
+                payload = self._evaluate(leg)
             case ActionKind.REDUCE:
                 self._reduce(batch)
             case _:
@@ -114,30 +119,50 @@ class Executor:
             self._check_version(batch, leg)
         packed = self._packer.pack(microbatch)
         inputs = packed.token_ids if leg.receive is None else self._mailbox.payload(leg.receive).requires_grad_()
-        self.stage.slot.routing = packed.routing
-        output = self.stage.model(inputs, position_ids=packed.position_ids, sample_lengths=packed.sample_lengths)
-        held = Held(inputs=inputs, output=output)
-        if self.stage.layout.is_last:
-            held = self._with_loss(held, packed)
-        self._held[leg.action.microbatch] = held
-        return None if self.stage.layout.is_last else output.detach()
+        hidden = self._hidden(inputs, packed)
+        if not self.stage.layout.is_last:
+            self._held[leg.action.microbatch] = Held(inputs=inputs, output=hidden)
+            return hidden.detach()
+        losses = self._losses(hidden, packed)
+        for batch, loss in losses:
+            self._check_finite(loss.item(), batch, what="loss")
+        total = torch.stack([loss for _, loss in losses]).sum()
+        known = tuple((batch, loss.detach()) for batch, loss in losses)
+        self._held[leg.action.microbatch] = Held(inputs=inputs, output=total, losses=known)
+        return None
 
-    def _with_loss(self, held: Held, packed: PackedBatch) -> Held:
+    @torch.no_grad()
+    def _evaluate(self, leg: Leg) -> Tensor | None:
+        packed = self._packer.pack(self.plan.microbatches[leg.action.microbatch])
+        inputs = packed.token_ids if leg.receive is None else self._mailbox.payload(leg.receive)
+        hidden = self._hidden(inputs, packed)
+        if not self.stage.layout.is_last:
+            return hidden
+        self._add(self._losses(hidden, packed))
+        return None
+
+    def _hidden(self, inputs: Tensor, packed: PackedBatch) -> Tensor:
+        self.stage.slot.routing = packed.routing
+        hidden = self.stage.model(inputs, position_ids=packed.position_ids, sample_lengths=packed.sample_lengths)
+        return torch.as_tensor(hidden)
+
+    def _losses(self, hidden: Tensor, packed: PackedBatch) -> BatchLosses:
         # The head sees only rows whose next token is learned.
-        logits = self.stage.model.logits(held.output[0, packed.target_rows])
+        logits = self.stage.model.logits(hidden[0, packed.target_rows])
         parts = adapter_losses(logits, packed.target_ids, packed.shares)
-        batches = [(share.adapter, share.global_batch) for share in packed.shares]
-        for part, batch in zip(parts, batches, strict=True):
-            self._check_finite(part.item(), batch, what="loss")
-        losses = tuple(zip(batches, (part.detach() for part in parts), strict=True))
-        return Held(inputs=held.inputs, output=torch.stack(parts).sum(), losses=losses)
+        return tuple(
+            ((share.adapter, share.global_batch), part) for share, part in zip(packed.shares, parts, strict=True)
+        )
+
+    def _add(self, losses: BatchLosses) -> None:
+        for batch, loss in losses:
+            self.sums.losses[batch] = self.sums.losses.get(batch, zero()) + loss
 
     def _backward(self, leg: Leg) -> Tensor | None:
         held = self._held.pop(leg.action.microbatch)
         gradient = None if leg.receive is None else self._mailbox.payload(leg.receive)
         torch.autograd.backward(held.output, gradient)
-        for batch, loss in held.losses:
-            self.sums.losses[batch] = self.sums.losses.get(batch, zero()) + loss
+        self._add(held.losses)
         return None if self.stage.layout.is_first else held.inputs.grad
 
     def _reduce(self, batch: Batch) -> None:

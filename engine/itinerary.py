@@ -18,8 +18,8 @@ from .transport import Direction
 
 Batch = tuple[int, int]
 """(adapter, global batch)."""
-_RUNNABLE = (ActionKind.FORWARD, ActionKind.BACKWARD, ActionKind.REDUCE, ActionKind.STEP)
-_STREAMING = (ActionKind.FORWARD, ActionKind.BACKWARD)
+_RUNNABLE = (ActionKind.FORWARD, ActionKind.BACKWARD, ActionKind.REDUCE, ActionKind.STEP, ActionKind.EVALUATE)
+_STREAMING = (ActionKind.FORWARD, ActionKind.BACKWARD, ActionKind.EVALUATE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ def itinerary(program: Program, plan: Plan, *, stage: int, replica: int = 0) -> 
         receive: Message | None = None
         send: Message | None = None
         closes: tuple[Batch, ...] = ()
-        if action.kind is ActionKind.FORWARD:
+        if action.kind in (ActionKind.FORWARD, ActionKind.EVALUATE):
             message = _down(plan, action.microbatch, opening[action.microbatch])
             receive, send = _ends(message, stage=stage, num_stages=program.num_stages)
         elif action.kind is ActionKind.BACKWARD:
@@ -83,8 +83,8 @@ def _check_runnable(program: Program) -> None:
     kinds = {int(kind) for columns in program.workers for kind in columns.kind}
     for kind in sorted(kinds - {int(kind) for kind in _RUNNABLE}):
         raise PlanError(
-            f"schedule '{program.schedule}' holds {ActionKind(kind).name} actions; the engine runs FORWARD, BACKWARD, "
-            "REDUCE and STEP: choose 1f1b, or simulate this one"
+            f"schedule '{program.schedule}' holds {ActionKind(kind).name} actions; the engine does not split "
+            "backwards: choose 1f1b, or simulate this one"
         )
 
 

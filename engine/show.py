@@ -43,15 +43,15 @@ class LoadBars:
 def train_table(run: TrainedRun) -> Table:
     """What a run made, one row per adapter."""
     table = Table(title=f"{run.output_dir}: {run.tokens} tokens in {run.makespan_ms / 1000:.1f} s")
-    for column in ("adapter", "steps", "first loss", "last loss", "PEFT folder"):
-        table.add_column(column, justify="left" if column in ("adapter", "PEFT folder") else "right")
+    for column in ("adapter", "steps", "first loss", "last loss", "validation"):
+        table.add_column(column, justify="left" if column == "adapter" else "right")
     for adapter in run.adapters:
         table.add_row(
             adapter.name,
             str(adapter.last.step + 1),
             f"{adapter.first.loss:.4f}",
             f"{adapter.last.loss:.4f}",
-            str(adapter.folder),
+            " to ".join(f"{loss:.4f}" for loss in adapter.validation.values()) or "-",
         )
     return table
 

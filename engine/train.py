@@ -1,6 +1,6 @@
 """`loraplex train` from end to end: plan if need be, check everything, start the processes, say what was made."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from .export import ADAPTERS
 from .launch import launch
 from .metrics import StepRecord, read_metrics
 from .prepare import WORK, Prepared, RunSettings, prepare
+from .validate import read_validation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,8 @@ class TrainedAdapter:
     metrics_file: Path
     first: StepRecord
     last: StepRecord
+    validation: Mapping[str, float]
+    """Loss on its validation samples `before` and `after`; empty where val_split kept none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +61,7 @@ class TrainedRun:
                     "steps": adapter.last.step + 1,
                     "first_loss": adapter.first.loss,
                     "last_loss": adapter.last.loss,
+                    "validation_loss": dict(adapter.validation),
                 }
                 for adapter in self.adapters
             ],
@@ -112,6 +116,7 @@ def _plan(settings: RunSettings, *, progress: Callable[[str, float], None] | Non
 def _result(prepared: Prepared) -> TrainedRun:
     folder = prepared.output_dir
     adapters = []
+    validation = read_validation(folder)
     for job in prepared.plan.jobs:
         path = folder / metrics_name(job.name)
         records = read_metrics(path)
@@ -122,6 +127,7 @@ def _result(prepared: Prepared) -> TrainedRun:
                 metrics_file=path,
                 first=records[0],
                 last=records[-1],
+                validation=validation.get(job.name, {}),
             )
         )
     return TrainedRun(

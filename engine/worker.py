@@ -29,6 +29,7 @@ from .prepare import WORK, Prepared, RunSettings, prepare
 from .recorder import Recorder
 from .stage import Stage, make_stage
 from .transport import Transport
+from .validate import VALIDATION, Validation, note_validation
 from .watchdog import start_watchdog
 
 
@@ -62,7 +63,13 @@ def run_worker(settings: RunSettings, listener: Listener) -> None:
     restored = _restore(settings, prepared, stage, transport)
     recorder = Recorder(stage=index, replica=replica)
     recorder.clock_offset_ns = clock_offset_ns(transport, num_workers=plan.num_stages * plan.num_replicas)
+    validation = Validation.of(plan, prepared.loaded) if replica == 0 else None
+    if validation is not None and restored is None:
+        _note(prepared, "before", validation.losses(stage, transport))
     _train(settings, prepared, stage, transport, recorder, restored=restored, position=position, listener=listener)
+    position.move("validation", -1)
+    if validation is not None:
+        _note(prepared, "after", validation.losses(stage, transport))
     position.move("the export", -1)
     _hand_in(prepared, stage, recorder, transport)
     if transport.worker == 0:
@@ -83,6 +90,8 @@ def _restore(settings: RunSettings, prepared: Prepared, stage: Stage, transport:
     if not settings.resume:
         if transport.worker == 0:
             forget_checkpoints(prepared.output_dir)
+            (prepared.output_dir / VALIDATION).unlink(missing_ok=True)
+        transport.barrier()
         return None
     restored = newest_checkpoint(prepared.output_dir, plan_fingerprint=plan_fingerprint(prepared.plan))
     if restored is not None:
@@ -133,6 +142,12 @@ def _train(
     )
     transport.barrier()
     executor.run(itinerary(program, plan, stage=index, replica=stage.replica))
+
+
+def _note(prepared: Prepared, when: str, losses: Mapping[str, float]) -> None:
+    # Only the last stage has any.
+    if losses:
+        note_validation(prepared.output_dir, when, losses)
 
 
 def _metrics_writer(prepared: Prepared, stage: Stage, listener: Listener) -> MetricsWriter | None:

@@ -1,0 +1,114 @@
+"""Loss on what `val_split` kept out of training: forward-only actions through the same stages, before and after."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ..planner.jobs import Job, Sample
+from ..planner.plan import Microbatch, Plan, microbatch
+from ..planner.program import Action, ActionColumns, ActionKind, Program
+from ..traces.files import write_atomically
+from .batch import IGNORED, Encoded, Packer
+from .execute import Executor
+from .itinerary import itinerary
+from .recorder import Recorder
+from .stage import Stage
+from .transport import Transport
+
+VALIDATION = "validation.json"
+"""File in the output folder: by adapter, the mean loss of its validation tokens before and after training."""
+
+
+class ValidationSource(Protocol):
+    """Where validation samples come from."""
+
+    def validation(self, adapter: int) -> Sequence[Encoded]:
+        """Token ids and labels of each sample of an adapter; empty where nothing was kept out."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _ValidationTokens:
+    samples: Mapping[int, Sequence[Encoded]]
+
+    def tokens(self, sample: Sample) -> Encoded:
+        return self.samples[sample.adapter][sample.index]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """The validation samples of all adapters, packed."""
+
+    plan: Plan
+    tokens: _ValidationTokens
+
+    @classmethod
+    def of(cls, plan: Plan, source: ValidationSource) -> "Validation | None":
+        """Packs in order, as many tokens to a microbatch as training has; None where no adapter kept any out."""
+        samples = {adapter: source.validation(adapter) for adapter in range(len(plan.jobs))}
+        jobs = tuple(_validation_job(adapter, job, samples[adapter]) for adapter, job in enumerate(plan.jobs))
+        microbatches = _packed(jobs, capacity_tokens=plan.microbatch_tokens)
+        if not microbatches:
+            return None
+        own = replace(plan, jobs=jobs, microbatches=microbatches, num_replicas=1, adapter_groups=(), solver=())
+        return cls(plan=own, tokens=_ValidationTokens(samples))
+
+    def losses(self, stage: Stage, transport: Transport) -> dict[str, float]:
+        """Mean loss per target token by adapter, on the last stage; every stage of one replica calls it together."""
+        plan = self.plan
+        columns = ActionColumns.of(
+            Action(kind=ActionKind.EVALUATE, microbatch=place) for place in range(len(plan.microbatches))
+        )
+        program = Program(schedule="forward-only", num_stages=plan.num_stages, workers=(columns,) * plan.num_stages)
+        executor = Executor(
+            stage, plan, Packer(plan.jobs, self.tokens), transport, recorder=Recorder(stage=stage.layout.stage)
+        )
+        executor.run(itinerary(program, plan, stage=stage.layout.stage))
+        return {plan.jobs[adapter].name: loss.item() for (adapter, _), loss in executor.sums.losses.items()}
+
+
+def note_validation(folder: Path, when: str, losses: Mapping[str, float]) -> None:
+    """Add losses to the output folder's file; `when` is "before" or "after"."""
+    path = folder / VALIDATION
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for adapter, loss in losses.items():
+        known.setdefault(adapter, {})[when] = loss
+    write_atomically(path, json.dumps(known, indent=2) + "\n")
+
+
+def read_validation(folder: Path) -> dict[str, dict[str, float]]:
+    """What `note_validation` wrote: adapter -> before, after -> loss. Empty where nothing was kept out."""
+    path = folder / VALIDATION
+    found: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
+def _validation_job(adapter: int, job: Job, samples: Sequence[Encoded]) -> Job:
+    batch = tuple(
+        Sample(
+            adapter=adapter,
+            global_batch=0,
+            index=index,
+            num_tokens=len(ids),
+            num_target_tokens=int(np.count_nonzero(labels[1:] != IGNORED)),
+        )
+        for index, (ids, labels) in enumerate(samples)
+    )
+    return replace(job, global_batches=(batch,) if batch else (), lora=replace(job.lora, lora_dropout=0.0))
+
+
+def _packed(jobs: Sequence[Job], *, capacity_tokens: int) -> tuple[Microbatch, ...]:
+    found: list[list[Sample]] = []
+    room = 0
+    for job in jobs:
+        for sample in (sample for batch in job.global_batches for sample in batch):
+            if sample.num_tokens > room:
+                found.append([])
+                room = capacity_tokens
+            found[-1].append(sample)
+            room -= sample.num_tokens
+    return tuple(microbatch(samples) for samples in found)
