@@ -103,6 +103,10 @@ def bench_sharing(
         "analysis/results"
     ),
     pictures: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("docs/pictures"),
+    lengths: Annotated[
+        Path | None,
+        typer.Option(help="Folder of NAME.csv with num_tokens, to use instead of draws from the shipped tables."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Replay adapters together and apart, and all systems side by side: where sharing one pipeline pays."""
@@ -119,21 +123,25 @@ def bench_sharing(
     from ..simulator.simulate import Hardware
     from ..traces.files import write_atomically
     from ..traces.profiles import load_profile
+    from ..traces.workloads import DATASETS, read_lengths
     from .sharing_plots import plot_sharing
 
     profile = load_profile(PROFILE)
+    real = None if lengths is None else {name: read_lengths(lengths / f"{name}.csv") for name in DATASETS}
     records: dict[str, list[dict[str, object]]] = {}
     with Progress(console=Console(stderr=True), transient=True) as bars:
         for name, points_of in (("systems", system_points), ("curves", sharing_points)):
             task = bars.add_task(name, total=1.0)
             points = points_of(
                 hardware=Hardware(profile=profile),
+                lengths=real,
                 progress=lambda doing, share, task=task: bars.update(task, description=doing, completed=share),  # type: ignore[misc]
             )
             records[name] = [asdict(point) for point in points]
     content = {
         "command": shlex.join(["loraplex", *sys.argv[1:]]),
         "profile": {"name": profile.name, "origin": profile.origin},
+        "lengths": "drawn from the shipped tables" if real is None else "the data sets themselves, in order",
         "results": records,
     }
     for name, rows in records.items():

@@ -5,14 +5,15 @@ kernels, so what differs is the plan and its schedule alone. Lengths are drawn f
 sets; `even` stands for samples of 1,024 tokens each.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from ..planner.jobs import Job, job_from_lengths
+from ..planner.jobs import Job, Sample, job_from_lengths
 from ..planner.make_plan import make_plan
 from ..planner.plan import Plan, microbatch
 from ..planner.systems import SystemRun, lorafusion, mlora_round_robin, sequential_packed, sequential_padded
+from ..planner.targets import cut_samples, plan_at_target
 from ..traces.costs import CostProfile
 from ..traces.workloads import DATASETS, sample_lengths
 from .simulate import Hardware
@@ -20,7 +21,7 @@ from .systems import SystemResult, replay_system
 
 PROFILE = "llama-70b-h100-published"
 CAPACITIES = (512, 1024, 2048, 4096, 8192)
-"""Tokens a microbatch may hold; a sample longer than the smallest leaves that one out."""
+"""Tokens up to which a microbatch is filled; where a system allows it, a longer sample stands alone."""
 SAMPLE_COUNTS = (1, 2, 4, 8)
 """Samples a microbatch holds where a system goes by their number, as Megatron-style trainers do."""
 EVEN_TOKENS = 1024
@@ -56,25 +57,39 @@ class SharingPoint:
     apart_tokens_per_s: float
     shared_tokens_per_s: float
     speedup: float
+    own_gpu_tokens_per_s: float | None
+    """With as many adapters as stages: each on a GPU of its own with the whole model, if that fits, all at once."""
     mean_completion_ratio: float
     """Mean over adapters of the time until it is done: together over apart, where apart the shortest goes first."""
 
 
 def workload(
-    names: Sequence[str], *, global_batch_size: int, num_batches: int, longest: int, seed: int = 42
+    names: Sequence[str],
+    *,
+    global_batch_size: int,
+    num_batches: int,
+    longest: int,
+    lengths: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 42,
 ) -> tuple[Job, ...]:
-    """One adapter a name, each with its own draws, cut at `longest` tokens."""
+    """One adapter a name, each with its own samples, cut at `longest` tokens.
+
+    Lengths are drawn from the shipped tables, or taken in order from `lengths`, adapter after adapter, round and round.
+    """
     jobs = []
+    count = global_batch_size * num_batches
     for adapter, name in enumerate(names):
-        count = global_batch_size * num_batches
-        lengths = (
-            [EVEN_TOKENS] * count if name == "even" else sample_lengths(name, num_samples=count, seed=seed + adapter)
-        )
+        if name == "even":
+            own: Sequence[int] = [EVEN_TOKENS] * count
+        elif lengths is None:
+            own = sample_lengths(name, num_samples=count, seed=seed + adapter)
+        else:
+            own = [lengths[name][(adapter * count + index) % len(lengths[name])] for index in range(count)]
         jobs.append(
             job_from_lengths(
                 adapter=adapter,
                 name=f"{name}-{adapter}",
-                lengths=[min(length, longest) for length in lengths],
+                lengths=[min(length, longest) for length in own],
                 global_batch_size=global_batch_size,
             )
         )
@@ -119,21 +134,26 @@ def sequential_fixed(jobs: Sequence[Job], *, num_stages: int, num_samples: int) 
 
 def compare_workload(name: str, jobs: Sequence[Job], *, hardware: Hardware, num_stages: int) -> tuple[SystemPoint, ...]:
     """All systems on these jobs, each at its best microbatch, in the published order."""
-    sized: dict[str, Callable[[int], SystemRun]] = {
-        "sequential-padded": lambda tokens: sequential_padded(jobs, num_stages=num_stages, microbatch_tokens=tokens),
-        "sequential-packed": lambda tokens: sequential_packed(jobs, num_stages=num_stages, microbatch_tokens=tokens),
-        "mlora": lambda tokens: mlora_round_robin(jobs, num_stages=num_stages, microbatch_tokens=tokens),
-        "lorafusion": lambda tokens: lorafusion(jobs, num_stages=num_stages, microbatch_tokens=tokens),
-        "loraplex": lambda tokens: ours(
-            jobs, num_stages=num_stages, microbatch_tokens=tokens, profile=hardware.profile
+    systems = {
+        "sequential-fixed": _fixed(jobs, num_stages=num_stages),
+        "sequential-padded": [
+            (f"{tokens} tokens", sequential_padded(jobs, num_stages=num_stages, microbatch_tokens=tokens))
+            for tokens in capacities(jobs)
+        ],
+        "sequential-packed": _packed(jobs, num_stages=num_stages),
+        "mlora": _at_targets(
+            jobs,
+            lambda cut, tokens: mlora_round_robin(cut, num_stages=num_stages, microbatch_tokens=tokens),
         ),
-    }
-    runs = {"sequential-fixed": _fixed(jobs, num_stages=num_stages)}
-    runs |= {
-        system: [(f"{tokens} tokens", make(tokens)) for tokens in capacities(jobs)] for system, make in sized.items()
+        # The published algorithm knows one capacity, which every sample must fit into.
+        "lorafusion": [
+            (f"{tokens} tokens", lorafusion(jobs, num_stages=num_stages, microbatch_tokens=tokens))
+            for tokens in capacities(jobs)
+        ],
+        "loraplex": _ours(jobs, num_stages=num_stages, profile=hardware.profile),
     }
     points: list[SystemPoint] = []
-    for system, choices in runs.items():
+    for system, choices in systems.items():
         chosen, _, result = _best(choices, hardware)
         points.append(
             SystemPoint(
@@ -151,18 +171,9 @@ def compare_workload(name: str, jobs: Sequence[Job], *, hardware: Hardware, num_
 
 def share(name: str, jobs: Sequence[Job], *, hardware: Hardware, num_stages: int) -> SharingPoint:
     """These adapters together and apart, both at their best microbatch; apart may cut by samples or by tokens."""
-    packed = [
-        (f"{tokens} tokens", sequential_packed(jobs, num_stages=num_stages, microbatch_tokens=tokens))
-        for tokens in capacities(jobs)
-    ]
-    _, apart, apart_result = _best([*_fixed(jobs, num_stages=num_stages), *packed], hardware)
-    _, _, shared = _best(
-        [
-            (f"{tokens} tokens", ours(jobs, num_stages=num_stages, microbatch_tokens=tokens, profile=hardware.profile))
-            for tokens in capacities(jobs)
-        ],
-        hardware,
-    )
+    choices = [*_fixed(jobs, num_stages=num_stages), *_packed(jobs, num_stages=num_stages)]
+    _, apart, apart_result = _best(choices, hardware)
+    _, _, shared = _best(_ours(jobs, num_stages=num_stages, profile=hardware.profile), hardware)
     alone_ms = sorted(replay_system(replace(apart, plans=(plan,)), hardware).makespan_ms() for plan in apart.plans)
     apart_mean_ms = sum(accumulate(alone_ms)) / len(alone_ms)
     num_batches = sum(len(job.global_batches) for job in jobs)
@@ -175,33 +186,32 @@ def share(name: str, jobs: Sequence[Job], *, hardware: Hardware, num_stages: int
         apart_tokens_per_s=apart_result.tokens_per_s(),
         shared_tokens_per_s=shared.tokens_per_s(),
         speedup=shared.tokens_per_s() / apart_result.tokens_per_s(),
+        own_gpu_tokens_per_s=own_gpu_tokens_per_s(jobs, hardware=hardware) if len(jobs) == num_stages else None,
         mean_completion_ratio=_mean_completion_ms(shared, len(jobs)) / apart_mean_ms,
     )
 
 
 def own_gpu_tokens_per_s(jobs: Sequence[Job], *, hardware: Hardware) -> float:
     """Every adapter on a GPU of its own with the whole model, all at once: until the slowest is done, real tokens/s."""
-    _, apart, _ = _best(
-        [
-            (f"{tokens} tokens", sequential_packed(jobs, num_stages=1, microbatch_tokens=tokens))
-            for tokens in capacities(jobs)
-        ],
-        hardware,
-    )
+    _, apart, _ = _best(_packed(jobs, num_stages=1), hardware)
     slowest_ms = max(replay_system(replace(apart, plans=(plan,)), hardware).makespan_ms() for plan in apart.plans)
     return apart.num_tokens / slowest_ms * 1e3
 
 
-def system_points(*, hardware: Hardware, progress: Progress) -> Iterator[SystemPoint]:
+def system_points(
+    *, hardware: Hardware, progress: Progress, lengths: Mapping[str, Sequence[int]] | None = None
+) -> Iterator[SystemPoint]:
     """All systems on 4 stages, four adapters of one data set each and four of different ones; global batches of 16."""
     workloads = {name: (name,) * 4 for name in DATASETS} | {"mixed": MIXED}
     for number, (name, names) in enumerate(workloads.items()):
         progress(f"systems on {name}", number / len(workloads))
-        jobs = workload(names, global_batch_size=16, num_batches=16, longest=8192)
+        jobs = workload(names, global_batch_size=16, num_batches=16, longest=8192, lengths=lengths)
         yield from compare_workload(name, jobs, hardware=hardware, num_stages=4)
 
 
-def sharing_points(*, hardware: Hardware, progress: Progress) -> Iterator[SharingPoint]:
+def sharing_points(
+    *, hardware: Hardware, progress: Progress, lengths: Mapping[str, Sequence[int]] | None = None
+) -> Iterator[SharingPoint]:
     """Together against apart, by global batch size on 2, 4 and 8 stages, and by number of adapters on 4 stages."""
     several: dict[str, tuple[str, ...]] = {"mixed": MIXED, "even": ("even",) * 4}
     asked = [
@@ -214,7 +224,7 @@ def sharing_points(*, hardware: Hardware, progress: Progress) -> Iterator[Sharin
     asked += [("even", ("even",) * count, 4, 16) for count in (1, 2, 8, 16)]
     for number, (name, names, num_stages, size) in enumerate(asked):
         progress(f"{len(names)} {name} adapters, {num_stages} stages, batches of {size}", number / len(asked))
-        jobs = workload(names, global_batch_size=size, num_batches=8, longest=8192)
+        jobs = workload(names, global_batch_size=size, num_batches=8, longest=8192, lengths=lengths)
         yield share(name, jobs, hardware=hardware, num_stages=num_stages)
 
 
@@ -237,12 +247,52 @@ def capacities(jobs: Sequence[Job]) -> tuple[int, ...]:
     return tuple(tokens for tokens in CAPACITIES if tokens >= longest)
 
 
-def ours(jobs: Sequence[Job], *, num_stages: int, microbatch_tokens: int, profile: CostProfile) -> SystemRun:
-    """Our plan of these jobs."""
-    plan = make_plan(
-        jobs, num_stages=num_stages, microbatch_tokens=microbatch_tokens, profile=profile, time_limit_s=10.0
+def _ours(jobs: Sequence[Job], *, num_stages: int, profile: CostProfile) -> list[tuple[str, SystemRun]]:
+    def planner(cut: Sequence[Job], tokens: int) -> Plan:
+        return make_plan(cut, num_stages=num_stages, microbatch_tokens=tokens, profile=profile, time_limit_s=10.0)
+
+    runs = []
+    for tokens in CAPACITIES:
+        capacity = max(tokens, capacities(jobs)[0])
+        plan = plan_at_target(jobs, target_tokens=tokens, microbatch_tokens=capacity, planner=planner)
+        run = SystemRun(name="loraplex", plans=(plan,), num_tokens=plan.num_tokens(), about=plan.strategy)
+        runs.append((f"{tokens} tokens", run))
+    return runs
+
+
+def _packed(jobs: Sequence[Job], *, num_stages: int) -> list[tuple[str, SystemRun]]:
+    return _at_targets(
+        jobs, lambda cut, tokens: sequential_packed(cut, num_stages=num_stages, microbatch_tokens=tokens)
     )
-    return SystemRun(name="loraplex", plans=(plan,), num_tokens=plan.num_tokens(), about=plan.strategy)
+
+
+def _at_targets(jobs: Sequence[Job], make: Callable[[Sequence[Job], int], SystemRun]) -> list[tuple[str, SystemRun]]:
+    """Runs of a system at every size; a sample longer than that stands alone, as in our own plans."""
+    return [
+        (f"{tokens} tokens", _whole(make([cut_samples(job, tokens) for job in jobs], tokens), jobs))
+        for tokens in CAPACITIES
+    ]
+
+
+def _whole(run: SystemRun, jobs: Sequence[Job]) -> SystemRun:
+    """The run with every sample at its full length again. Plan k of several is that of adapter k, there called 0."""
+    lengths = {
+        (sample.adapter, sample.index): sample.num_tokens
+        for job in jobs
+        for batch in job.global_batches
+        for sample in batch
+    }
+
+    def whole(sample: Sample, position: int) -> Sample:
+        tokens = lengths[position if len(run.plans) > 1 else sample.adapter, sample.index]
+        return replace(sample, num_tokens=tokens, num_target_tokens=tokens)
+
+    plans = []
+    for position, plan in enumerate(run.plans):
+        bins = tuple(microbatch([whole(sample, position) for sample in batch.samples]) for batch in plan.microbatches)
+        largest = max(batch.num_tokens() for batch in bins)
+        plans.append(replace(plan, microbatches=bins, microbatch_tokens=max(plan.microbatch_tokens, largest)))
+    return replace(run, plans=tuple(plans), num_tokens=sum(lengths.values()))
 
 
 def _best(choices: Sequence[tuple[str, SystemRun]], hardware: Hardware) -> tuple[str, SystemRun, SystemResult]:

@@ -35,6 +35,7 @@ def test_every_picture_is_there_with_its_units(tmp_path: Path) -> None:
             apart_tokens_per_s=1000.0,
             shared_tokens_per_s=1300.0,
             speedup=1.3,
+            own_gpu_tokens_per_s=None,
             mean_completion_ratio=1.2,
         )
         for workload in ("mixed", "even")

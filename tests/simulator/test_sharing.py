@@ -33,6 +33,11 @@ def test_a_workload_has_one_adapter_a_name_and_repeats_by_seed() -> None:
     assert capacities(jobs) == (512, 1024, 2048, 4096, 8192)
 
 
+def test_given_lengths_are_taken_in_order_round_and_round() -> None:
+    jobs = workload(["gsm8k", "gsm8k"], global_batch_size=2, num_batches=1, longest=8, lengths={"gsm8k": [5, 6, 70]})
+    assert [[sample.num_tokens for sample in job.global_batches[0]] for job in jobs] == [[5, 6], [8, 5]]
+
+
 def test_fixed_numbers_of_samples_are_cut_in_data_order() -> None:
     jobs = workload(["gsm8k"], global_batch_size=5, num_batches=2, longest=500)
     (plan,) = sequential_fixed(jobs, num_stages=4, num_samples=2).plans
@@ -54,6 +59,7 @@ def test_even_samples_together_never_drain_and_apart_drain_at_every_batch() -> N
     point = share("even", jobs, hardware=HARDWARE, num_stages=4)
     assert point.microbatches_per_batch == 4.0
     assert point.speedup == pytest.approx(4 * 2 * 7 / 35)
+    assert point.own_gpu_tokens_per_s == pytest.approx(4 * 1e3 / (4 * 3e-3))
     assert point.apart_tokens_per_s == pytest.approx(4 * 2 * 4 * 1024 / (4 * 2 * 7 * 1024 * 3e-3) * 1e3)
     # Apart they are done after 14, 28, 42 and 56 slots, 35 on average: together nobody is done later than that, and
     # nobody before its own 8 microbatches and the pipeline's 3 slots are through.
