@@ -55,28 +55,51 @@ class SyntheticTokens:
         return ids, labels
 
 
-def alone(job: Job) -> Job:
+# Test files cannot import this one, so helpers come as fixtures.
+
+
+@pytest.fixture
+def tokens_of() -> Callable[[Sequence[Job]], SyntheticTokens]:
+    return lambda jobs: SyntheticTokens(tuple(jobs))
+
+
+@pytest.fixture
+def alone() -> Callable[[Job], Job]:
+    return _alone
+
+
+@pytest.fixture
+def three_jobs() -> Callable[..., tuple[Job, ...]]:
+    return _three_jobs
+
+
+@pytest.fixture
+def small_plan() -> Callable[..., Plan]:
+    return _small_plan
+
+
+def _alone(job: Job) -> Job:
     """The same job as the only one of its plan."""
     batches = tuple(tuple(replace(sample, adapter=0) for sample in batch) for batch in job.global_batches)
     return replace(job, global_batches=batches)
 
 
-def three_jobs(*, num_steps: int = 10, dropout: float = 0.0) -> tuple[Job, ...]:
+def _three_jobs(*, num_steps: int = 10, dropout: float = 0.0) -> tuple[Job, ...]:
     """Three adapters that differ in everything: rank, alpha, targets, rate, schedule, decay, clipping, batch size."""
     settings = [
         (
             LoraSettings(r=4, lora_alpha=8.0, lora_dropout=dropout, target_modules=("all-linear",)),
-            OptimizerSettings(learning_rate=4e-3, lr_scheduler="constant", max_grad_norm=0.5),
+            OptimizerSettings(learning_rate=1e-3, lr_scheduler="constant", max_grad_norm=0.5),
             4,
         ),
         (
             LoraSettings(r=8, lora_alpha=8.0, lora_dropout=dropout / 2, target_modules=("q_proj", "v_proj")),
-            OptimizerSettings(learning_rate=1e-2, lr_scheduler="linear", warmup_ratio=0.1, max_grad_norm=None),
+            OptimizerSettings(learning_rate=2e-3, lr_scheduler="linear", warmup_ratio=0.1, max_grad_norm=None),
             3,
         ),
         (
             LoraSettings(r=2, lora_alpha=4.0, target_modules=("gate_proj", "down_proj", "o_proj"), use_rslora=True),
-            OptimizerSettings(learning_rate=5e-3, lr_scheduler="cosine", weight_decay=0.1, max_grad_norm=1.0),
+            OptimizerSettings(learning_rate=1.5e-3, lr_scheduler="cosine", weight_decay=0.1, max_grad_norm=1.0),
             2,
         ),
     ]
@@ -116,7 +139,7 @@ def make_stages(model_folder: Path) -> MakeStages:
     return make
 
 
-def small_plan(
+def _small_plan(
     jobs: Sequence[Job], *, num_stages: int, microbatch_tokens: int = 48, num_replicas: int = 1, seed: int = 0
 ) -> Plan:
     """A random plan that mixes adapters: step after step, the samples of all adapters are dealt to microbatches."""
