@@ -12,14 +12,15 @@ from .merge import merge, rows
 from .pack_greedy import Bins, pack_greedily
 from .rounds import pack_rounds
 from .stream import StreamPolicy, stream
+from .systems import published_bins
 from .workload import Workload
 
 _NEVER, _ALWAYS = -(10**9), 10**9
 _MARGINS = (16, _ALWAYS, 64, 4, _NEVER, 0)
 """Slack, in slots, below which adapters take all they can fill: never suits full slots, always suits long chains."""
-_RESTART_SLOTS = 9_000
-"""Slots that restarts may sweep together: about a third of a second (2 cores, loaded, 2026-11-24)."""
-_MAX_RESTARTS = 48
+_STAGGER_SLOTS = 9_000
+"""Slots that staggered sweeps may take together: about a third of a second (2 cores, loaded, 2026-11-24)."""
+_MAX_STAGGERS = 48
 _FEW_CANDIDATES = 60_000
 """Above this many samples one sweep takes seconds: only the most promising candidates are tried."""
 
@@ -31,8 +32,8 @@ class Recipe:
     strategy: str
     """stream or greedy."""
     policy: StreamPolicy | None = None
-    seed: int = 0
-    """Of the stagger of a restarted sweep; 0 for none."""
+    offsets: tuple[int, ...] = ()
+    """Slots added to what each adapter is due by when adapters are ranked: the stagger; empty for none."""
     due: tuple[int, ...] = ()
     """Slot each adapter should end by; empty for none."""
     ready: tuple[int, ...] = ()
@@ -41,6 +42,8 @@ class Recipe:
     """False forgets the wait between steps: fuller slots, for when microbatches count and time does not."""
     num_groups: int = 0
     """Of greedy rounds; 0 pairs head with tail, -1 keeps adapters apart."""
+    as_published: bool = False
+    """Greedy rounds packed and merged as the published planner does, without its dummies."""
 
 
 def greedy_recipes(workload: Workload) -> tuple[Recipe, ...]:
@@ -48,7 +51,9 @@ def greedy_recipes(workload: Workload) -> tuple[Recipe, ...]:
     counts = [count for count in (0, -1, 1, 2, 4) if count < 2 or count < len(workload.chains)]
     if len(workload.sizes) > _FEW_CANDIDATES:
         counts = [2]
-    return tuple(Recipe(strategy="greedy", num_groups=count) for count in counts)
+    rounds = tuple(Recipe(strategy="greedy", num_groups=count) for count in counts)
+    published = Recipe(strategy="greedy", as_published=True)
+    return rounds if len(workload.sizes) > _FEW_CANDIDATES else (*rounds, published)
 
 
 def stream_recipes(workload: Workload) -> tuple[Recipe, ...]:
@@ -56,22 +61,47 @@ def stream_recipes(workload: Workload) -> tuple[Recipe, ...]:
     num_items = len(workload.sizes)
     margins = _MARGINS if num_items <= 20_000 else _MARGINS[:2] if num_items <= _FEW_CANDIDATES else _MARGINS[:1]
     plain = [StreamPolicy(margin_slots=margin) for margin in margins]
-    saving = [StreamPolicy(margin_slots=margin, tolerance=0.01, max_count=4) for margin in margins]
+    saving = [StreamPolicy(margin_slots=margin, tolerance=0.05, max_count=3) for margin in margins]
     few_fit = sum(workload.sizes) / num_items * 8 > workload.capacity
     policies = [policy for pair in zip(plain, saving, strict=True) for policy in pair] if few_fit else plain
     return tuple(Recipe(strategy="stream", policy=policy) for policy in policies)
 
 
-def restart_recipes(recipes: Sequence[Recipe], *, num_slots: int, due: tuple[int, ...] = ()) -> tuple[Recipe, ...]:
-    """The same sweeps with adapters staggered at random, from fixed seeds, as many as time allows."""
-    count = min(_MAX_RESTARTS, _RESTART_SLOTS // max(1, num_slots))
-    return tuple(replace(recipes[number % len(recipes)], seed=number + 1) for number in range(count if recipes else 0))
+def num_staggers(num_slots: int) -> int:
+    """How many staggered sweeps of this many slots are worth their time."""
+    return min(_MAX_STAGGERS, _STAGGER_SLOTS // max(1, num_slots))
 
 
-def follow(recipe: Recipe, workload: Workload, *, bounds: Sequence[Sequence[int]], num_slots: int) -> Bins:
-    """Bins in order of entry, `num_replicas` a slot. `num_slots` is the lower bound, the scale of a stagger."""
+def random_staggers(recipes: Sequence[Recipe], *, count: int, num_adapters: int, num_slots: int) -> tuple[Recipe, ...]:
+    """The same sweeps with adapters staggered at random, from fixed seeds."""
+    staggered = []
+    for number in range(count):
+        generator = random.Random(number)
+        most = _stagger_range(generator, num_slots)
+        offsets = tuple(generator.randrange(most + 1) for _ in range(num_adapters))
+        staggered.append(replace(recipes[number % len(recipes)], offsets=offsets))
+    return tuple(staggered)
+
+
+def neighbour(recipe: Recipe, *, seed: int, num_adapters: int, num_slots: int) -> Recipe:
+    """The same sweep with one adapter staggered otherwise: a step of local search."""
+    generator = random.Random(f"neighbour {seed}")
+    most = _stagger_range(generator, num_slots)
+    offsets = list(recipe.offsets or (0,) * num_adapters)
+    offsets[generator.randrange(num_adapters)] += generator.randint(-most, most)
+    return replace(recipe, offsets=tuple(offsets))
+
+
+def _stagger_range(generator: random.Random, num_slots: int) -> int:
+    return int(generator.choice((0.02, 0.05, 0.1, 0.2)) * num_slots) + 1
+
+
+def follow(recipe: Recipe, workload: Workload, *, bounds: Sequence[Sequence[int]]) -> Bins:
+    """Bins in order of entry, `num_replicas` a slot."""
     if not recipe.waits:
         workload = replace(workload, gap_slots=1)
+    if recipe.as_published:
+        return rows(workload, published_bins(workload))
     if recipe.strategy == "greedy":
         packed = pack_rounds(workload, grouping=grouping_of(recipe.num_groups), pack=pack_greedily)
         return rows(workload, merge(workload, packed))
@@ -82,7 +112,7 @@ def follow(recipe: Recipe, workload: Workload, *, bounds: Sequence[Sequence[int]
         bounds=bounds,
         due=recipe.due or None,
         ready=recipe.ready or None,
-        offsets=_offsets(recipe.seed, count=len(workload.chains), num_slots=num_slots) if recipe.seed else None,
+        offsets=recipe.offsets or None,
     )
 
 
@@ -91,9 +121,3 @@ def grouping_of(num_groups: int) -> Grouping:
     if num_groups == 0:
         return head_tail
     return singletons if num_groups < 0 else balanced(num_groups)
-
-
-def _offsets(seed: int, *, count: int, num_slots: int) -> list[int]:
-    generator = random.Random(seed)
-    most = int(generator.choice((0.02, 0.05, 0.1, 0.2)) * num_slots) + 1
-    return [generator.randrange(most + 1) for _ in range(count)]

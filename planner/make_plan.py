@@ -6,7 +6,7 @@ from time import perf_counter
 
 from ..traces.costs import CostProfile
 from .balance import balance
-from .candidates import greedy_recipes, grouping_of, restart_recipes, stream_recipes
+from .candidates import greedy_recipes, grouping_of, stream_recipes
 from .errors import PlanError
 from .exact import fewest_slots
 from .jobs import Job
@@ -16,7 +16,7 @@ from .objective import Fairness, adapter_ends, fairness_of, full_slot_ms, predic
 from .pack_greedy import Bins
 from .pack_milp import SOLVERS, MilpLimits
 from .plan import Plan, SolverRecord
-from .search import Found, Progress, Search, best_recipes
+from .search import Found, Progress, Search, search_staggers
 from .workload import Workload, workload_of
 
 STRATEGIES = ("auto", "milp", "greedy", "stream")
@@ -123,11 +123,12 @@ def _search_cheap(search: Search, *, strategy: str, waits: bool) -> None:
     if not waits:
         sweeps += tuple(replace(recipe, waits=False) for recipe in sweeps)
         rounds += tuple(replace(recipe, waits=False) for recipe in rounds)
-    search.try_all(sweeps[:1])
-    search.try_all((*sweeps[1:], *rounds))
     if sweeps:
-        best = best_recipes(search.found, count=3) or sweeps[:1]
-        search.try_all(restart_recipes(best, num_slots=search.lower.slots()))
+        # One by itself first: most easy workloads need no more, and no processes need to be started for them.
+        search.try_all(sweeps[:1])
+        search.try_all(sweeps[1:])
+        search_staggers(search, sweeps)
+    search.try_all(rounds)
     if strategy == "auto" and not search.stopped() and len(search.workload.sizes) <= _EXACT_ITEMS:
         _search_exactly(search)
 

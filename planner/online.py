@@ -5,14 +5,14 @@ from dataclasses import replace
 from time import perf_counter
 
 from .balance import balance
-from .candidates import restart_recipes, stream_recipes
+from .candidates import stream_recipes
 from .dependencies import slot_numbers, waits_for
 from .errors import PlanError
 from .jobs import Job, Sample
 from .lower_bounds import batch_bounds, lower_bounds
 from .pack_greedy import Bins
 from .plan import Microbatch, Plan
-from .search import Found, Search, best_recipes
+from .search import Found, Search, search_staggers
 from .workload import Workload, gap_slots, workload_of
 
 _Step = tuple[int, int]
@@ -169,7 +169,7 @@ def _best_tail(
         )
     sweeps = tuple(replace(recipe, ready=ready) for recipe in stream_recipes(workload))
     search.try_all(sweeps)
-    search.try_all(restart_recipes(best_recipes(search.found, count=3) or sweeps[:1], num_slots=lower.slots()))
+    search_staggers(search, sweeps)
     best = balance(workload, search.found[0].bins, cost_of=[float(size) for size in workload.sizes])
     return _as_microbatches(best, back), first_free + lower.slots()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from .candidates import Recipe, follow
+from .candidates import Recipe, follow, neighbour, num_staggers, random_staggers
 from .lower_bounds import LowerBounds
 from .objective import Score
 from .pack_greedy import Bins
@@ -47,25 +47,42 @@ class Search:
     keep: int = 6
     found: list[Found] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    num_tried: int = 0
 
-    def try_all(self, recipes: Sequence[Recipe]) -> None:
-        """Try recipes in order until one is as good as can be, the time is up, or Ctrl-C."""
+    def try_all(self, recipes: Sequence[Recipe]) -> Found | None:
+        """Try recipes in order until one cannot be beaten, the time is up, or Ctrl-C. Returns the last one tried."""
+        last = None
         if self.stopped():
-            return
-        done = 0
+            return last
         try:
             for recipe, bins in zip(recipes, self._results(recipes), strict=True):
-                done += 1
-                self.add(Found(score=self.score_of(bins), bins=bins, name=recipe.strategy, recipe=recipe))
+                self.num_tried += 1
+                last = Found(score=self.score_of(bins), bins=bins, name=recipe.strategy, recipe=recipe)
+                self.add(last)
                 if self.stopped():
-                    return
-                if perf_counter() > self.end_s and done < len(recipes):
-                    self.notes.append(f"time limit struck after {done} of {len(recipes)} candidates")
-                    return
+                    break
         except KeyboardInterrupt:
             if not self.found:
                 raise
-            self.notes.append(f"interrupted after {done} of {len(recipes)} candidates; the best so far was kept")
+            self.notes.append(f"interrupted after {self.num_tried} candidates; the best so far was kept")
+        return last
+
+    def improve(self, *, count: int) -> None:
+        """Local search from the best sweep: stagger one adapter otherwise, go there unless it is worse, again."""
+        sweeps = [found for found in self.found if found.recipe is not None and found.recipe.policy is not None]
+        if not sweeps:
+            return
+        here = sweeps[0]
+        for seed in range(count):
+            assert here.recipe is not None
+            recipe = neighbour(
+                here.recipe, seed=seed, num_adapters=len(self.workload.chains), num_slots=self.lower.slots()
+            )
+            there = self.try_all([recipe])
+            if there is None:
+                return
+            if there.score <= here.score:
+                here = there
 
     def add(self, found: Found) -> None:
         """Keep a candidate if it is among the best; the earlier one wins a tie."""
@@ -77,13 +94,32 @@ class Search:
             self.progress(f"tried {found.name}", slots / self.lower.slots() - 1)
 
     def stopped(self) -> bool:
-        """Whether more tries are pointless or not wanted."""
-        return bool(self.notes) or (bool(self.found) and self.is_best_possible(self.found[0].score))
+        """Whether more tries are pointless, too late or not wanted."""
+        if self.found and self.is_best_possible(self.found[0].score):
+            return True
+        if self.found and not self.notes and perf_counter() > self.end_s:
+            self.notes.append(f"time limit struck after {self.num_tried} candidates")
+        return bool(self.notes)
 
     def _results(self, recipes: Sequence[Recipe]) -> Iterator[Bins]:
         workers = self.workers if len(self.workload.sizes) >= PARALLEL_ITEMS else 1
-        tasks = [(recipe, self.workload, self.bounds, self.lower.slots()) for recipe in recipes]
+        tasks = [(recipe, self.workload, self.bounds) for recipe in recipes]
         return side_by_side(_follow, tasks, workers=workers, backend=self.backend)
+
+
+def search_staggers(search: Search, sweeps: Sequence[Recipe]) -> None:
+    """Random staggers of the best sweeps, then local search around the best of all: half of the tries each."""
+    count = num_staggers(search.lower.slots())
+    best = best_recipes(search.found, count=3) or sweeps[:1]
+    search.try_all(
+        random_staggers(
+            best,
+            count=count // 2,
+            num_adapters=len(search.workload.chains),
+            num_slots=search.lower.slots(),
+        )
+    )
+    search.improve(count=count - count // 2)
 
 
 def best_recipes(found: Iterable[Found], *, count: int) -> tuple[Recipe, ...]:
@@ -92,6 +128,6 @@ def best_recipes(found: Iterable[Found], *, count: int) -> tuple[Recipe, ...]:
     return tuple(policies)[:count]
 
 
-def _follow(task: tuple[Recipe, Workload, Sequence[Sequence[int]], int]) -> Bins:
-    recipe, workload, bounds, num_slots = task
-    return follow(recipe, workload, bounds=bounds, num_slots=num_slots)
+def _follow(task: tuple[Recipe, Workload, Sequence[Sequence[int]]]) -> Bins:
+    recipe, workload, bounds = task
+    return follow(recipe, workload, bounds=bounds)

@@ -120,14 +120,19 @@ def lorafusion(
     until dependents are num_stages apart.
     """
     workload = workload_of(jobs, microbatch_tokens=microbatch_tokens, num_stages=num_stages, pad_multiple=pad_multiple)
-    rounds = [pack(workload, items) for _, _, items in round_instances(workload, grouping=head_tail)]
-    bins = _with_dummies(workload, _merge_forward(workload, rounds))
+    bins = _with_dummies(workload, published_bins(workload, pack=pack))
     return SystemRun(
         name="lorafusion",
         plans=(_plan(jobs, workload, bins, microbatch_tokens=microbatch_tokens, strategy="lorafusion"),),
         num_tokens=sum(job.num_tokens() for job in jobs),
         about=f"published planner; {sum(not items for items in bins)} of {len(bins)} microbatches are dummies",
     )
+
+
+def published_bins(workload: Workload, *, pack: Pack = first_fit_decreasing) -> Bins:
+    """What the published planner enters, before it inserts dummies."""
+    rounds = [pack(workload, items) for _, _, items in round_instances(workload, grouping=head_tail)]
+    return _merge_forward(workload, rounds)
 
 
 def all_systems(

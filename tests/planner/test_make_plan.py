@@ -192,7 +192,7 @@ def test_progress_tells_the_gap() -> None:
 def test_a_time_limit_that_struck_is_noted() -> None:
     plan = make_plan(uneven_jobs(), num_stages=3, microbatch_tokens=120, time_limit_s=1e-9)
     assert plan.verify() == ()
-    assert [record.status for record in plan.solver] == ["time limit struck after 1 of 15 candidates"]
+    assert [record.status for record in plan.solver] == ["time limit struck after 1 candidates"]
 
 
 def test_ctrl_c_keeps_the_best_plan_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,9 +209,7 @@ def test_ctrl_c_keeps_the_best_plan_so_far(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(search_module, "follow", interrupted)
     plan = make_plan(uneven_jobs(), num_stages=3, microbatch_tokens=120)
     assert plan.verify() == ()
-    assert [record.status for record in plan.solver] == [
-        "interrupted after 2 of 15 candidates; the best so far was kept"
-    ]
+    assert [record.status for record in plan.solver] == ["interrupted after 3 candidates; the best so far was kept"]
 
 
 def test_ctrl_c_before_the_first_plan_ends_planning(monkeypatch: pytest.MonkeyPatch) -> None:
