@@ -28,7 +28,7 @@ OUT_OF_RANGE = tl.constexpr(1 << 30)
 @triton.jit
 def gemm_kernel(
     x_desc, w_desc, y_desc, s_desc, m_desc, owner_ptr, bias_ptr, rows, columns, inner, n_1, n_2, n_3,
-    STRIDE_M: tl.constexpr, STEP_M: tl.constexpr, R: tl.constexpr, TARGETS: tl.constexpr,
+    stride_m, R: tl.constexpr, TARGETS: tl.constexpr,
     FORWARD: tl.constexpr, HAS_BIAS: tl.constexpr, OVERLAP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BANDS: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
@@ -64,12 +64,12 @@ def gemm_kernel(
             target = (column >= n_1).to(tl.int32) + (column >= n_2).to(tl.int32) + (column >= n_3).to(tl.int32)
             # [BM, R], [R, BN]
             s = s_desc.load([row_s, target * R])
-            m = m_desc.load([tl.where(adapter >= 0, adapter * STRIDE_M + column, OUT_OF_RANGE), 0]).T
+            m = m_desc.load([tl.where(adapter >= 0, adapter * stride_m + column, OUT_OF_RANGE), 0]).T
             acc = tl.dot(s, m, acc)
         else:
-            row_m = tl.where(adapter >= 0, adapter * STRIDE_M, OUT_OF_RANGE)
+            row_m = tl.where(adapter >= 0, adapter * stride_m, OUT_OF_RANGE)
             for target in tl.static_range(TARGETS):
-                acc = tl.dot(s_desc.load([row_s, target * STEP_M]), m_desc.load([row_m + target * STEP_M, column]), acc)
+                acc = tl.dot(s_desc.load([row_s, target * R]), m_desc.load([row_m + target * R, column]), acc)
         # [BM, 2, BN / 2]: stored by halves, so that half the shared memory does
         halves = tl.permute(tl.reshape(acc, (BM, 2, BN // 2)), (0, 2, 1))
         left, right = tl.split(halves)
@@ -141,8 +141,8 @@ def fused_forward(
         TensorDescriptor.from_tensor(weight, [config.columns, config.depth]),
         TensorDescriptor.from_tensor(y, [config.rows, config.columns // 2]),
         TensorDescriptor.from_tensor(s, [config.rows, r]), TensorDescriptor.from_tensor(rows_b, [config.columns, r]),
-        blocks.owners, b if bias is None else bias, *y.shape, x.shape[1], n_1, n_2, n_3,
-        STRIDE_M=n, STEP_M=0, R=r, TARGETS=1, FORWARD=True, HAS_BIAS=bias is not None, OVERLAP=overlap,
+        blocks.owners, b if bias is None else bias, *y.shape, x.shape[1], n_1, n_2, n_3, n,
+        R=r, TARGETS=1, FORWARD=True, HAS_BIAS=bias is not None, OVERLAP=overlap,
         BM=config.rows, BN=config.columns, BK=config.depth, BANDS=config.bands, PROGRAMS=num_multiprocessors(y.device),
         num_warps=config.num_warps, num_stages=config.num_stages, launch_pdl=overlap,
     )  # fmt: skip
@@ -169,8 +169,8 @@ def fused_backward(
         TensorDescriptor.from_tensor(weight, [config.depth, config.columns]),
         TensorDescriptor.from_tensor(dx, [config.rows, config.columns // 2]),
         TensorDescriptor.from_tensor(ds, [config.rows, r]), TensorDescriptor.from_tensor(rows_a, [r, config.columns]),
-        blocks.owners, a, *dx.shape, dy.shape[1], k, k, k,
-        STRIDE_M=c, STEP_M=r, R=r, TARGETS=layout.num_targets, FORWARD=False, HAS_BIAS=False, OVERLAP=overlap,
+        blocks.owners, a, *dx.shape, dy.shape[1], k, k, k, c,
+        R=r, TARGETS=layout.num_targets, FORWARD=False, HAS_BIAS=False, OVERLAP=overlap,
         BM=config.rows, BN=config.columns, BK=config.depth, BANDS=config.bands,
         PROGRAMS=num_multiprocessors(dx.device), num_warps=config.num_warps, num_stages=config.num_stages,
         launch_pdl=overlap,
@@ -192,4 +192,5 @@ def num_multiprocessors(device: torch.device) -> int:
 
 
 def _num_programs(y: Tensor, rows: int, columns: int) -> int:
-    return min(num_multiprocessors(y.device), triton.cdiv(y.shape[0], rows) * triton.cdiv(y.shape[1], columns))
+    num_tiles = -(-y.shape[0] // rows) * -(-y.shape[1] // columns)
+    return min(num_multiprocessors(y.device), num_tiles)

@@ -53,7 +53,7 @@ def patch_peft(model: nn.Module, *, seed: int = 0) -> PatchSummary:
 
     if getattr(model, "_loraplex_state", None) is not None:
         raise ValueError("model is patched already: call unpatch_peft(model) first")
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    layers: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     if not layers:
         raise ValueError(f"model is a {type(model).__name__} without LoRA layers: give what get_peft_model returned")
     state = _State(seed=seed)

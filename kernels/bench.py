@@ -1,0 +1,201 @@
+"""Measure the fused linear beside the frozen product, eager LoRA and compiled LoRA over the committed grid."""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import bench_peers, reference
+from .bench_peers import Data, Linear, Row, leaves, make_data
+from .multi_lora import multi_lora_linears
+
+GRID_FILE = Path(__file__).parent / "bench_grid.json"
+CALLS_PER_GRAPH = 4
+ROUNDS = 5
+
+
+def read_grid(path: Path = GRID_FILE) -> list[Row]:
+    """The rows to measure, in order."""
+    return [Row(**{**row, "N": tuple(row["N"])}) for row in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def gate(device: torch.device) -> None:
+    """Raise `RuntimeError` unless forward and every gradient are the float64 reference's: no speed on a red gate."""
+    for num_adapters, dropout in ((1, 0.0), (1, 0.1), (4, 0.0), (4, 0.1)):
+        row = Row(linear="gate", T=1000, K=1024, N=(512, 256, 256), r=16, num_adapters=num_adapters, dropout=dropout,
+                  direction="both", cuda_graph=False, goal=False, compiled=False)  # fmt: skip
+        data = make_data(row, device)
+        found = _gradients(data, row, multi_lora_linears, torch.bfloat16)
+        wanted = _gradients(data, row, reference.multi_lora_linears, torch.float64)
+        for position, (one, other) in enumerate(zip(found, wanted, strict=True)):
+            error = ((one.double() - other).norm() / other.norm()).item()
+            if not error < 1.5e-2:
+                raise RuntimeError(
+                    f"tensor {position} of {num_adapters} adapters at dropout {dropout} is off by {error:.1e} "
+                    "(1.5e-2 allowed): the kernels are wrong here, so nothing is timed"
+                )
+
+
+def _gradients(data: Data, row: Row, linears: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(dtype).requires_grad_()
+
+    x = cast(data.x[0])
+    a = [[cast(matrix) for matrix in matrices] for matrices in data.lora_a]
+    b = [[cast(matrix) for matrix in matrices] for matrices in data.lora_b]
+    weights = torch.split(data.weight.to(dtype), list(row.N))
+    y = linears(x, weights, [None] * len(row.N), a, b, routing=data.routing, targets=[0] * len(row.N))
+    wanted = [x, *(matrix for matrices in a + b for matrix in matrices)]
+    return [y.detach(), *torch.autograd.grad(y, wanted, data.dy[0].to(dtype))]
+
+
+def measure(row: Row, device: torch.device) -> dict[str, Any]:
+    """The flat record of one row: milliseconds of each way, and memory where it was looked at."""
+    data = make_data(row, device)
+    ways: dict[str, Linear] = {name: getattr(bench_peers, name)(data, row) for name in ("frozen", "ours", "eager")}
+    if row.compiled:
+        ways["compile"] = bench_peers.compiled(data, row)
+    calls = {name: _call(way, data, row, with_adapters=name != "frozen") for name, way in ways.items()}
+    times = _time(calls, graph=row.cuda_graph)
+    record: dict[str, Any] = {
+        "linear": row.linear, "T": row.T, "K": row.K, "N": sum(row.N), "num_targets": len(row.N), "r": row.r,
+        "num_adapters": row.num_adapters, "dropout": row.dropout, "direction": row.direction,
+        "cuda_graph": row.cuda_graph, "goal": row.goal,
+        "ours_ms": times["ours"], "frozen_ms": times["frozen"], "eager_ms": times["eager"],
+        "compile_ms": times.get("compile"),
+    }  # fmt: skip
+    if not row.cuda_graph and row.direction == "both":
+        for name in ("ours", "eager"):
+            record[f"{name}_peak_bytes"] = _peak_bytes(calls[name], device)
+            record[f"{name}_saved_bytes"] = _saved_bytes(ways[name], data)
+    return record
+
+
+def _call(linear: Linear, data: Data, row: Row, *, with_adapters: bool) -> Callable[[int], Any]:
+    """One forward, or one forward and backward, on input number `turn`."""
+    if row.direction == "forward":
+
+        def forward(turn: int) -> Tensor:
+            with torch.no_grad():
+                return linear(data.x[turn % 2])
+
+        return forward
+    matrices = leaves(data) if with_adapters else []
+
+    def both(turn: int) -> tuple[Tensor, ...]:
+        x = data.x[turn % 2]
+        return torch.autograd.grad(linear(x), [x, *matrices], data.dy[turn % 2])
+
+    return both
+
+
+def _time(calls: dict[str, Callable[[int], Any]], *, graph: bool) -> dict[str, float]:
+    """Median milliseconds a call; the ways take turns, so that a warm or throttled chip is the same to all."""
+    for call in calls.values():
+        for turn in range(3):
+            call(turn)
+    torch.cuda.synchronize()
+    runs = {name: _captured(call) if graph else _looped(call) for name, call in calls.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(ROUNDS + 1):
+        for name, run in runs.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+            times[name].append(start.elapsed_time(end) / CALLS_PER_GRAPH)
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def _captured(call: Callable[[int], Any]) -> Callable[[], Any]:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for turn in range(CALLS_PER_GRAPH):
+            call(turn)
+    return graph.replay
+
+
+def _looped(call: Callable[[int], Any]) -> Callable[[], Any]:
+    def run() -> None:
+        for turn in range(CALLS_PER_GRAPH):
+            call(turn)
+
+    return run
+
+
+def _peak_bytes(call: Callable[[int], Any], device: torch.device) -> int:
+    """Most memory that one call holds beyond what was there before."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call(0)
+    torch.cuda.synchronize()
+    return int(torch.cuda.max_memory_allocated(device)) - int(before)
+
+
+def _saved_bytes(linear: Linear, data: Data) -> int:
+    """Bytes saved for backward beyond the input, the weight and the adapters."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*data.x, data.weight, *leaves(data))}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in known:
+            saved[address] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = linear(data.x[0])
+    del y
+    return sum(saved.values())
+
+
+def profile_passes(row: Row, device: torch.device) -> dict[str, float]:
+    """Milliseconds a call that each kernel of ours takes (without a graph; passes beside the product overlap it)."""
+    from torch.profiler import ProfilerActivity, profile
+
+    data = make_data(row, device)
+    call = _call(bench_peers.ours(data, row), data, row, with_adapters=True)
+    for turn in range(2):
+        call(turn)
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        for turn in range(CALLS_PER_GRAPH):
+            call(turn)
+        torch.cuda.synchronize()
+    return {
+        event.key[:60]: round(event.device_time_total / 1000 / CALLS_PER_GRAPH, 4)
+        for event in found.key_averages()
+        if event.device_time_total > 0
+    }
+
+
+def run_grid(rows: Sequence[Row], *, report: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Every row's record, in the grid's order; a row that fails ends the run, since a missing row is a failure."""
+    device = torch.device("cuda")
+    gate(device)
+    records = []
+    for position, row in enumerate(rows):
+        record = measure(row, device)
+        records.append(record)
+        ratio, eager_ratio = (record[f"{way}_ms"] / record["frozen_ms"] for way in ("ours", "eager"))
+        report(
+            f"{position + 1}/{len(rows)} {row.linear} T={row.T} r={row.r} adapters={row.num_adapters} "
+            f"p={row.dropout} {row.direction}{' graph' if row.cuda_graph else ''}: "
+            f"ours/frozen {ratio:.3f}, eager/frozen {eager_ratio:.3f}"
+        )
+        gc.collect()
+        if row.T * sum(row.N) > 3e8:
+            torch.cuda.empty_cache()
+    return records
+
+
+__all__ = ["gate", "measure", "profile_passes", "read_grid", "run_grid"]

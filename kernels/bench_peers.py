@@ -1,0 +1,143 @@
+"""What the fused linear is measured against, all in one process and on the same data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .multi_lora import multi_lora_linears
+from .routing import Routing, Segment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of the grid."""
+
+    linear: str
+    T: int
+    K: int
+    N: tuple[int, ...]
+    """One entry for each linear that shares the input: q/k/v and gate/up are measured as one call."""
+    r: int
+    num_adapters: int
+    dropout: float
+    direction: str
+    """`forward`, or `both` for forward and backward."""
+    cuda_graph: bool
+    goal: bool
+    """Whether the row counts towards the goal of 1.05 (with CUDA graphs) or is reported beside it."""
+    compiled: bool
+    """Whether `torch.compile`d LoRA is measured too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """Tensors of one row; two inputs and two gradients in turn, so that no pass finds the last one's data in cache."""
+
+    x: tuple[Tensor, ...]
+    dy: tuple[Tensor, ...]
+    weight: Tensor
+    """The weights of all linears, one after another."""
+    lora_a: tuple[tuple[Tensor, ...], ...]
+    lora_b: tuple[tuple[Tensor, ...], ...]
+    routing: Routing
+
+
+def make_data(row: Row, device: torch.device) -> Data:
+    """Random bf16 data (zeros run faster), PEFT's scales, B not zero."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def draw(*shape: int, scale: float = 1.0) -> Tensor:
+        return torch.randn(*shape, device=device, dtype=torch.bfloat16, generator=generator).mul_(scale)
+
+    adapters = range(row.num_adapters)
+    return Data(
+        x=tuple(draw(row.T, row.K).requires_grad_() for _ in range(2)),
+        dy=tuple(draw(row.T, sum(row.N)) for _ in range(2)),
+        weight=draw(sum(row.N), row.K, scale=row.K**-0.5),
+        lora_a=tuple(tuple(draw(row.r, row.K, scale=row.K**-0.5).requires_grad_() for _ in adapters) for _ in row.N),
+        lora_b=tuple(tuple(draw(n, row.r, scale=0.1).requires_grad_() for _ in adapters) for n in row.N),
+        routing=Routing.build(
+            num_rows=row.T,
+            segments=[
+                Segment(first_row=first, num_rows=rows, adapter=adapter)
+                for adapter, (first, rows) in enumerate(segment_rows(row.T, row.num_adapters))
+            ],
+            scaling=[2.0] * row.num_adapters,
+            dropout=[row.dropout] * row.num_adapters,
+            seeds=list(adapters),
+            global_batches=[0] * row.num_adapters,
+            device=device,
+        ),
+    )
+
+
+def segment_rows(num_rows: int, num_adapters: int) -> list[tuple[int, int]]:
+    """(first row, rows) of ragged segments, none of whose borders is a multiple of 128."""
+    if num_adapters == 1:
+        return [(0, num_rows)]
+    shifts = (37, -83, 51)
+    ends = [num_rows * (a + 1) // num_adapters + shifts[a % 3] for a in range(num_adapters - 1)]
+    ends.append(num_rows)
+    return [(first, end - first) for first, end in zip([0, *ends], ends, strict=False)]
+
+
+Linear = Callable[[Tensor], Tensor]
+
+
+def frozen(data: Data, row: Row) -> Linear:
+    """The base model's product alone, all linears as one GEMM."""
+    return lambda x: functional.linear(x, data.weight)
+
+
+def ours(data: Data, row: Row) -> Linear:
+    """The fused linear; the linears of one call share one dropout mask."""
+    weights = torch.split(data.weight, list(row.N))
+
+    def forward(x: Tensor) -> Tensor:
+        return multi_lora_linears(
+            x, weights, [None] * len(row.N), data.lora_a, data.lora_b, routing=data.routing, targets=[0] * len(row.N)
+        )
+
+    return forward
+
+
+def eager(data: Data, row: Row) -> Linear:
+    """PEFT's arithmetic, linear by linear and adapter by adapter."""
+    weights = torch.split(data.weight, list(row.N))
+    segments = segment_rows(row.T, row.num_adapters)
+    p, num_adapters = row.dropout, row.num_adapters
+
+    def lora(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        dropped = functional.dropout(x, p) if p > 0.0 else x
+        return functional.linear(functional.linear(dropped, a), b) * 2.0
+
+    def one(x: Tensor, weight: Tensor, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+        base = functional.linear(x, weight)
+        if num_adapters == 1:
+            return base + lora(x, a[0], b[0])
+        parts = [
+            lora(x[first : first + rows], a[adapter], b[adapter]) for adapter, (first, rows) in enumerate(segments)
+        ]
+        return base + torch.cat(parts)
+
+    def forward(x: Tensor) -> Tensor:
+        parts = [one(x, w, a, b) for w, a, b in zip(weights, data.lora_a, data.lora_b, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    return forward
+
+
+def compiled(data: Data, row: Row) -> Linear:
+    """The eager one through `torch.compile`."""
+    linear: Linear = torch.compile(eager(data, row))
+    return linear
+
+
+def leaves(data: Data) -> list[Tensor]:
+    """The adapters' matrices."""
+    return [matrix for matrices in (*data.lora_a, *data.lora_b) for matrix in matrices]

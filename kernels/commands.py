@@ -1,0 +1,81 @@
+"""The command line's share of this room: `loraplex bench kernels` and `loraplex tune`."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def bench_kernels(
+    output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("analysis/results"),
+    grid: Annotated[Path | None, typer.Option(help="A grid file in place of the committed one.")] = None,
+    profile: Annotated[bool, typer.Option(help="Profile every shape that misses the goal, pass by pass.")] = True,
+) -> None:
+    """Measure the fused LoRA linear against the frozen linear, eager and compiled LoRA on this GPU.
+
+    Checks forward and gradients first and times nothing if they are wrong. Writes JSON, CSV and a bar plot.
+    """
+    _need_gpu("bench kernels")
+    import torch
+
+    from . import bench, bench_report
+    from .tuning import slug, versions
+
+    rows = bench.read_grid(grid) if grid is not None else bench.read_grid()
+    records = bench.run_grid(rows, report=typer.echo)
+    gpu, date = torch.cuda.get_device_name(), datetime.date.today().isoformat()
+    document: dict[str, Any] = {
+        "command": "loraplex bench kernels", "gpu": gpu, "date": date, "versions": versions(),
+        "note": "q/k/v and gate/up are one call on one input and share one dropout mask; frozen is one GEMM of their "
+        "joined weights, forward and, where the direction is both, the gradient of the input; eager is PEFT's "
+        "arithmetic linear by linear; bf16 throughout; median of interleaved runs, two inputs in turn.",
+        "summary": bench_report.summary(records),
+    }  # fmt: skip
+    if profile:
+        slow = {(r["linear"], r["T"], r["dropout"], r["num_adapters"]) for r in bench_report.missed(records)}
+        document["profile_ms"] = {
+            f"{row.linear} T={row.T} p={row.dropout} adapters={row.num_adapters}": bench.profile_passes(
+                row, torch.device("cuda")
+            )
+            for row in rows
+            if row.goal and row.T < 16384 and (row.linear, row.T, row.dropout, row.num_adapters) in slow
+        }
+    for name, value in bench_report.summary(records).items():
+        typer.echo(f"{name}: {value}")
+    document["records"] = records
+    for path in bench_report.write_results(output, f"kernels-{slug(gpu)}-{date}", document):
+        typer.echo(f"wrote {path}")
+
+
+def tune(
+    output: Annotated[Path | None, typer.Option(help="Where to write; default: the user's cache folder.")] = None,
+) -> None:
+    """Measure block sizes on this GPU and keep the best for every later run."""
+    _need_gpu("tune")
+    import torch
+
+    from .tune import tune_gpu
+    from .tuning import cache_file, write_tuned
+
+    gpu = torch.cuda.get_device_name()
+    entries = tune_gpu(report=typer.echo)
+    path = cache_file(gpu) if output is None else output
+    write_tuned(path, gpu, datetime.date.today().isoformat(), entries)
+    typer.echo(f"wrote {path}")
+
+
+def _need_gpu(command: str) -> None:
+    """End with one line and exit status 2 where there is no CUDA GPU."""
+    try:
+        import torch
+        import triton  # noqa: F401 (only to see that it is there)
+    except ImportError as error:
+        typer.echo(f"{command} needs torch and triton ({error}): pip install 'loraplex[train]'", err=True)
+        sys.exit(2)
+    if not torch.cuda.is_available():
+        typer.echo(f"{command} needs a CUDA GPU, and torch sees none: run it on a machine with one", err=True)
+        sys.exit(2)

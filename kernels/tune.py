@@ -1,0 +1,145 @@
+"""Find this GPU's block sizes by measuring, one choice after another, on whole forward and backward passes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from .bench import gate
+from .bench_peers import Row, make_data
+from .layout import GemmConfig, KernelConfig, Layout, PassConfig, padded_rank
+from .packing import pack_a, pack_b
+from .passes import DenseProduct, run_backward, run_forward
+from .tuning import Tuned, fallback_config
+
+ROWS, RANKS, DROPOUTS = (2048, 4096, 8192), (16, 64), (0.0, 0.1)
+WIDTHS = ((4096, 4096), (8192, 8192))
+"""K and N of the linears that a bucket is tuned on: the smallest and the middling of today's models."""
+
+SHRINK = tuple(
+    PassConfig(rows=rows, columns=64, num_warps=num_warps, num_stages=num_stages)
+    for rows, num_warps, num_stages in ((32, 2, 4), (64, 4, 3), (64, 4, 4), (16, 1, 4))
+)
+GRADIENT = tuple(
+    PassConfig(rows=rows, columns=128, num_warps=num_warps, num_stages=num_stages)
+    for rows, num_warps, num_stages in ((64, 4, 2), (64, 4, 3), (64, 4, 4), (32, 4, 3))
+)
+GEMM = (
+    None,
+    GemmConfig(rows=128, columns=256, depth=64, bands=8, num_warps=8, num_stages=3),
+    GemmConfig(rows=256, columns=128, depth=64, bands=8, num_warps=8, num_stages=3),
+    GemmConfig(rows=128, columns=256, depth=64, bands=16, num_warps=8, num_stages=3),
+)
+
+
+def tune_gpu(*, report: Callable[[str], None]) -> list[Tuned]:
+    """One configuration per (rows, rank, dropout or not) for bf16. A choice that does not run here is passed over."""
+    device = torch.device("cuda")
+    gate(device)
+    entries = []
+    for lora_rank in RANKS:
+        for dropout in DROPOUTS:
+            for num_rows in ROWS:
+                config, gain = _tune_bucket(num_rows, lora_rank, dropout, device)
+                entries.append(
+                    Tuned(
+                        dtype=str(torch.bfloat16), max_rows=num_rows, max_lora_rank=lora_rank, dropout=dropout > 0.0,
+                        config=config,
+                    )
+                )  # fmt: skip
+                report(f"rows <= {num_rows}, r <= {lora_rank}, p = {dropout}: {gain:.1%} faster than the fallback")
+    return entries
+
+
+def _tune_bucket(
+    num_rows: int, lora_rank: int, dropout: float, device: torch.device
+) -> tuple[KernelConfig, float]:
+    """(the best configuration, its gain over the fallback)."""
+    timers = [_timer(num_rows, k, n, lora_rank, dropout, device) for k, n in WIDTHS]
+
+    def cost(config: KernelConfig) -> float:
+        return sum(timer(config) for timer in timers)
+
+    best = fallback_config(device)
+    first = least = cost(best)
+    for candidates in (_products, _shrinks, _gradients):
+        for config in candidates(best):
+            if config == best:
+                continue
+            now = cost(config)
+            if now < 0.997 * least:  # less is noise: the same configuration twice differs by that much
+                best, least = config, now
+    return best, 1.0 - least / first
+
+
+def _products(config: KernelConfig) -> Iterator[KernelConfig]:
+    for gemm in GEMM:
+        yield replace(config, gemm=gemm, overlap=True)
+    yield replace(config, overlap=False)
+
+
+def _shrinks(config: KernelConfig) -> Iterator[KernelConfig]:
+    for shrink in SHRINK:
+        yield replace(config, shrink=shrink)
+    yield replace(config, min_programs=256, min_drawing_programs=256)
+
+
+def _gradients(config: KernelConfig) -> Iterator[KernelConfig]:
+    for gradient in GRADIENT:
+        yield replace(config, gradient=gradient)
+    yield replace(config, min_gradient_programs=512)
+
+
+def _timer(
+    num_rows: int, k: int, n: int, lora_rank: int, dropout: float, device: torch.device
+) -> Callable[[KernelConfig], float]:
+    """Milliseconds of one forward and backward under a configuration, graphs replayed; infinite where it cannot run."""
+    row = Row(linear="tune", T=num_rows, K=k, N=(n,), r=lora_rank, num_adapters=1, dropout=dropout, direction="both",
+              cuda_graph=True, goal=False, compiled=False)  # fmt: skip
+    data = make_data(row, device)
+    xs = [x.detach() for x in data.x]
+
+    def run(config: KernelConfig, turn: int) -> Any:
+        layout = Layout(
+            num_adapters=1, num_features=k, out_features=(n,), padded_rank=padded_rank([lora_rank]), config=config
+        )
+        more: dict[str, Any] = {"layout": layout, "routing": data.routing, "targets": [0]}
+        a = pack_a(data.lora_a[0], layout=layout, like=xs[0])
+        b = pack_b(data.lora_b[0], layout=layout, like=xs[0])
+        base = DenseProduct(weights=(data.weight,))
+        x, dy = xs[turn % 2], data.dy[turn % 2]
+        _, s = run_forward(x, base, None, a, b, **more)
+        return run_backward(dy, x, s, base, a, b, grad_dtype=x.dtype, needs_dx=True, **more)
+
+    def timer(config: KernelConfig) -> float:
+        try:
+            return _replayed(lambda turn: run(config, turn))
+        except Exception as error:
+            # too much shared memory, or a compiler that cannot: not a choice for this GPU
+            if type(error).__name__ not in {"OutOfResources", "CompilationError", "PTXASError", "RuntimeError"}:
+                raise
+            return float("inf")
+
+    return timer
+
+
+def _replayed(run: Callable[[int], Any]) -> float:
+    run(0)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for turn in range(4):
+            run(turn)
+    times = []
+    for _ in range(6):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 4)
+    return float(statistics.median(times[1:]))
