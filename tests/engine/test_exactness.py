@@ -80,7 +80,7 @@ def train_in_peft(
     lora, settings = job.lora, job.optimizer
     linears = whole_linears(folder)
     targets = list(short_targets(linears, lora.target_modules))
-    config = LoraConfig(r=lora.r, lora_alpha=lora.lora_alpha, target_modules=targets, use_rslora=lora.use_rslora)
+    config = LoraConfig(r=lora.r, lora_alpha=int(lora.lora_alpha), target_modules=targets, use_rslora=lora.use_rslora)
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), config, autocast_adapter_dtype=False
     )
@@ -104,7 +104,7 @@ def train_in_peft(
             ids, labels = map(torch.from_numpy, tokens.tokens(sample))
             logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
             loss = nn.functional.cross_entropy(logits, labels[1:], ignore_index=-100, reduction="sum") / num_targets
-            loss.backward()
+            torch.autograd.backward(loss)
             total, place["offset"] = total + loss.detach(), place["offset"] + len(ids)
         if settings.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm)
@@ -172,7 +172,7 @@ def test_the_jobs_differ_in_all_that_could_be_mixed_up(three_jobs: Any) -> None:
 def pooled_losses(logits: Tensor, target_ids: Tensor, shares: Sequence[TargetShare]) -> tuple[Tensor, ...]:
     """Wrong: one mean over all adapters' targets."""
     losses = nn.functional.cross_entropy(logits, target_ids, reduction="none") / len(target_ids)
-    return tuple(part.sum() for part in losses.split([share.num_targets for share in shares]))
+    return tuple(part.sum() for part in torch.split(losses, [share.num_targets for share in shares]))
 
 
 def closing_early(actions: Any, plan: Plan) -> dict[int, tuple[tuple[int, int], ...]]:
