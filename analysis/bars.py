@@ -1,6 +1,6 @@
 """From a timeline to coloured bars: what the Gantt picture draws, one by one or as an image."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.colors import to_rgb
@@ -28,6 +28,14 @@ class Bars:
     """Where in the row's height a bar begins, 0 to 1; stripes of one microbatch lie one above another."""
     high: Floats
     waits: bool = False
+
+    def within(self, from_ms: float, to_ms: float) -> "Bars":
+        """Those that reach into this stretch of time."""
+        kept = (self.right_ms > from_ms) & (self.left_ms < to_ms)
+        if kept.all():
+            return self
+        columns = {name: getattr(self, name)[kept] for name in ("row", "left_ms", "right_ms", "low", "high")}
+        return replace(self, **columns)
 
 
 def bars_of(timeline: Timeline, plan: Plan | None) -> list[Bars]:
@@ -101,13 +109,15 @@ def _striped(
     ]
 
 
-def density_image(bars: list[Bars], *, num_rows: int, until_ms: float, num_columns: int, row_pixels: int) -> Floats:
-    """RGB image [num_rows * row_pixels, num_columns, 3] of time 0 to `until_ms`; white where nothing is.
+def density_image(
+    bars: list[Bars], *, num_rows: int, from_ms: float = 0.0, until_ms: float, num_columns: int, row_pixels: int
+) -> Floats:
+    """RGB image [num_rows * row_pixels, num_columns, 3] of this stretch of time; white where nothing is.
 
     For more bars than an eye or a file can take. Every pixel column of a row shows, one above another, the colours
     that cover that stretch of time, each as high as its share of it: nothing is dropped, however short.
     """
-    edges = np.linspace(0.0, until_ms, num_columns + 1)
+    edges = np.linspace(from_ms, until_ms, num_columns + 1)
     image = np.ones((num_rows * row_pixels, num_columns, 3))
     heights = (np.arange(row_pixels) + 0.5) / row_pixels
     colours = np.array([*(to_rgb(_CROWDED_WAIT if part.waits else part.colour) for part in bars), (1.0, 1.0, 1.0)])

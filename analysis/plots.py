@@ -74,7 +74,7 @@ def plot_bubbles(summaries: Mapping[str, Mapping[str, Summary]], path: Path | st
             places, [system for _, system, _ in bars], rotation=35 if many else 0, ha="right" if many else "center"
         )
         axes.set_ylabel("share of all stages' time [%]")
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
         axes.set_ylim(0.0, max(0.05, 1.18 * float(below.max(initial=0.0))))
         axes.grid(axis="x", visible=False)
         for dataset in summaries if len(summaries) > 1 else ():

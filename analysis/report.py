@@ -42,7 +42,11 @@ def write_report(folder: Path | str, *, output: Path | str | None = None, progre
 def render(run: Run, *, progress: Progress) -> str:
     """The page of a run as text."""
     timelines = tuple(explain_waits(timeline) for timeline in run.timelines())
-    summaries = tuple(summarize(timeline, plan=run.plan, alone_ms=run.alone_ms()) for timeline in timelines)
+    # Times alone are simulated, so they say nothing about a measured run's slowdown.
+    summaries = tuple(
+        summarize(timeline, plan=run.plan, alone_ms=run.alone_ms() if timeline.source == "simulated" else None)
+        for timeline in timelines
+    )
     comparison = None
     if run.simulated is not None and run.measured is not None:
         comparison = compare(timelines[0], measured=timelines[1], plan=run.plan)
@@ -66,7 +70,8 @@ def render(run: Run, *, progress: Progress) -> str:
 
 
 def _about(run: Run) -> str:
-    origins = "; ".join(f"{timeline.source} on {timeline.origin}" for timeline in run.timelines())
+    how = {"simulated": "with", "measured": "on"}
+    origins = "; ".join(f"{timeline.source} {how[timeline.source]} {timeline.origin}" for timeline in run.timelines())
     profile = run.facts.get("profile")
     if isinstance(profile, dict):
         origins += f". Costs: {profile.get('name')} ({profile.get('origin')}): {profile.get('source')}"
@@ -122,7 +127,7 @@ def inline_svg(text: str, *, prefix: str, title: str) -> str:
 def _body(run: Run, summaries: Sequence[Summary], comparison: Comparison | None, drawn: Sequence[str]) -> Iterator[str]:
     if run.plan is not None:
         yield "<h2>Adapters and waste</h2>"
-        yield adapter_table(summaries[-1])
+        yield adapter_table(summaries)
     yield "<h2>Stages</h2>"
     for summary in summaries:
         yield stage_table(summary)

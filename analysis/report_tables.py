@@ -87,34 +87,30 @@ def legend(plan: Plan | None, summaries: Sequence[Summary]) -> str:
     return '<ul class="legend">' + "".join(items) + "</ul>"
 
 
-def adapter_table(summary: Summary) -> str:
-    """Tokens, waste and completion of each adapter."""
-    alone = any(adapter.alone_ms for adapter in summary.adapters)
-    head = [
-        "adapter",
-        "tokens",
-        "microbatches",
-        "padding tokens",
-        "unused capacity [tokens]",
-        "stall slots",
-        "complete after",
-    ]
-    rows = []
-    for adapter in summary.adapters:
-        row = [
+def adapter_table(summaries: Sequence[Summary]) -> str:
+    """Tokens and waste of each adapter, which are the plan's, and its completion in each timeline."""
+    head = ["adapter", "tokens", "microbatches", "padding tokens", "unused capacity [tokens]", "stall slots"]
+    rows = [
+        [
             adapter.name,
             tokens_text(adapter.num_tokens),
             tokens_text(adapter.num_microbatches),
             tokens_text(adapter.padding_tokens),
             tokens_text(adapter.capacity_waste_tokens),
             f"{adapter.stall_slots:.3g}",
-            ms_text(adapter.completion_ms),
         ]
-        if alone:
-            slowdown = adapter.slowdown()
-            row += [ms_text(adapter.alone_ms), "-" if slowdown is None else f"{slowdown:.2f}x"]
-        rows.append(row)
-    return table([*head, *(["alone", "slowdown"] if alone else [])], rows, caption="Adapters and waste")
+        for adapter in summaries[0].adapters
+    ]
+    for summary in summaries:
+        head.append(f"complete after, {summary.source}")
+        for row, adapter in zip(rows, summary.adapters, strict=True):
+            row.append(ms_text(adapter.completion_ms))
+        if any(adapter.alone_ms for adapter in summary.adapters):
+            head += [f"alone, {summary.source}", "slowdown"]
+            for row, adapter in zip(rows, summary.adapters, strict=True):
+                slowdown = adapter.slowdown()
+                row += [ms_text(adapter.alone_ms), "-" if slowdown is None else f"{slowdown:.2f}x"]
+    return table(head, rows, caption="Adapters and waste")
 
 
 def stage_table(summary: Summary) -> str:

@@ -167,11 +167,10 @@
       }
     }
     if (sums.size) flush();
-    // A step is too short to be seen; where steps do not crowd, each gets a line.
-    if (steps.length * 4 < width - gutter) {
-      pen.fillStyle = "#000";
-      for (const x of steps) if (x >= gutter) pen.fillRect(x - 0.75, y - 2, 1.5, height + 2);
-    }
+    // A step is too short to be seen: it gets a line, or a tick above the row where lines would hide the bars.
+    const room = (width - gutter) / Math.max(1, steps.length), high = room > 18 ? height + 2 : 4;
+    pen.fillStyle = "#000";
+    for (const x of room > 4 ? steps : []) if (x >= gutter) pen.fillRect(x - 0.75, y - 2, 1.5, high);
   }
 
   function drawAxis(y) {

@@ -64,6 +64,14 @@ def test_forwards_are_pale_backwards_full_and_mixed_microbatches_striped(
         assert rgb(tint(adapter_colour(adapter), 0.55)) in seen
 
 
+def test_a_crowded_run_is_shown_enlarged_below(make_1f1b: MakeTimeline, tmp_path: Path) -> None:
+    plot_gantt(make_1f1b(num_stages=2, num_microbatches=80), None, tmp_path / "gantt")
+    found = texts(tmp_path / "gantt.svg")
+    assert (found.count("simulated, enlarged"), found.count("stage 0")) == (1, 2)
+    # The enlarged stretch lies in the middle of 81 slots of 3 ms and names its microbatches.
+    assert found.count("40") >= 2
+
+
 def test_replicas_waits_steps_and_an_unknown_plan_are_drawn_too(tmp_path: Path) -> None:
     actions: list[tuple[SpanKind, str]] = [
         ("compute", "0F0"),
