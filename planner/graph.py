@@ -39,19 +39,29 @@ class ProgramGraph:
     part: Column
     """chunk * num_stages + stage."""
     worker: Column
-    sender: Index
+    sender: Column
     """The action whose message it waits for, or -1."""
+    has_extras: NDArray[np.bool_]
+    """Whether it has further waits: one byte to look at instead of eight, for nearly all actions have none."""
     extra_first: Index
     """Where an action's further waits begin in `extra_action`; one entry more than actions."""
     extra_action: Index
     extra_hops: Index
     """Stages that the short message of a further wait passes through."""
-    order: Index
-    """All actions, each after everything it waits for."""
+    run_first: Index
+    run_end: Index
+    """Stretches of actions of one worker which, one stretch after the other, run each action after all it waits for."""
 
     def num_actions(self) -> int:
         """Actions of all workers."""
         return len(self.kind)
+
+    def order(self) -> Index:
+        """All actions, each after everything it waits for."""
+        lengths = self.run_end - self.run_first
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        order: Index = np.repeat(self.run_first, lengths) + within
+        return order
 
     def stage(self) -> Column:
         """Stage of each action."""
@@ -65,8 +75,10 @@ def program_graph(program: Program) -> ProgramGraph:
     extras = sorted(_further_waits(program, offsets=offsets))
     extra_first = np.searchsorted([action for action, _, _ in extras], np.arange(len(kind) + 1)).astype(np.int64)
     extra_action = np.array([awaited for _, awaited, _ in extras], dtype=np.int64)
-    order = np.empty(len(kind), dtype=np.int64)
-    num_ordered = topological_order()(offsets, sender, extra_first, extra_action, order)
+    run_first, run_end = np.empty(len(kind), dtype=np.int64), np.empty(len(kind), dtype=np.int64)
+    num_runs = _walk()(offsets, sender, extra_first, extra_action, run_first, run_end)
+    run_first, run_end = run_first[:num_runs].copy(), run_end[:num_runs].copy()
+    num_ordered = int((run_end - run_first).sum())
     if num_ordered < len(kind):
         raise PlanError(
             f"schedule '{program.schedule}' deadlocks: {len(kind) - num_ordered} of {len(kind)} actions can never "
@@ -79,11 +91,13 @@ def program_graph(program: Program) -> ProgramGraph:
         microbatch=microbatch,
         part=part,
         worker=worker,
-        sender=sender,
+        sender=sender.astype(np.int32),
+        has_extras=np.diff(extra_first) > 0,
         extra_first=extra_first,
         extra_action=extra_action,
         extra_hops=np.array([hops for _, _, hops in extras], dtype=np.int64),
-        order=order,
+        run_first=run_first,
+        run_end=run_end,
     )
 
 
@@ -249,12 +263,12 @@ def _places(program: Program, worker: int, kind: ActionKind) -> dict[tuple[int, 
     return dict(zip(zip(adapters, batches, strict=True), places.tolist(), strict=True))
 
 
-def _topological_order(offsets: Any, sender: Any, extra_first: Any, extra_action: Any, order: Any) -> int:
+def _find_runs(offsets: Any, sender: Any, extra_first: Any, extra_action: Any, run_first: Any, run_end: Any) -> int:
     # Walks every worker as far as it gets, in turn, until none moves. Runs as it is and compiled.
     num_workers = len(offsets) - 1
     reached = offsets.copy()
-    done = [False for _ in range(len(order))]
-    num_ordered = 0
+    done = [False for _ in range(offsets[num_workers])]
+    num_runs = 0
     moved = True
     while moved:
         moved = False
@@ -267,18 +281,19 @@ def _topological_order(offsets: Any, sender: Any, extra_first: Any, extra_action
                 if not ready:
                     break
                 done[action] = True
-                order[num_ordered] = action
-                num_ordered += 1
                 action += 1
+            if action > reached[worker]:
+                run_first[num_runs] = reached[worker]
+                run_end[num_runs] = action
+                num_runs += 1
+                reached[worker] = action
                 moved = True
-            reached[worker] = action
-    return num_ordered
+    return num_runs
 
 
 @cache
-def topological_order() -> Any:
-    """The walk, compiled where numba is installed."""
-    return compiled(_topological_order)
+def _walk() -> Any:
+    return compiled(_find_runs)
 
 
 def compiled(function: Any) -> Any:

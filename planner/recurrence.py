@@ -35,25 +35,35 @@ class Completion:
 
 def completion_times(costs: ProgramCosts, *, with_numba: bool = True) -> Completion:
     """When each action starts and ends under these costs; in plain Python without numba, or on wish."""
+    start, end = _run(costs, with_numba=with_numba, keep_start=True)
+    start_ms, end_ms = (np.asarray(column, dtype=np.float64) for column in (start, end))
+    return Completion(start_ms=start_ms, end_ms=end_ms, arrival_ms=end_ms + costs.transfer_ms)
+
+
+def _run(costs: ProgramCosts, *, with_numba: bool, keep_start: bool) -> tuple[Any, Any]:
     graph = costs.graph
     fast = with_numba and uses_numba()
     convert = _as_array if fast else _as_list
-    start, end = (convert(np.zeros(graph.num_actions())) for _ in range(2))
+    end = convert(np.empty(graph.num_actions()))
+    start = convert(np.empty(graph.num_actions() if keep_start else 0))
     (_walk() if fast else _pass)(
-        convert(graph.order),
-        convert(_previous(graph)),
+        convert(graph.offsets),
+        convert(graph.worker),
+        convert(graph.run_first),
+        convert(graph.run_end),
         convert(graph.sender),
+        convert(graph.has_extras),
         convert(graph.extra_first),
         convert(graph.extra_action),
         convert(costs.extra_ms),
         convert(costs.duration_ms),
         convert(costs.transfer_ms),
         costs.blocking,
+        keep_start,
         start,
         end,
     )
-    start_ms, end_ms = (np.asarray(column, dtype=np.float64) for column in (start, end))
-    return Completion(start_ms=start_ms, end_ms=end_ms, arrival_ms=end_ms + costs.transfer_ms)
+    return start, end
 
 
 def uses_numba() -> bool:
@@ -63,7 +73,8 @@ def uses_numba() -> bool:
 
 def makespan_ms(costs: ProgramCosts) -> float:
     """Time from the first start to the last end."""
-    return completion_times(costs).makespan_ms()
+    _, end = _run(costs, with_numba=True, keep_start=False)
+    return float(max(end, default=0.0)) if isinstance(end, list) else float(end.max(initial=0.0))
 
 
 def batched_makespans_ms(costs: ProgramCosts, *, duration_ms: Float, transfer_ms: Float | None = None) -> Float:
@@ -78,7 +89,7 @@ def batched_makespans_ms(costs: ProgramCosts, *, duration_ms: Float, transfer_ms
     ends = np.zeros((graph.num_actions() + 1, durations.shape[1]))
     extra_first, extra_action = graph.extra_first.tolist(), graph.extra_action.tolist()
     previous, sender = _previous(graph).tolist(), graph.sender.tolist()
-    for action in graph.order.tolist():
+    for action in graph.order().tolist():
         # Row -1 of `ends` stays 0: the first action of a worker follows the start of the run.
         start = ends[previous[action]]
         if costs.blocking and previous[action] >= 0:
@@ -100,37 +111,48 @@ def _previous(graph: ProgramGraph) -> NDArray[np.int64]:
 
 
 def _pass(
-    order: Any,
-    previous: Any,
+    offsets: Any,
+    worker: Any,
+    run_first: Any,
+    run_end: Any,
     sender: Any,
+    has_extras: Any,
     extra_first: Any,
     extra_action: Any,
     extra_ms: Any,
     duration_ms: Any,
     transfer_ms: Any,
     blocking: bool,
+    keep_start: bool,
     start_ms: Any,
     end_ms: Any,
 ) -> None:
     # Runs as it is, on lists, also of exact fractions; compiled, on arrays.
-    for action in order:
-        start = duration_ms[action] * 0
-        before = previous[action]
-        if before >= 0:
-            start = end_ms[before]
+    for run in range(len(run_first)):
+        first = run_first[run]
+        free = duration_ms[first] * 0
+        if first > offsets[worker[first]]:
+            free = end_ms[first - 1]
             if blocking:
-                start = start + transfer_ms[before]
-        awaited = sender[action]
-        if awaited >= 0:
-            arrival = end_ms[awaited] + transfer_ms[awaited]
-            if arrival > start:
-                start = arrival
-        for place in range(extra_first[action], extra_first[action + 1]):
-            arrival = end_ms[extra_action[place]] + extra_ms[place]
-            if arrival > start:
-                start = arrival
-        start_ms[action] = start
-        end_ms[action] = start + duration_ms[action]
+                free = free + transfer_ms[first - 1]
+        for action in range(first, run_end[run]):
+            start = free
+            awaited = sender[action]
+            if awaited >= 0:
+                arrival = end_ms[awaited] + transfer_ms[awaited]
+                if arrival > start:
+                    start = arrival
+            if has_extras[action]:
+                for place in range(extra_first[action], extra_first[action + 1]):
+                    arrival = end_ms[extra_action[place]] + extra_ms[place]
+                    if arrival > start:
+                        start = arrival
+            if keep_start:
+                start_ms[action] = start
+            free = start + duration_ms[action]
+            end_ms[action] = free
+            if blocking:
+                free = free + transfer_ms[action]
 
 
 @cache

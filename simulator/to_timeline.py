@@ -30,7 +30,10 @@ def to_timeline(
     sent = np.flatnonzero(completion.arrival_ms > completion.end_ms)
     waits = find_waits(graph, start_ms=completion.start_ms, end_ms=completion.end_ms, arrival_ms=completion.arrival_ms)
     actions = np.concatenate([np.arange(graph.num_actions()), sent, waits.action])
-    kinds = np.repeat(["compute", "transfer", "wait"], [graph.num_actions(), len(sent), len(waits.action)])
+    counts = [graph.num_actions(), len(sent), len(waits.action)]
+    # Words as shared objects: arrays of characters take ten times as long to become a column.
+    kinds = np.repeat(np.array(["compute", "transfer", "wait"], dtype=object), counts)
+    causes = np.array([*CAUSES, ""], dtype=object)[np.concatenate([np.full(sum(counts[:2]), -1), waits.cause])]
     nothing = np.zeros(graph.num_actions(), dtype=np.int64)
     moved = nothing if message_bytes is None else message_bytes
     stages = graph.program.num_stages
@@ -44,7 +47,7 @@ def to_timeline(
             "start_ms": np.concatenate([completion.start_ms, completion.end_ms[sent], waits.start_ms]),
             "end_ms": np.concatenate([completion.end_ms, completion.arrival_ms[sent], waits.end_ms]),
             "bytes": np.concatenate([nothing, moved[sent], np.zeros(len(waits.action), dtype=np.int64)]),
-            "cause": np.concatenate([np.full(graph.num_actions() + len(sent), ""), np.array(CAUSES)[waits.cause]]),
+            "cause": causes,
         }
     ).astype({"kind": "str", "action": "str", "cause": "str"})
     return Timeline.from_frame(

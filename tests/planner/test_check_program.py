@@ -135,4 +135,4 @@ def test_two_neighbours_swapped_pass_only_if_the_graph_still_has_an_order(plan: 
     except PlanError:
         return
     # What passes the strict check can always be run: the graph orders all of its actions.
-    assert len(program_graph(swapped).order) == swapped.num_actions()
+    assert len(program_graph(swapped).order()) == swapped.num_actions()

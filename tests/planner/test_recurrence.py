@@ -201,15 +201,19 @@ def exact_makespan(plan: Plan, schedule: str, *, forward: Fraction, backward: Fr
     nothing = [Fraction(0)] * max(graph.num_actions(), len(graph.extra_action))
     start, end = list(nothing), list(nothing)
     recurrence._pass(
-        graph.order.tolist(),
-        recurrence._previous(graph).tolist(),
+        graph.offsets.tolist(),
+        graph.worker.tolist(),
+        graph.run_first.tolist(),
+        graph.run_end.tolist(),
         graph.sender.tolist(),
+        graph.has_extras.tolist(),
         graph.extra_first.tolist(),
         graph.extra_action.tolist(),
         nothing,
         durations,
         nothing,
         False,
+        True,
         start,
         end,
     )

@@ -33,4 +33,4 @@ def test_later_microbatches_run_anew_and_steps_that_were_still_to_come_remain() 
 def test_whatever_is_left_can_run(plan: Plan, schedule: str, share: float) -> None:
     program = build_program(plan, schedule=schedule)
     rest = program_after(program, slot=round(share * plan.num_slots()) - 1)
-    assert len(program_graph(rest).order) == rest.num_actions()
+    assert len(program_graph(rest).order()) == rest.num_actions()
