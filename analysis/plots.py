@@ -178,8 +178,12 @@ def plot_curves(
     title: str,
     log_x: bool = False,
     from_zero: bool = True,
+    level: float | None = None,
 ) -> None:
-    """One line a name, through the points of the frame's columns `x` and `y`; labels carry the units."""
+    """One line a name, through the points of the frame's columns `x` and `y`; labels carry the units.
+
+    `level` draws a dashed line to compare with.
+    """
     with picture(path, width=7.5, height=4.5) as figure:
         axes = figure.subplots()
         for number, (name, frame) in enumerate(curves.items()):
@@ -192,6 +196,8 @@ def plot_curves(
                 linewidth=1.8,
                 label=name,
             )
+        if level is not None:
+            axes.axhline(level, color=INK, linestyle="--", linewidth=1.0)
         if log_x:
             ticks = sorted({float(value) for frame in curves.values() for value in frame["x"]})
             axes.set_xscale("log", base=2)

@@ -18,7 +18,7 @@ def plot_sharing(*, systems: pd.DataFrame, curves: pd.DataFrame, folder: Path) -
     plot_bars(
         _by(systems, "bubble_ratio"),
         folder / "sharing-bubbles",
-        y_label="bubble ratio",
+        y_label="bubble ratio [share of all stages' time]",
         title="Bubble ratio of the same runs",
     )
     four = curves[curves["num_adapters"] == 4]
@@ -37,6 +37,7 @@ def plot_sharing(*, systems: pd.DataFrame, curves: pd.DataFrame, folder: Path) -
             y_label="throughput together / apart [x]",
             title=f"Four adapters, {name} lengths",
             log_x=True,
+            level=1.0,
         )
     at_16 = curves[(curves["num_stages"] == 4) & (curves["global_batch_size"] == 16)]
     for value, label, title in (
@@ -50,6 +51,7 @@ def plot_sharing(*, systems: pd.DataFrame, curves: pd.DataFrame, folder: Path) -
             y_label=label,
             title=title,
             log_x=True,
+            level=1.0,
         )
 
 
