@@ -2,9 +2,8 @@
 
 A full microbatch is the best one only while there are enough of them to fill the pipeline. Small global batches, or one
 long sample that forces a large capacity on everybody, leave fewer microbatches between two steps of an adapter than
-there are stages, and the stages wait. Cut finer, the same samples flow: measured on simulated 70B stages
-(docs/when-to-share.md), four mixed adapters with global batches of 4 on 8 stages went from 0.68 times to 1.54 times the
-speed of running them apart.
+there are stages, and the stages wait. Cut finer, the same samples flow: on simulated 70B stages
+(docs/when-to-share.md), four mixed adapters with global batches of 4 on 8 stages went from 2,376 to 5,410 tokens/s.
 """
 
 from collections.abc import Callable, Sequence
