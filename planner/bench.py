@@ -26,10 +26,12 @@ from .errors import PlanError
 from .jobs import Job, job_from_lengths
 from .lower_bounds import lower_bounds
 from .make_plan import make_plan
+from .pack_greedy import Bins, Pack, first_fit_decreasing
+from .pack_milp import MilpLimits, pack_milp
 from .plan import Plan
 from .systems import lorafusion
 from .verify import verify
-from .workload import workload_of
+from .workload import Workload, workload_of
 
 FAMILIES = {
     "instructions": ("gsm8k", "codealpaca"),
@@ -203,7 +205,7 @@ def run_bench(
     strategies: Sequence[str] = STRATEGIES,
     progress: Callable[[str, float], None] | None = None,
 ) -> BenchResult:
-    """Plan the whole grid by every strategy. `milp` gets as long as `auto` took, and at least a second."""
+    """Plan the whole grid by every strategy. Those that call a solver get as long as `auto`, and at least a second."""
     tables = bench_lengths(lengths)
     cases = list(grid(adapters=adapters, quick=quick))
     records: list[Record] = []
@@ -221,7 +223,7 @@ def run_bench(
 
 
 def run_case(case: Case, *, jobs: tuple[Job, ...], strategies: Sequence[str]) -> list[Record]:
-    """One record per strategy. MILP is left out above 20,000 samples, where it could only run into its limit."""
+    """One record per strategy; `milp` is left out above 20,000 samples, where it could only run into its limit."""
     workload = workload_of(jobs, microbatch_tokens=case.microbatch_tokens, num_stages=case.num_stages)
     lower = lower_bounds(workload)
     packed = max(lower.volume, lower.martello_toth)
@@ -254,7 +256,8 @@ def run_case(case: Case, *, jobs: tuple[Job, ...], strategies: Sequence[str]) ->
 
 def _plan(case: Case, jobs: tuple[Job, ...], strategy: str, *, limit_s: float) -> Plan:
     if strategy == "published":
-        run = lorafusion(jobs, num_stages=case.num_stages, microbatch_tokens=case.microbatch_tokens)
+        pack = _milp_until(perf_counter() + limit_s)
+        run = lorafusion(jobs, num_stages=case.num_stages, microbatch_tokens=case.microbatch_tokens, pack=pack)
         return run.plans[0]
     return make_plan(
         jobs,
@@ -263,6 +266,19 @@ def _plan(case: Case, jobs: tuple[Job, ...], strategy: str, *, limit_s: float) -
         strategy=strategy,
         time_limit_s=limit_s if strategy == "milp" else 60.0,
     )
+
+
+def _milp_until(end_s: float) -> Pack:
+    """The MILP of each (group, step) while there is time, then the published greedy start."""
+
+    def pack(workload: Workload, items: Sequence[int]) -> Bins:
+        left_s = end_s - perf_counter()
+        if left_s < 0.01:
+            return first_fit_decreasing(workload, items)
+        result = pack_milp(workload, items, limits=MilpLimits(time_limit_s=left_s))
+        return [list(row) for row in result.bins]
+
+    return pack
 
 
 def _timed(template: Record, make: Callable[[], Plan], *, strategy: str) -> Record:
@@ -287,8 +303,10 @@ def _timed(template: Record, make: Callable[[], Plan], *, strategy: str) -> Reco
     )
 
 
-def write_results(result: BenchResult, folder: Path, *, stem: str = "planner") -> tuple[Path, ...]:
-    """Flat records as JSON and CSV, the summary, and the plot."""
+def write_results(
+    result: BenchResult, folder: Path, *, study: Sequence[Mapping[str, object]] = (), stem: str = "planner"
+) -> tuple[Path, ...]:
+    """Flat records as JSON and CSV, the summary with the study of small workloads, and the plot."""
     from .bench_plot import plot_bench
 
     rows = [asdict(record) for record in result.records]
@@ -300,7 +318,7 @@ def write_results(result: BenchResult, folder: Path, *, stem: str = "planner") -
     writer.writerows(rows)
     write_atomically(folder / f"{stem}-grid.csv", table.getvalue())
     about = {"command": result.command, "machine": result.machine, "date": result.date}
-    summary = {**about, "losses_of_auto": result.losses(), "summary": result.summary()}
+    summary = {**about, "losses_of_auto": result.losses(), "summary": result.summary(), "small": list(study)}
     write_atomically(folder / f"{stem}-summary.json", json.dumps(summary, indent=1) + "\n")
     plot_bench(result, folder / f"{stem}-grid.png")
     names = ("grid.json", "grid.csv", "summary.json", "grid.png")

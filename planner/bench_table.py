@@ -1,9 +1,12 @@
 """The summary of a planner benchmark for the terminal."""
 
+from collections.abc import Sequence
+
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from .bench import BenchResult
+from .bench_exact import ExactRecord
 
 
 def summary_table(result: BenchResult) -> Table:
@@ -23,5 +26,24 @@ def summary_table(result: BenchResult) -> Table:
             str(row["at_bound"]),
             f"{row['median_seconds']:.3f}",
             f"{row['worst_seconds']:.3f}",
+        )
+    return table
+
+
+def study_table(records: Sequence[ExactRecord]) -> Table:
+    """Whose fault a gap is: small workloads against their proved optimum."""
+    table = Table(box=SIMPLE_HEAD, title="small workloads, solved exactly", title_justify="left")
+    table.add_column("family", no_wrap=True)
+    for column in ("stages", "proved", "plan optimal", "bound tight", "plan above", "bound below"):
+        table.add_column(column, justify="right")
+    for record in records:
+        table.add_row(
+            record.family,
+            str(record.num_stages),
+            f"{record.proved} of {record.workloads}",
+            str(record.plan_optimal),
+            str(record.bound_tight),
+            f"{record.slots_above_optimum / max(1, record.optimum):.1%}",
+            f"{record.optimum_above_bound / max(1, record.optimum):.1%}",
         )
     return table

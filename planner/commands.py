@@ -192,16 +192,21 @@ def bench_planner(
 
     from rich.console import Console
 
-    from .bench import run_bench, write_results
-    from .bench_table import summary_table
+    from .bench import bench_lengths, run_bench, write_results
+    from .bench_exact import exact_study, study_as_json
+    from .bench_table import study_table, summary_table
     from .plan_command import progress_on_stderr
 
     with progress_on_stderr("{what}: {share:.0%} of the workloads") as progress:
         result = run_bench(lengths=lengths, adapters=tuple(adapters or (4,)), quick=quick, progress=progress)
-    paths = write_results(result, output)
+        progress("small workloads, solved exactly", 1.0)
+        study = exact_study(lengths=bench_lengths(lengths), num_workloads=10 if quick else 100)
+    paths = write_results(result, output, study=study_as_json(study))
     if json:
-        print(json_module.dumps({"summary": result.summary(), "files": [str(path) for path in paths]}))
+        told = {"summary": result.summary(), "small": study_as_json(study), "files": [str(path) for path in paths]}
+        print(json_module.dumps(told))
         return
     console = Console(soft_wrap=True)
     console.print(summary_table(result))
+    console.print(study_table(study))
     console.print("Wrote " + ", ".join(str(path) for path in paths), markup=False)

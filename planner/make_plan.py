@@ -55,14 +55,6 @@ def make_plan(
     """
     start = perf_counter()
     _check_choices(strategy=strategy, objective=objective, solver=solver, time_limit_s=time_limit_s)
-    workload = workload_of(
-        jobs,
-        microbatch_tokens=microbatch_tokens,
-        num_stages=num_stages,
-        num_replicas=num_replicas,
-        pad_multiple=pad_multiple,
-        schedule=schedule,
-    )
     base = Plan(
         jobs=tuple(jobs),
         num_stages=num_stages,
@@ -73,23 +65,8 @@ def make_plan(
         microbatches=(),
         data_fingerprint=data_fingerprint,
     )
-    bounds = batch_bounds(workload)
-    lower = lower_bounds(workload, bounds=bounds)
-    search = Search(
-        workload=workload,
-        bounds=bounds,
-        lower=lower,
-        score_of=lambda bins: (workload.num_slots(bins), sum(map(bool, bins))),
-        is_best_possible=lambda score: profile is None and score[0] == lower.slots(),
-        end_s=start + time_limit_s,
-        workers=workers,
-        backend=backend,
-        progress=progress,
-    )
-    if objective == "microbatches":
-        search.score_of = lambda bins: (sum(map(bool, bins)), workload.num_slots(bins))
-        least = max(lower.volume, lower.martello_toth) * num_replicas
-        search.is_best_possible = lambda score: score[0] == least
+    search = _new_search(base, objective=objective, profile=profile, end_s=start + time_limit_s)
+    search.workers, search.backend, search.progress = workers, backend, progress
     records: tuple[SolverRecord, ...] = ()
     if objective == "fair":
         _search_fair(search, _fairness(base, search=search, profile=profile))
@@ -98,11 +75,39 @@ def make_plan(
     else:
         _search_cheap(search, strategy=strategy, waits=objective != "microbatches")
     plan = _best_plan(base, search=search, profile=profile if objective == "makespan" else None)
+    bound = search.lower.slots()
     notes = tuple(
-        SolverRecord(instance="plan", status=note, num_microbatches=len(plan.microbatches), lower_bound=lower.slots())
+        SolverRecord(instance="plan", status=note, num_microbatches=len(plan.microbatches), lower_bound=bound)
         for note in search.notes
     )
-    return replace(plan, lower_bound_slots=lower.slots(), solver=(*records, *notes), seconds=perf_counter() - start)
+    return replace(plan, lower_bound_slots=bound, solver=(*records, *notes), seconds=perf_counter() - start)
+
+
+def _new_search(base: Plan, *, objective: str, profile: CostProfile | None, end_s: float) -> Search:
+    """A search that ranks bins by slots, then by microbatches; or the other way round."""
+    workload = workload_of(
+        base.jobs,
+        microbatch_tokens=base.microbatch_tokens,
+        num_stages=base.num_stages,
+        num_replicas=base.num_replicas,
+        pad_multiple=base.pad_multiple,
+        schedule=base.schedule,
+    )
+    bounds = batch_bounds(workload)
+    lower = lower_bounds(workload, bounds=bounds)
+    search = Search(
+        workload=workload,
+        bounds=bounds,
+        lower=lower,
+        score_of=lambda bins: (workload.num_slots(bins), sum(map(bool, bins))),
+        is_best_possible=lambda score: profile is None and score[0] == lower.slots(),
+        end_s=end_s,
+    )
+    if objective == "microbatches":
+        search.score_of = lambda bins: (sum(map(bool, bins)), workload.num_slots(bins))
+        least = (max(lower.volume, lower.martello_toth) - 1) * base.num_replicas + 1
+        search.is_best_possible = lambda score: score[0] == least
+    return search
 
 
 def _check_choices(*, strategy: str, objective: str, solver: str, time_limit_s: float) -> None:
