@@ -176,7 +176,7 @@ def check(
 
 
 def bench_planner(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for planner-*.json, .csv and .png.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for NAME-*.json, .csv and .png.")] = Path(
         "analysis/results"
     ),
     lengths: Annotated[
@@ -184,6 +184,7 @@ def bench_planner(
         typer.Option(help="Folder of NAME.csv with real lengths.", show_default="drawn from the shipped tables"),
     ] = None,
     adapters: Annotated[list[int] | None, typer.Option(help="Numbers of adapters.", show_default="4")] = None,
+    name: Annotated[str, typer.Option(help="What the files' names begin with.")] = "planner",
     quick: Annotated[bool, typer.Option(help="A twelfth of the workloads.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object with the summary.")] = False,
 ) -> None:
@@ -201,7 +202,7 @@ def bench_planner(
         result = run_bench(lengths=lengths, adapters=tuple(adapters or (4,)), quick=quick, progress=progress)
         progress("small workloads, solved exactly", 1.0)
         study = exact_study(lengths=bench_lengths(lengths), num_workloads=10 if quick else 100)
-    paths = write_results(result, output, study=study_as_json(study))
+    paths = write_results(result, output, study=study_as_json(study), stem=name)
     if json:
         told = {"summary": result.summary(), "small": study_as_json(study), "files": [str(path) for path in paths]}
         print(json_module.dumps(told))
