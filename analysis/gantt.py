@@ -87,7 +87,7 @@ def plot_gantt(timelines: Timeline | Sequence[Timeline], plan: Plan | None, path
             handles,
             labels,
             loc="outside lower center",
-            ncols=min(len(handles), 8),
+            ncols=max(2, min(8, 190 // (9 + max(map(len, labels))))),
             handler_map={tuple: HandlerTuple(ndivide=None, pad=0.0)},
             handlelength=2.2,
         )
@@ -196,8 +196,10 @@ def _number(
     if fits.mean() < 0.5:
         return
     middles = (left + right) / 2
+    # Adapters have dark colours and pale ones; on a veil the number reads on both.
+    veil = {"facecolor": "white", "alpha": 0.6, "linewidth": 0.0, "pad": 0.5}
     for x, y, number in zip(middles[fits].tolist(), row[fits].tolist(), microbatch[fits].tolist(), strict=True):
-        axes.text(x, y, str(number), ha="center", va="center", fontsize=6.5, color=INK, clip_on=True)
+        axes.text(x, y, str(number), ha="center", va="center", fontsize=6.5, color=INK, clip_on=True, bbox=veil)
 
 
 def _legend(plan: Plan | None) -> tuple[list[Any], list[str]]:

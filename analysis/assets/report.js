@@ -154,8 +154,13 @@
           top += height * share;
         }
         if (line.code[i] < WAIT && line.second[i] < 0 && x1 - x0 > 30 && height >= 14) {
+          const label = [String(line.first[i]), Math.min(Math.max((x0 + x1) / 2, left + 12), right - 12), y + height / 2];
+          pen.lineWidth = 2.5;
+          pen.strokeStyle = "#fff";
+          pen.strokeText(...label);
+          pen.lineWidth = 1;
           pen.fillStyle = "#111";
-          pen.fillText(String(line.first[i]), Math.min(Math.max((x0 + x1) / 2, left + 12), right - 12), y + height / 2);
+          pen.fillText(...label);
         }
       } else {
         const at = Math.max(gutter, Math.floor(x0));

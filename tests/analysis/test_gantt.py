@@ -69,7 +69,7 @@ def test_a_crowded_run_is_shown_enlarged_below(make_1f1b: MakeTimeline, tmp_path
     found = texts(tmp_path / "gantt.svg")
     assert (found.count("simulated, enlarged"), found.count("stage 0")) == (1, 2)
     # The enlarged stretch lies in the middle of 81 slots of 3 ms and names its microbatches.
-    assert found.count("40") >= 2
+    assert {"38", "39", "40", "41", "42"} <= set(found)
 
 
 def test_replicas_waits_steps_and_an_unknown_plan_are_drawn_too(tmp_path: Path) -> None:
