@@ -71,9 +71,11 @@ def frozen_product(weights: Sequence[Tensor | Nf4Weight]) -> FrozenProduct:
         return Nf4Product(weight=weights[0])
     dense = [weight for weight in weights if isinstance(weight, Tensor)]
     first = dense[0]
-    address = first.data_ptr()
+    storage, address = first.untyped_storage().data_ptr(), first.data_ptr()
     for weight in dense:
-        if not weight.is_contiguous() or weight.data_ptr() != address or weight.dtype != first.dtype:
+        # slices of one tensor only: the allocator may well put two tensors side by side, in storages of their own
+        of_one = weight.untyped_storage().data_ptr() == storage and weight.dtype == first.dtype
+        if not of_one or not weight.is_contiguous() or weight.data_ptr() != address:
             return DenseProduct(weights=tuple(dense))
         address += weight.numel() * weight.element_size()
     num_rows = sum(weight.shape[0] for weight in dense)

@@ -10,6 +10,7 @@ rest there, adapter by adapter, so that no adapter's NaN is ever multiplied with
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -18,6 +19,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .draws import draw_words, keep_high, keep_low, row_keys, target_word
 from .layout import Layout
 from .routing import Routing
 from .tiles import can_use_tma
@@ -25,11 +27,12 @@ from .tiles import can_use_tma
 OUT_OF_RANGE = tl.constexpr(1 << 30)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["target_word"])
 def gemm_kernel(
-    x_desc, w_desc, y_desc, s_desc, m_desc, owner_ptr, bias_ptr, rows, columns, inner, n_1, n_2, n_3,
-    stride_m, R: tl.constexpr, TARGETS: tl.constexpr,
-    FORWARD: tl.constexpr, HAS_BIAS: tl.constexpr, OVERLAP: tl.constexpr,
+    x_desc, w_desc, y_desc, s_desc, m_desc, owner_ptr, bias_ptr, rows, columns, inner, n_1, n_2, n_3, stride_m,
+    words_ptr, threshold_ptr, token_index_ptr, target_word,
+    R: tl.constexpr, TARGETS: tl.constexpr,
+    FORWARD: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr, OVERLAP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BANDS: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
     """y `[rows, columns]` = x W^T (FORWARD) or x W, plus the LoRA product of every block with one owner.
@@ -66,28 +69,69 @@ def gemm_kernel(
             s = s_desc.load([row_s, target * R])
             m = m_desc.load([tl.where(adapter >= 0, adapter * stride_m + column, OUT_OF_RANGE), 0]).T
             acc = tl.dot(s, m, acc)
-        else:
+        elif not DROPOUT:
             row_m = tl.where(adapter >= 0, adapter * stride_m, OUT_OF_RANGE)
             for target in tl.static_range(TARGETS):
                 acc = tl.dot(s_desc.load([row_s, target * R]), m_desc.load([row_m + target * R, column]), acc)
         # [BM, 2, BN / 2]: stored by halves, so that half the shared memory does
         halves = tl.permute(tl.reshape(acc, (BM, 2, BN // 2)), (0, 2, 1))
         left, right = tl.split(halves)
+        if DROPOUT:
+            # [BM], [BM]
+            o_row = row + tl.arange(0, BM)
+            word_0 = tl.load(words_ptr + 2 * tl.maximum(adapter, 0))
+            word_1 = tl.load(words_ptr + 2 * tl.maximum(adapter, 0) + 1)
+            threshold = tl.load(threshold_ptr + tl.maximum(adapter, 0))
+            key_0, key_1 = row_keys(word_0, word_1, token_index_ptr, o_row, o_row < rows, target_word)
+            row_m = tl.where(adapter >= 0, adapter * stride_m, OUT_OF_RANGE)
+            left_low, left_high = masked_product(
+                left, s_desc, m_desc, key_0, key_1, threshold, row_s, row_m, column, R, TARGETS, BM
+            )
+            y_desc.store([row, column], left_low.to(y_desc.dtype))
+            y_desc.store([row, column + 64], left_high.to(y_desc.dtype))
+            right_low, right_high = masked_product(
+                right, s_desc, m_desc, key_0, key_1, threshold, row_s, row_m, column + 128, R, TARGETS, BM
+            )
+            y_desc.store([row, column + 128], right_low.to(y_desc.dtype))
+            y_desc.store([row, column + 192], right_high.to(y_desc.dtype))
         if HAS_BIAS:
             o_left = column + tl.arange(0, BN // 2)
             o_right = o_left + BN // 2
             left += tl.load(bias_ptr + o_left, mask=o_left < columns, other=0.0).to(tl.float32)[None, :]
             right += tl.load(bias_ptr + o_right, mask=o_right < columns, other=0.0).to(tl.float32)[None, :]
-        y_desc.store([row, column], left.to(y_desc.dtype))
-        y_desc.store([row, column + BN // 2], right.to(y_desc.dtype))
+        if not DROPOUT:
+            y_desc.store([row, column], left.to(y_desc.dtype))
+            y_desc.store([row, column + BN // 2], right.to(y_desc.dtype))
 
 
 @triton.jit
-def add_borders_kernel(
-    y_ptr, s_ptr, m_ptr, table_ptr, columns, n_1, n_2, n_3, stride_adapter, stride_n, stride_r,
-    C: tl.constexpr, R: tl.constexpr, STEPS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+def masked_product(
+    acc, s_desc, m_desc, key_0, key_1, threshold, row_s, row_m, column,
+    R: tl.constexpr, TARGETS: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """y `[rows, columns]` += S M of one row tile; R columns of S from its target's on, in STEPS of 16."""
+    """128 columns of dx `[BM, 128]` with mask * (dS A) added, as two halves that share their words."""
+    # [BM, 2, 64]
+    acc_low, acc_high = tl.split(tl.permute(tl.reshape(acc, (BM, 2, 64)), (0, 2, 1)))
+    low = tl.zeros((BM, 64), tl.float32)
+    high = tl.zeros((BM, 64), tl.float32)
+    for target in tl.static_range(TARGETS):
+        # [BM, R], [R, 64] twice
+        s = s_desc.load([row_s, target * R])
+        low = tl.dot(s, m_desc.load([row_m + target * R, column]), low)
+        high = tl.dot(s, m_desc.load([row_m + target * R, column + 64]), high)
+    word = draw_words(key_0, key_1, column // 2 + tl.arange(0, 64))
+    acc_low += tl.where(keep_low(word, threshold), low, 0.0)
+    acc_high += tl.where(keep_high(word, threshold), high, 0.0)
+    return acc_low, acc_high
+
+
+@triton.jit(do_not_specialize=["target_word"])
+def add_borders_kernel(
+    y_ptr, s_ptr, m_ptr, table_ptr, words_ptr, threshold_ptr, token_index_ptr, target_word,
+    columns, n_1, n_2, n_3, stride_adapter, stride_n, stride_r,
+    C: tl.constexpr, R: tl.constexpr, STEPS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DROPOUT: tl.constexpr,
+):  # fmt: skip
+    """y `[rows, columns]` += [mask *] S M of one row tile; R columns of S from its target's on, in STEPS of 16."""
     i_tile, i_n = tl.program_id(0), tl.program_id(1)
     first_row = tl.load(table_ptr + 4 * i_tile)
     end_row = tl.load(table_ptr + 4 * i_tile + 1)
@@ -104,13 +148,34 @@ def add_borders_kernel(
     p_y = y_ptr + o_row.to(tl.int64)[:, None] * columns + o_n[None, :]
     mask = m_row[:, None] & m_n[None, :]
     # [BM, BN]
-    acc = tl.load(p_y, mask=mask, other=0.0).to(tl.float32)
+    acc = tl.zeros((BM, BN), tl.float32)
     for step in range(STEPS):
         # [BM, 16], [16, BN]
         s = tl.load(p_s + 16 * step, mask=m_row[:, None], other=0.0)
         m = tl.load(p_m + 16 * step * stride_r, mask=m_n[None, :], other=0.0)
         acc = tl.dot(s, m, acc, input_precision="ieee")
+    if DROPOUT:
+        word_0 = tl.load(words_ptr + 2 * adapter)
+        word_1 = tl.load(words_ptr + 2 * adapter + 1)
+        threshold = tl.load(threshold_ptr + adapter)
+        key_0, key_1 = row_keys(word_0, word_1, token_index_ptr, o_row, m_row, target_word)
+        word = draw_words(key_0, key_1, o_n // 128 * 64 + o_n % 64)
+        low = (o_n // 64 % 2 == 0)[None, :]
+        acc = tl.where((low & keep_low(word, threshold)) | (~low & keep_high(word, threshold)), acc, 0.0)
+    acc += tl.load(p_y, mask=mask, other=0.0).to(tl.float32)
     tl.store(p_y, acc.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+def can_fuse_backward(
+    x: Tensor, dy: Tensor, weight: Tensor, *, layout: Layout, routing: Routing, targets: Sequence[int]
+) -> bool:
+    """`can_fuse` for dx, where every target's ranks stand beside the tiles at once and one mask serves all."""
+    config = layout.config.gemm
+    if config is None or layout.columns > 64:
+        return False
+    if routing.has_dropout and (len(set(targets)) > 1 or config.columns != 256):
+        return False
+    return can_fuse(x, dy, weight, layout=layout, routing=routing)
 
 
 def can_fuse(x: Tensor, dy: Tensor, weight: Tensor, *, layout: Layout, routing: Routing) -> bool:
@@ -142,35 +207,41 @@ def fused_forward(
         TensorDescriptor.from_tensor(y, [config.rows, config.columns // 2]),
         TensorDescriptor.from_tensor(s, [config.rows, r]), TensorDescriptor.from_tensor(rows_b, [config.columns, r]),
         blocks.owners, b if bias is None else bias, *y.shape, x.shape[1], n_1, n_2, n_3, n,
-        R=r, TARGETS=1, FORWARD=True, HAS_BIAS=bias is not None, OVERLAP=overlap,
+        routing.words, routing.thresholds, routing.token_index, 0,
+        R=r, TARGETS=1, FORWARD=True, HAS_BIAS=bias is not None, DROPOUT=False, OVERLAP=overlap,
         BM=config.rows, BN=config.columns, BK=config.depth, BANDS=config.bands, PROGRAMS=num_multiprocessors(y.device),
         num_warps=config.num_warps, num_stages=config.num_stages, launch_pdl=overlap,
     )  # fmt: skip
     if blocks.borders.num_tiles:
         width = min(128, config.columns)
         add_borders_kernel[(blocks.borders.num_tiles, triton.cdiv(n, width))](
-            y, s, b, blocks.borders.table, n, n_1, n_2, n_3, n * r, r, 1,
-            C=layout.columns, R=r, STEPS=r // 16, BM=blocks.borders.height, BN=width, num_warps=4,
+            y, s, b, blocks.borders.table, routing.words, routing.thresholds, routing.token_index, 0,
+            n, n_1, n_2, n_3, n * r, r, 1,
+            C=layout.columns, R=r, STEPS=r // 16, BM=blocks.borders.height, BN=width, DROPOUT=False, num_warps=4,
         )  # fmt: skip
 
 
 def fused_backward(
     dx: Tensor, dy: Tensor, weight: Tensor, ds: Tensor, a: Tensor,
-    *, layout: Layout, routing: Routing, overlap: bool,
+    *, layout: Layout, routing: Routing, target: int, overlap: bool,
 ) -> None:  # fmt: skip
-    """Write `dx [T, K]` = dy W + dS A, for a call without dropout."""
+    """Write `dx [T, K]` = dy W + mask * (dS A), the mask that of `target`."""
     config = layout.config.gemm
     assert config is not None
     r, c, k = layout.padded_rank, layout.columns, layout.num_features
+    dropout, word = routing.has_dropout, target_word(target)
     rows_a = a.view(-1, k)
     blocks = routing.blocks(config.rows)
     gemm_kernel[(_num_programs(dx, config.rows, config.columns),)](
         TensorDescriptor.from_tensor(dy, [config.rows, config.depth]),
         TensorDescriptor.from_tensor(weight, [config.depth, config.columns]),
-        TensorDescriptor.from_tensor(dx, [config.rows, config.columns // 2]),
-        TensorDescriptor.from_tensor(ds, [config.rows, r]), TensorDescriptor.from_tensor(rows_a, [r, config.columns]),
+        TensorDescriptor.from_tensor(dx, [config.rows, 64 if dropout else config.columns // 2]),
+        TensorDescriptor.from_tensor(ds, [config.rows, r]),
+        TensorDescriptor.from_tensor(rows_a, [r, 64 if dropout else config.columns]),
         blocks.owners, a, *dx.shape, dy.shape[1], k, k, k, c,
-        R=r, TARGETS=layout.num_targets, FORWARD=False, HAS_BIAS=False, OVERLAP=overlap,
+        routing.words, routing.thresholds, routing.token_index, word,
+        R=r, TARGETS=layout.num_targets, FORWARD=False, HAS_BIAS=False, DROPOUT=dropout,
+        OVERLAP=overlap,
         BM=config.rows, BN=config.columns, BK=config.depth, BANDS=config.bands,
         PROGRAMS=num_multiprocessors(dx.device), num_warps=config.num_warps, num_stages=config.num_stages,
         launch_pdl=overlap,
@@ -178,8 +249,9 @@ def fused_backward(
     if blocks.borders.num_tiles:
         width = min(128, config.columns)
         add_borders_kernel[(blocks.borders.num_tiles, triton.cdiv(k, width))](
-            dx, ds, a, blocks.borders.table, k, k, k, k, c * k, 1, k,
-            C=c, R=r, STEPS=c // 16, BM=blocks.borders.height, BN=width, num_warps=4,
+            dx, ds, a, blocks.borders.table, routing.words, routing.thresholds, routing.token_index, word,
+            k, k, k, k, c * k, 1, k,
+            C=c, R=r, STEPS=c // 16, BM=blocks.borders.height, BN=width, DROPOUT=dropout, num_warps=4,
         )  # fmt: skip
 
 

@@ -111,7 +111,7 @@ class Layout:
         return _power_of_two_within(-(-wanted // max(num_programs, 1)), most)
 
     def gradient_rows(self, num_rows: int, *, width: int) -> int:
-        """Rows that one program of a gradient's pass walks over: as many as leave enough programs."""
+        """Rows that one program of a gradient's pass walks over: as many as leave `min_gradient_programs`."""
         rows = self.config.gradient_rows
         while rows > 256 and -(-num_rows // rows) * -(-width // 128) < self.config.min_gradient_programs:
             rows //= 2

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .expand import expand
-from .gemm import can_fuse, fused_backward, fused_forward
+from .gemm import can_fuse, can_fuse_backward, fused_backward, fused_forward
 from .gradients import Shares, input_gradients, output_gradients
 from .layout import Layout
 from .routing import Routing
@@ -77,10 +77,13 @@ def run_backward(
 ) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
     """(dx `[T, K]` or None, dA `[adapters, C, K]`, dB `[adapters, N, R]`) from `dy [T, N]`.
 
-    The critical path is dS, then dx. dB, and without dropout dA, have no part in it: they run beside it.
+    The critical path is dS, then dx. dA and dB have no part in it and run beside the frozen product, except where
+    the library's GEMM adds to what the pass for dA has written into dx.
     """
-    weight = base.whole_weight() if needs_dx and not routing.has_dropout else None
-    fused = weight is not None and can_fuse(x, dy, weight, layout=layout, routing=routing)
+    weight = base.whole_weight() if needs_dx else None
+    fused = weight is not None and can_fuse_backward(
+        x, dy, weight, layout=layout, routing=routing, targets=targets
+    )
     overlap = fused and layout.config.overlap
     ds = shrink_output_grad(dy, b, layout=layout, routing=routing, overlap=overlap)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if needs_dx else None
@@ -91,7 +94,9 @@ def run_backward(
     if fused or dx is None:
         with beside(dy.device, enabled=layout.config.overlap and dx is not None) as join:
             if dx is not None and weight is not None:
-                fused_backward(dx, dy, weight, ds, a, layout=layout, routing=routing, overlap=overlap)
+                fused_backward(
+                    dx, dy, weight, ds, a, layout=layout, routing=routing, target=targets[0], overlap=overlap
+                )
             with join:
                 db = total(output_gradients(dy, s, layout=layout, routing=routing))
                 da = total(input_gradients(x, ds, a, None, layout=layout, routing=routing, targets=targets))

@@ -25,7 +25,8 @@ def poisoned_memory(monkeypatch):
 
     def poisoned(*args, **kwargs):
         made = empty(*args, **kwargs)
-        return made.fill_(float("nan")) if made.is_floating_point() and not made.is_meta else made
+        with torch.no_grad():
+            return made.fill_(float("nan")) if made.is_floating_point() and not made.is_meta else made
 
     monkeypatch.setattr(torch, "empty", poisoned)
 
