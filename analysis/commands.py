@@ -61,10 +61,13 @@ def _write_comparison(folder: Path, run: "Run", comparison: "Comparison") -> Non
     from ..traces.chrome_trace import write_chrome_trace
     from ..traces.files import write_atomically
     from ..traces.run_folder import COMPARISON, TRACE
+    from .contents import contents_of
+    from .explain import explain_waits
     from .pictures import run_pictures
 
     write_atomically(folder / COMPARISON, json_module.dumps(comparison.to_json(), indent=1) + "\n")
-    write_chrome_trace(run.timelines(), folder / TRACE)
+    timelines = [explain_waits(timeline) for timeline in run.timelines()]
+    write_chrome_trace(timelines, folder / TRACE, contents=contents_of(run.plan) if run.plan is not None else None)
     pictures = tuple(run_pictures(run, (comparison.simulated, comparison.measured)))
     for picture in track(pictures, description="drawing", console=Console(stderr=True), transient=True):
         picture.draw(folder / picture.name)
