@@ -314,6 +314,8 @@ def write_results(
     """Flat records as JSON and CSV, the summary with the study of small workloads, and the plot."""
     from .bench_plot import plot_bench
 
+    if not stem or Path(stem).name != stem:
+        raise PlanError(f"name={stem!r} must be a plain file name; the folder is given by --output")
     rows = [asdict(record) for record in result.records]
     lines = ",\n  ".join(json.dumps(row) for row in rows)
     write_atomically(folder / f"{stem}-grid.json", f"[\n  {lines}\n]\n")

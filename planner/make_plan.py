@@ -118,6 +118,8 @@ def _check_choices(*, strategy: str, objective: str, solver: str, time_limit_s: 
     ):
         if value not in allowed:
             raise PlanError(f"{name}={value!r} is unknown; choose one of {', '.join(allowed)}")
+    if objective == "fair" and strategy not in ("auto", "stream"):
+        raise PlanError(f"objective=fair is planned by streaming; strategy={strategy!r} must be auto or stream")
     if not time_limit_s > 0:
         raise PlanError(f"time_limit_s={time_limit_s} must be above 0; raise it")
 

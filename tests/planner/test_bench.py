@@ -5,8 +5,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from loraplex.planner.bench import BenchResult, Case, bench_lengths, case_jobs, grid, run_case, write_results
 from loraplex.planner.bench_table import summary_table
+from loraplex.planner.errors import PlanError
 
 CASE = Case(
     family="mixed",
@@ -56,3 +59,5 @@ def test_records_tables_and_files(tmp_path: Path) -> None:
     assert {"workload", "strategy", "num_stages", "slots", "lower_bound", "gap", "seconds"} <= set(rows[0])
     assert len(list(csv.DictReader(paths[1].read_text(encoding="utf-8").splitlines()))) == 5
     assert paths[3].read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(PlanError, match="name='../planner' must be a plain file name"):
+        write_results(result, tmp_path, stem="../planner")

@@ -227,6 +227,7 @@ def test_ctrl_c_before_the_first_plan_ends_planning(monkeypatch: pytest.MonkeyPa
         ({"strategy": "magic"}, "strategy='magic' is unknown; choose one of auto, milp, greedy, stream"),
         ({"objective": "beauty"}, "objective='beauty' is unknown"),
         ({"solver": "gurobi"}, "solver='gurobi' is unknown; choose one of auto, cbc, highs"),
+        ({"objective": "fair", "strategy": "milp"}, "objective=fair is planned by streaming; strategy='milp' must be"),
         ({"time_limit_s": 0.0}, "time_limit_s=0.0 must be above 0"),
         ({"time_limit_s": float("nan")}, "time_limit_s=nan must be above 0"),
     ],
