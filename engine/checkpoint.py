@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..planner.errors import PlanError
+from ..planner.program import Program
 from .adapters import StageAdapter
-from .cut import Copy
+from .cut import Copy, remaining
 from .itinerary import Batch
 from .mailbox import Sums
 
@@ -45,6 +46,10 @@ class Restored:
         for index, (adapter, version) in enumerate(zip(adapters, self.versions, strict=True)):
             own = {key.partition("/")[2]: value for key, value in self.tensors.items() if key.startswith(f"{index}/")}
             adapter.load(own, version=version)
+
+    def rest_of(self, program: Program) -> Program:
+        """What is left to do."""
+        return remaining(program, after=self.after, versions=self.versions, pending=self._by_batch("total"))
 
     def sums(self) -> Sums:
         """Losses of batches in the making and norms of those that wait for their step."""

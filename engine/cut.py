@@ -7,7 +7,7 @@ lasting effect, so a resumed run sends m + 1 and all that follow through an empt
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,10 +28,13 @@ class Copy:
     """Whether it is this stage's last copy for that cut."""
 
 
-def remaining(program: Program, *, after: int) -> Program:
-    """What is left to do after the cut behind microbatch `after`."""
-    done = _stepped(program, after=after)
-    workers = tuple(_remaining(columns, done, after=after) for columns in program.workers)
+def remaining(program: Program, *, after: int, versions: Sequence[int], pending: Collection[Batch]) -> Program:
+    """What is left to do after the cut behind microbatch `after`, on any number of stages.
+
+    `versions` are the steps each adapter has taken, `pending` the batches whose gradients are whole but not stepped:
+    their steps come first, since all that they need is in the checkpoint.
+    """
+    workers = tuple(_remaining(columns, after=after, versions=versions, pending=pending) for columns in program.workers)
     return replace(program, workers=workers)
 
 
@@ -79,13 +82,19 @@ def _stepped(program: Program, *, after: int) -> frozenset[Batch]:
     raise PlanError(f"the Program has no backward of microbatch {after}; the checkpoint is of another plan")
 
 
-def _remaining(columns: ActionColumns, done: frozenset[Batch], *, after: int) -> ActionColumns:
-    def is_left(action: Action) -> bool:
-        if action.kind is ActionKind.STEP:
-            return (action.adapter, action.global_batch) not in done
-        return action.microbatch > after
-
-    return ActionColumns.of(action for action in columns if is_left(action))
+def _remaining(
+    columns: ActionColumns, *, after: int, versions: Sequence[int], pending: Collection[Batch]
+) -> ActionColumns:
+    first, later = [], []
+    for action in columns:
+        if action.kind is not ActionKind.STEP:
+            if action.microbatch > after:
+                later.append(action)
+        elif (action.adapter, action.global_batch) in pending:
+            first.append(action)
+        elif action.global_batch >= versions[action.adapter]:
+            later.append(action)
+    return ActionColumns.of([*first, *later])
 
 
 def _key(action: Action) -> tuple[ActionKind, int, int]:

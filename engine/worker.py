@@ -16,7 +16,7 @@ from .base_folder import base_model_folder
 from .batch import Packer
 from .checkpoint import CheckpointWriter, Restored, forget_checkpoints, newest_checkpoint
 from .clock import clock_offset_ns
-from .cut import check_can_cut, copies, cut_points, remaining
+from .cut import check_can_cut, copies, cut_points
 from .execute import Executor
 from .export import export_adapters, save_part
 from .gloo import close_gloo, open_gloo
@@ -113,7 +113,7 @@ def _train(
     listener: Listener,
 ) -> None:
     plan, index, after = prepared.plan, stage.layout.stage, -1 if restored is None else restored.after
-    program = prepared.program if restored is None else remaining(prepared.program, after=after)
+    program = prepared.program if restored is None else restored.rest_of(prepared.program)
     sums = Sums() if restored is None else restored.sums()
     writer = _metrics_writer(prepared, stage, listener)
     checkpoints = CheckpointWriter(

@@ -1,0 +1,206 @@
+"""A run that is killed anywhere and resumed ends with the same bits as one that was not."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from loraplex.engine.checkpoint import CHECKPOINTS, CheckpointWriter, Restored, newest_checkpoint
+from loraplex.engine.cut import Copy, check_can_cut, copies, cut_points, remaining
+from loraplex.engine.mailbox import Sums
+from loraplex.engine.metrics import StepRecord
+from loraplex.engine.stage import Stage
+from loraplex.engine.threads import run_in_threads
+from loraplex.planner.build_program import build_program
+from loraplex.planner.errors import PlanError
+from loraplex.planner.plan import Plan
+from loraplex.planner.program import Program
+
+FINGERPRINT = "a plan"
+TWO_STAGES = """\
+0F0 0F1 0B0 0S0.0 0F2 0B1 0S1.0 0F3 0B2 0B3 0S0.1 0S1.1
+1F0 1B0 1F1 1B1 1S0.0 1F2 1B2 1S1.0 1F3 1B3 1S0.1 1S1.1
+"""
+
+
+class KilledError(Exception):
+    """Stands for kill -9 between two actions."""
+
+
+def train(
+    stages: Sequence[Stage],
+    plan: Plan,
+    program: Program,
+    tokens: Any,
+    folder: Path,
+    *,
+    every: int,
+    restored: Restored | None = None,
+    kill: tuple[int, int] | None = None,
+) -> list[StepRecord]:
+    """Run (the rest of) a Program with checkpoints; `kill` is (stage, place of the leg after which it dies)."""
+    after = -1 if restored is None else restored.after
+    program = program if restored is None else restored.rest_of(program)
+    sums = [Sums() if restored is None else restored.sums() for _ in stages]
+    writers = [
+        CheckpointWriter(folder, stage=stage, num_stages=len(stages), plan_fingerprint=FINGERPRINT)
+        for stage in range(len(stages))
+    ]
+    cuts = cut_points(len(plan.microbatches), every=every, after=after)
+    due = [copies(program, stage=stage, num_adapters=len(plan.jobs), cuts=cuts) for stage in range(len(stages))]
+    if restored is not None:
+        for stage in stages:
+            restored.put_into(stage.adapters)
+
+    def after_leg(stage: int, place: int) -> None:
+        writers[stage].copy(due[stage].get(place, ()), stages[stage].adapters, sums[stage])
+        if kill == (stage, place):
+            raise KilledError
+
+    return list(run_in_threads(stages, plan, program, tokens, sums=sums, after_leg=after_leg).records)
+
+
+def state(stages: Sequence[Stage]) -> list[dict[str, torch.Tensor]]:
+    return [adapter.tensors() for stage in stages for adapter in stage.adapters]
+
+
+def line(record: StepRecord) -> tuple[object, ...]:
+    return (record.adapter, record.step, record.loss, record.learning_rate, record.grad_norm, record.update_norm)
+
+
+@pytest.fixture
+def case(
+    make_stages: Any, tokens_of: Any, small_plan: Any, three_jobs: Any
+) -> Callable[..., tuple[Plan, Program, Any, Callable[[], tuple[Stage, ...]]]]:
+    def build(num_stages: int, schedule: str = "1f1b") -> Any:
+        jobs = three_jobs(num_steps=4, dropout=0.1)
+        plan = small_plan(jobs, num_stages=num_stages)
+        return plan, build_program(plan, schedule=schedule), tokens_of(jobs), lambda: make_stages(plan)
+
+    return build
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_resumed_from_a_random_kill_point_the_bits_are_the_same(case: Any, tmp_path: Path, number: int) -> None:
+    generator = np.random.default_rng(number)
+    num_stages, every = int(generator.integers(1, 5)), int(generator.integers(1, 6))
+    schedule = str(generator.choice(["1f1b-slots", "1f1b-greedy", "1f1b-wide", "gpipe"]))
+    plan, program, tokens, fresh = case(num_stages, schedule)
+    whole = fresh()
+    records = train(whole, plan, program, tokens, tmp_path / "whole", every=every)
+    stage = int(generator.integers(num_stages))
+    place = int(generator.integers(len(program.columns(stage=stage))))
+    with pytest.raises(KilledError):
+        train(fresh(), plan, program, tokens, tmp_path / "killed", every=every, kill=(stage, place))
+    restored = newest_checkpoint(tmp_path / "killed", plan_fingerprint=FINGERPRINT)
+    resumed = fresh()
+    rest = train(resumed, plan, program, tokens, tmp_path / "killed", every=every, restored=restored)
+    for one, other in zip(state(whole), state(resumed), strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    # The steps that are taken again report what they reported in the whole run.
+    done = restored.versions if restored else (0,) * len(plan.jobs)
+    later = [record for record in records if record.step >= done[[job.name for job in plan.jobs].index(record.adapter)]]
+    assert sorted(map(line, rest)) == sorted(map(line, later))
+
+
+def test_killed_again_and_again_it_still_arrives(case: Any, tmp_path: Path) -> None:
+    plan, program, tokens, fresh = case(2)
+    whole = fresh()
+    train(whole, plan, program, tokens, tmp_path / "whole", every=2)
+    for place in (9, 12, 9, 15):
+        restored = newest_checkpoint(tmp_path / "killed", plan_fingerprint=FINGERPRINT)
+        with pytest.raises(KilledError):
+            train(fresh(), plan, program, tokens, tmp_path / "killed", every=2, restored=restored, kill=(1, place))
+    restored = newest_checkpoint(tmp_path / "killed", plan_fingerprint=FINGERPRINT)
+    assert restored is not None
+    assert restored.after > 7
+    resumed = fresh()
+    train(resumed, plan, program, tokens, tmp_path / "killed", every=2, restored=restored)
+    for one, other in zip(state(whole), state(resumed), strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize(("num_before", "num_after"), [(2, 4), (4, 1), (1, 3)])
+@pytest.mark.parametrize("last_leg", [10, 16, 23])
+def test_a_checkpoint_knows_nothing_of_stages(
+    case: Any, tmp_path: Path, num_before: int, num_after: int, last_leg: int
+) -> None:
+    plan, program, tokens, fresh = case(num_before)
+    with pytest.raises(KilledError):
+        train(fresh(), plan, program, tokens, tmp_path, every=1, kill=(0, last_leg))
+    restored = newest_checkpoint(tmp_path, plan_fingerprint=FINGERPRINT)
+    assert restored is not None
+    other_plan, other_program, _, other_fresh = case(num_after)
+    assert other_plan.microbatches == plan.microbatches
+    whole, resumed = other_fresh(), other_fresh()
+    train(whole, other_plan, other_program, tokens, tmp_path / "whole", every=1000)
+    train(resumed, other_plan, other_program, tokens, tmp_path / "resumed", every=1000, restored=restored)
+    for one, other in zip(state(whole), state(resumed), strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_what_is_left_after_a_cut() -> None:
+    # Stage 0 is at the end of 0B1; (0, 0) has been stepped there, (1, 0) is whole and waits for its step.
+    program = Program.from_text(TWO_STAGES, num_stages=2)
+    left = remaining(program, after=1, versions=(1, 0), pending={(1, 0)})
+    assert left.to_text() == "0S1.0 0F2 0F3 0B2 0B3 0S0.1 0S1.1\n1S1.0 1F2 1B2 1F3 1B3 1S0.1 1S1.1\n"
+
+
+def test_adapters_are_copied_when_they_hold_what_stage_0_has() -> None:
+    program = Program.from_text(TWO_STAGES, num_stages=2)
+    # By the end of 0B1, stage 0 has taken step 0.0. Stage 1 copies adapter 1 after 1B1, adapter 0 after its 1S0.0.
+    assert copies(program, stage=0, num_adapters=2, cuts=[1]) == {
+        5: (Copy(after=1, adapter=0, completes=False), Copy(after=1, adapter=1, completes=True))
+    }
+    assert copies(program, stage=1, num_adapters=2, cuts=[1]) == {
+        4: (Copy(after=1, adapter=0, completes=True),),
+        3: (Copy(after=1, adapter=1, completes=False),),
+    }
+
+
+def test_a_stage_whose_part_is_missing_makes_a_checkpoint_incomplete(case: Any, tmp_path: Path) -> None:
+    plan, program, tokens, fresh = case(2)
+    train(fresh(), plan, program, tokens, tmp_path, every=3)
+    folders = sorted((tmp_path / CHECKPOINTS).iterdir(), key=lambda path: int(path.name.split("-")[1]))
+    # The newest two are kept.
+    assert len(folders) == 2
+    newest = newest_checkpoint(tmp_path, plan_fingerprint=FINGERPRINT)
+    (folders[-1] / "stage-1-of-2.safetensors").unlink()
+    older = newest_checkpoint(tmp_path, plan_fingerprint=FINGERPRINT)
+    assert newest is not None
+    assert older is not None
+    assert [f"microbatch-{found.after}" for found in (older, newest)] == [path.name for path in folders]
+    shutil.rmtree(folders[0])
+    assert newest_checkpoint(tmp_path, plan_fingerprint=FINGERPRINT) is None
+
+
+def test_a_checkpoint_of_another_plan_is_refused(case: Any, tmp_path: Path) -> None:
+    plan, program, tokens, fresh = case(1)
+    train(fresh(), plan, program, tokens, tmp_path, every=5)
+    with pytest.raises(
+        PlanError, match=r"stage-0-of-1.safetensors is of another plan; give that plan, or train without"
+    ):
+        newest_checkpoint(tmp_path, plan_fingerprint="another")
+
+
+def test_a_broken_checkpoint_is_named(case: Any, tmp_path: Path) -> None:
+    plan, program, tokens, fresh = case(1)
+    train(fresh(), plan, program, tokens, tmp_path, every=5)
+    for path in (tmp_path / CHECKPOINTS).glob("*/*.safetensors"):
+        path.write_bytes(b"no safetensors")
+    with pytest.raises(
+        PlanError, match=r"stage-0-of-1.safetensors cannot be read .*; remove .*microbatch-\d+ to resume"
+    ):
+        newest_checkpoint(tmp_path, plan_fingerprint=FINGERPRINT)
+
+
+def test_replicas_cannot_be_cut_and_say_so(small_plan: Any, three_jobs: Any) -> None:
+    program = build_program(small_plan(three_jobs(num_steps=2), num_stages=2, num_replicas=2))
+    with pytest.raises(PlanError, match=r"checkpoints of 2 replicas are not written yet; leave out --checkpoint-every"):
+        check_can_cut(program)
