@@ -49,7 +49,7 @@ def test_every_picture_is_there_with_its_units(tmp_path: Path) -> None:
     )
     labels = {
         "sharing-systems": "throughput over sequential-fixed [x]",
-        "sharing-bubbles": "bubble ratio",
+        "sharing-bubbles": "bubble ratio [share of all stages' time]",
         "sharing-batch-mixed": "throughput together / apart [x]",
         "sharing-batch-even": "samples in a global batch of each adapter",
         "sharing-adapters-speedup": "adapters, four stages, global batches of 16",

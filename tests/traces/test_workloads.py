@@ -61,7 +61,7 @@ def test_a_missing_or_binary_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("dataset", "num_samples"),
-    zip(DATASETS, (28257, 4535, 12460, 7473, 1576, 3229), strict=True),
+    tuple(zip(DATASETS, (28257, 4535, 12460, 7473, 1576, 3229), strict=True)),
 )
 def test_shipped_tables_name_their_source(dataset: str, num_samples: int) -> None:
     table = length_table(dataset)
