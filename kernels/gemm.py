@@ -26,6 +26,10 @@ from .tiles import can_use_tma
 
 OUT_OF_RANGE = tl.constexpr(1 << 30)
 
+MASKED_REGISTERS = 200
+"""A thread's registers where the epilogue draws dropout: without a bound the compiler takes all 255, and no pass of the
+adapters' gradients fits beside it on a multiprocessor; with 200 it still spills none (triton 3.6, sm_90, 2026-11-24)."""
+
 
 @triton.jit(do_not_specialize=["target_word"])
 def gemm_kernel(
@@ -244,7 +248,7 @@ def fused_backward(
         OVERLAP=overlap,
         BM=config.rows, BN=config.columns, BK=config.depth, BANDS=config.bands,
         PROGRAMS=num_multiprocessors(dx.device), num_warps=config.num_warps, num_stages=config.num_stages,
-        launch_pdl=overlap,
+        launch_pdl=overlap, maxnreg=MASKED_REGISTERS if dropout else None,
     )  # fmt: skip
     if blocks.borders.num_tiles:
         width = min(128, config.columns)
