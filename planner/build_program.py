@@ -9,6 +9,7 @@ from .costing import program_costs
 from .dependencies import SlotDependencies, slot_dependencies
 from .errors import PlanError
 from .graph import ProgramGraph, program_graph
+from .loads import Loads
 from .plan import Plan
 from .program import Program
 from .recurrence import makespan_ms
@@ -43,12 +44,16 @@ def rival_schedules(name: str) -> tuple[str, ...]:
     return ("1f1b-slots", "1f1b-greedy") if name == DEFAULT_SCHEDULE else (name,)
 
 
-def choose_program(graphs: Sequence[ProgramGraph], plan: Plan, profile: CostProfile | None) -> ProgramGraph:
+def choose_program(
+    graphs: Sequence[ProgramGraph], plan: Plan, profile: CostProfile | None, *, loads: Loads | None = None
+) -> ProgramGraph:
     """The one with the smallest makespan under `profile`, or, without one, under costs in proportion to tokens."""
     if len(graphs) == 1 or _alike(*(graph.program for graph in graphs)):
         return graphs[0]
-    costs = profile or token_profile(num_layers=plan.num_stages)
-    return min(graphs, key=lambda graph: makespan_ms(program_costs(graph.program, plan, costs, graph=graph)))
+    profile = profile or token_profile(num_layers=plan.num_stages)
+    loads = loads or Loads.of(plan.microbatches, pad_multiple=plan.pad_multiple)
+    costs = [program_costs(graph.program, plan, profile, graph=graph, loads=loads) for graph in graphs]
+    return min(costs, key=makespan_ms).graph
 
 
 def _alike(first: Program, *others: Program) -> bool:

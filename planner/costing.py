@@ -41,12 +41,14 @@ def program_costs(
     links: Sequence[LinkCosts] | None = None,
     replica_link: LinkCosts | None = None,
     graph: ProgramGraph | None = None,
+    loads: Loads | None = None,
 ) -> ProgramCosts:
     """Costs of running `program`, which was built from `plan`, on the devices of `profile`.
 
     `links[w]` joins worker w with the next stage of its replica, the last stage with the first (which only chunks use);
     default: the profile's link everywhere. `layers_per_stage` counts per model part: chunks count as stages.
-    `replica_link` carries gradient reduction (default: the profile's link).
+    `replica_link` carries gradient reduction (default: the profile's link). `graph` of the program and `loads` of the
+    plan spare making them again.
     Raises PlanError where program and plan differ, TraceError where the profile cannot be cut so.
     """
     graph = graph or program_graph(program)
@@ -61,7 +63,7 @@ def program_costs(
         layers_per_stage=layers_per_stage,
         recompute=recompute,
     )
-    loads = Loads.of(plan.microbatches, pad_multiple=plan.pad_multiple)
+    loads = loads or Loads.of(plan.microbatches, pad_multiple=plan.pad_multiple)
     hops = _links(len(program.workers), profile.link, links)
     duration = _pass_ms(graph, loads, parts)
     steps = np.array([stage.step_ms for stage in parts]).reshape(program.num_chunks, -1).sum(axis=0)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,9 @@ from ..traces.costs import MemoryCosts, StageCost
 from ..traces.timeline import no_counters
 
 Float = NDArray[np.float64]
+_BACKWARDS = (int(ActionKind.BACKWARD), int(ActionKind.BACKWARD_INPUT))
+_FREEING = (int(ActionKind.BACKWARD), int(ActionKind.BACKWARD_WEIGHT))
+"""What frees a microbatch's activations: its whole backward, or the weight part of a split one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +38,15 @@ def tracks_memory(memory: MemoryCosts) -> bool:
     return replace(memory, capacity_bytes=math.inf) != MemoryCosts()
 
 
-def memory_counters(
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Curve:
+    """What one worker holds over time: from `ms[i]` on, `bytes[i]`."""
+
+    ms: Float
+    bytes: NDArray[np.int64]
+
+
+def memory_curves(
     graph: ProgramGraph,
     completion: Completion,
     *,
@@ -43,63 +55,59 @@ def memory_counters(
     loads: Loads,
     num_adapters: int,
     recompute: bool = False,
-) -> pd.DataFrame:
-    """Bytes held by every worker whenever they change: columns replica, stage, ms, bytes.
+) -> tuple[Curve, ...]:
+    """Bytes held by every worker whenever they change.
 
     Throughout: weights of its layers, of embedding and head where it has them, adapters with gradients and optimizer,
     overhead. From the start of a forward to the end of the last backward part of the same microbatch: activations (or,
     with `recompute`, its input, and during the backward the activations too), and on the last part the logits.
     """
-    kept, logits, rebuilt = _bytes_of_passes(graph, memory=memory, parts=parts, loads=loads, recompute=recompute)
-    opens = graph.kind == int(ActionKind.FORWARD)
-    closes = _closing(graph)
-    backward = (graph.kind == int(ActionKind.BACKWARD)) | (graph.kind == int(ActionKind.BACKWARD_INPUT))
-    actions = np.concatenate([np.flatnonzero(mask) for mask in (opens, closes, backward, backward)])
-    held = kept + logits
-    change = np.concatenate([held[opens], -held[closes], rebuilt[backward], -rebuilt[backward]])
-    times = np.concatenate(
-        [
-            completion.start_ms[opens],
-            completion.end_ms[closes],
-            completion.start_ms[backward],
-            completion.end_ms[backward],
-        ]
-    )
+    kept, rebuilt = _bytes_of_passes(graph, memory=memory, parts=parts, loads=loads, recompute=recompute)
     static = static_bytes(memory, parts, num_stages=graph.program.num_stages, num_adapters=num_adapters)
-    frames = []
-    for worker in range(len(graph.program.workers)):
-        own = graph.worker[actions] == worker
-        frames.append(_curve(times[own], change[own], static[worker % len(static)]))
-    stages = graph.program.num_stages
-    tables = [
-        frame.assign(replica=worker // stages, stage=worker % stages)[["replica", "stage", "ms", "bytes"]]
-        for worker, frame in enumerate(frames)
-    ]
-    return pd.concat(tables, ignore_index=True) if tables else no_counters()
+    curves = []
+    for worker, (first, last) in enumerate(pairwise(graph.offsets.tolist())):
+        own = slice(first, last)
+        kind, start, end = graph.kind[own], completion.start_ms[own], completion.end_ms[own]
+        opens, closes = kind == int(ActionKind.FORWARD), np.isin(kind, _FREEING)
+        moments, changes = [start[opens], end[closes]], [kept[own][opens], -kept[own][closes]]
+        if recompute:
+            backward = np.isin(kind, _BACKWARDS)
+            moments += [start[backward], end[backward]]
+            changes += [rebuilt[own][backward], -rebuilt[own][backward]]
+        curves.append(_curve(np.concatenate(moments), np.concatenate(changes), static[worker % len(static)]))
+    return tuple(curves)
+
+
+def memory_counters(curves: Sequence[Curve], *, num_stages: int) -> pd.DataFrame:
+    """The curves of all workers as a Timeline's counters: columns replica, stage, ms, bytes."""
+    if not curves:
+        return no_counters()
+    workers = np.repeat(np.arange(len(curves)), [len(curve.ms) for curve in curves])
+    return pd.DataFrame(
+        {
+            "replica": workers // num_stages,
+            "stage": workers % num_stages,
+            "ms": np.concatenate([curve.ms for curve in curves]),
+            "bytes": np.concatenate([curve.bytes for curve in curves]),
+        }
+    )
 
 
 def _bytes_of_passes(
     graph: ProgramGraph, *, memory: MemoryCosts, parts: Sequence[StageCost], loads: Loads, recompute: bool
-) -> tuple[Float, Float, Float]:
-    # Per action on a microbatch: bytes kept between forward and backward, logits, and what the backward rebuilds.
+) -> tuple[Float, Float]:
+    # Per action on a microbatch: bytes kept between forward and backward, and bytes that the backward rebuilds.
     on_microbatch = graph.microbatch >= 0
     microbatch, part = graph.microbatch[on_microbatch], graph.part[on_microbatch]
     layers = np.array([stage.num_layers for stage in parts])
-    activations, logits, rebuilt = (np.zeros(graph.num_actions()) for _ in range(3))
+    kept, rebuilt = np.zeros(graph.num_actions()), np.zeros(graph.num_actions())
     full = memory.activation_bytes_per_token_layer * loads.tokens[microbatch] * layers[part]
-    inputs = memory.boundary_bytes_per_token * loads.tokens[microbatch]
-    activations[on_microbatch] = inputs * layers[part] if recompute else full
+    inputs = memory.boundary_bytes_per_token * loads.tokens[microbatch] * layers[part]
+    logits = memory.logit_bytes_per_target * loads.targets[microbatch]
+    kept[on_microbatch] = (inputs if recompute else full) + np.where(part == len(parts) - 1, logits, 0.0)
     # One layer at a time is rebuilt.
-    rebuilt[on_microbatch] = full / layers[part] if recompute else 0.0
-    logits[on_microbatch] = np.where(
-        part == len(parts) - 1, memory.logit_bytes_per_target * loads.targets[microbatch], 0.0
-    )
-    return activations, logits, rebuilt
-
-
-def _closing(graph: ProgramGraph) -> NDArray[np.bool_]:
-    # The action that frees a microbatch's activations: its whole backward, or the weight part of a split one.
-    return np.isin(graph.kind, (int(ActionKind.BACKWARD), int(ActionKind.BACKWARD_WEIGHT)))
+    rebuilt[on_microbatch] = full / layers[part]
+    return kept, rebuilt
 
 
 def static_bytes(
@@ -115,23 +123,20 @@ def static_bytes(
     return tuple(held)
 
 
-def _curve(times: Float, change: Float, static: float) -> pd.DataFrame:
+def _curve(moments: Float, changes: Float, static: float) -> Curve:
     # Frees come before allocations of the same moment: the bytes are then the same ones.
-    order = np.lexsort((change, times))
-    moments = np.concatenate([[0.0], times[order]])
-    held = np.concatenate([[static], static + np.cumsum(change[order])])
-    last = np.append(moments[1:] != moments[:-1], True)
-    moments, whole = moments[last], np.rint(held[last]).astype(np.int64)
-    changed = np.append(True, whole[1:] != whole[:-1])
-    return pd.DataFrame({"ms": moments[changed], "bytes": whole[changed]})
+    order = np.lexsort((changes, moments))
+    ms = np.concatenate([[0.0], moments[order]])
+    held = np.rint(np.concatenate([[static], static + np.cumsum(changes[order])])).astype(np.int64)
+    last = np.append(ms[1:] != ms[:-1], True)
+    ms, held = ms[last], held[last]
+    changed = np.append(True, held[1:] != held[:-1])
+    return Curve(ms=ms[changed], bytes=held[changed])
 
 
-def peak_bytes(counters: pd.DataFrame, *, num_stages: int, num_replicas: int = 1) -> tuple[int, ...]:
-    """Peak of every worker, replica after replica; empty where memory was not tracked."""
-    if counters.empty:
-        return ()
-    peaks = counters.groupby(["replica", "stage"])["bytes"].max()
-    return tuple(int(peaks.loc[(replica, stage)]) for replica in range(num_replicas) for stage in range(num_stages))
+def peak_bytes(curves: Sequence[Curve]) -> tuple[int, ...]:
+    """Peak of every worker."""
+    return tuple(int(curve.bytes.max()) for curve in curves)
 
 
 def first_misfit(counters: pd.DataFrame, *, capacity_bytes: float) -> OutOfMemory | None:

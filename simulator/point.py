@@ -17,7 +17,7 @@ from ..traces.errors import InputError
 from .cluster import Cluster
 from .cluster_file import cluster_of
 from .errors import SimulationError
-from .outcome import outcome_of
+from .outcome import Prepared, outcome_of
 from .point_fields import table, whole
 from .point_jobs import point_jobs
 from .point_profile import point_profile
@@ -58,7 +58,8 @@ def file_digests(content: Any, *, folder: Path) -> dict[str, str]:
 def run_points(contents: Sequence[Mapping[str, Any]], *, folder: Path) -> list[dict[str, Any]]:
     """The headline numbers of points that share a plan, or why each cannot be; files are looked for in `folder`."""
     try:
-        bench = _Bench(plan=_plan(contents[0], folder))
+        plan = _plan(contents[0], folder)
+        bench = _Bench(prepared=Prepared.of(plan))
     except InputError as error:
         return [{"error": str(error)}] * len(contents)
     results: list[dict[str, Any]] = []
@@ -74,22 +75,22 @@ def run_points(contents: Sequence[Mapping[str, Any]], *, folder: Path) -> list[d
 class _Bench:
     """A plan and the graphs of its Programs, made once."""
 
-    plan: Plan
+    prepared: Prepared
     graphs: dict[str, ProgramGraph] = field(default_factory=dict)
 
     def graph(self, schedule: str, profile: CostProfile) -> ProgramGraph:
         graphs = [self._graph(name) for name in rival_schedules(schedule)]
-        return choose_program(graphs, self.plan, profile)
+        return choose_program(graphs, self.prepared.plan, profile, loads=self.prepared.loads)
 
     def _graph(self, name: str) -> ProgramGraph:
         if name not in self.graphs:
-            self.graphs[name] = program_graph(build_program(self.plan, schedule=name))
+            self.graphs[name] = program_graph(build_program(self.prepared.plan, schedule=name))
         return self.graphs[name]
 
 
 def _outcome(content: Mapping[str, Any], bench: _Bench, *, folder: Path) -> dict[str, Any]:
     pipeline = table(content.get("pipeline") or {}, "pipeline", (*_PLANNING, *_RUNNING))
-    profile = point_profile(content["profile"], folder=folder)
+    profile, plan = point_profile(content["profile"], folder=folder), bench.prepared.plan
     hardware = Hardware(
         profile=profile,
         cluster=cluster_of(content["cluster"], where="cluster") if content.get("cluster") else Cluster(),
@@ -97,10 +98,10 @@ def _outcome(content: Mapping[str, Any], bench: _Bench, *, folder: Path) -> dict
         layers_per_stage=tuple(pipeline["layers_per_stage"]) if pipeline.get("layers_per_stage") else None,
         recompute=bool(pipeline.get("recompute", False)),
     )
-    graph = bench.graph(str(pipeline.get("schedule") or bench.plan.schedule), profile)
-    outcome = outcome_of(graph, bench.plan, hardware)
+    graph = bench.graph(str(pipeline.get("schedule") or plan.schedule), profile)
+    outcome = outcome_of(graph, bench.prepared, hardware)
     return asdict(outcome) | {
-        "num_microbatches": len(bench.plan.microbatches),
+        "num_microbatches": len(plan.microbatches),
         "program": graph.program.schedule,
     }
 

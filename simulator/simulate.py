@@ -1,6 +1,5 @@
 """simulate: one Program under one CostProfile on one Cluster, from start to Timeline."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,11 +13,11 @@ from ..planner.plan import Plan
 from ..planner.program import Program
 from ..planner.recurrence import Completion, completion_times
 from ..planner.resume import program_after
-from ..traces.costs import CostProfile, Kernels, StageCost
+from ..traces.costs import CostProfile, Kernels
 from ..traces.timeline import Timeline
 from .cluster import Cluster
 from .errors import SimulationError
-from .memory import OutOfMemory, first_misfit, memory_counters, peak_bytes, tracks_memory
+from .memory import Curve, OutOfMemory, first_misfit, memory_counters, memory_curves, tracks_memory
 from .replay import replay
 from .restart import joined, last_checkpoint
 from .to_timeline import to_timeline
@@ -77,9 +76,7 @@ def simulate(program: Program, plan: Plan, hardware: Hardware, *, method: Method
     return Simulation(
         method=chosen,
         timeline=timeline,
-        peak_memory_bytes=peak_bytes(
-            timeline.counters, num_stages=program.num_stages, num_replicas=program.num_replicas
-        ),
+        peak_memory_bytes=tuple(int(peak) for peak in timeline.counters.groupby(["replica", "stage"])["bytes"].max()),
         misfit=first_misfit(timeline.counters, capacity_bytes=capacity),
     )
 
@@ -105,9 +102,15 @@ def choose_method(cluster: Cluster, method: Method) -> Method:
 
 
 def hardware_costs(
-    program: Program, plan: Plan, hardware: Hardware, *, run: int = 0, graph: ProgramGraph | None = None
+    program: Program,
+    plan: Plan,
+    hardware: Hardware,
+    *,
+    run: int = 0,
+    graph: ProgramGraph | None = None,
+    loads: Loads | None = None,
 ) -> ProgramCosts:
-    """Costs of every action on this hardware, slow GPUs and jitter included; `graph` is the Program's, if known."""
+    """Costs of every action on this hardware, slow GPUs and jitter included; `graph` and `loads` if known."""
     profile, cluster = hardware.profile, hardware.cluster
     costs = program_costs(
         program,
@@ -121,6 +124,7 @@ def hardware_costs(
             num_stages=program.num_stages, num_replicas=program.num_replicas, profiled=profile.link
         ),
         graph=graph,
+        loads=loads,
     )
     return cluster.disturbed(costs, run=run)
 
@@ -139,32 +143,35 @@ def run_once(costs: ProgramCosts, hardware: Hardware, *, method: Method, begin_m
 def _timeline(costs: ProgramCosts, completion: Completion, plan: Plan, hardware: Hardware) -> Timeline:
     graph, profile = costs.graph, hardware.profile
     loads = Loads.of(plan.microbatches, pad_multiple=plan.pad_multiple)
-    counters = None
-    if tracks_memory(profile.memory):
-        counters = memory_counters(
-            graph,
-            completion,
-            memory=profile.memory,
-            parts=model_parts(graph.program, hardware),
-            loads=loads,
-            num_adapters=len(plan.jobs),
-            recompute=hardware.recompute,
-        )
+    curves = hardware_memory(graph, completion, hardware, loads=loads, num_adapters=len(plan.jobs))
     return to_timeline(
         costs,
         completion,
         origin=f"{profile.name} ({profile.origin})",
         message_bytes=_message_bytes(graph, loads, profile),
-        counters=counters,
+        counters=memory_counters(curves, num_stages=graph.program.num_stages),
     )
 
 
-def model_parts(program: Program, hardware: Hardware) -> Sequence[StageCost]:
-    """The composed cost of every model part."""
-    return hardware.profile.stages(
-        num_stages=program.num_stages * program.num_chunks,
+def hardware_memory(
+    graph: ProgramGraph, completion: Completion, hardware: Hardware, *, loads: Loads, num_adapters: int
+) -> tuple[Curve, ...]:
+    """What every worker holds over time; empty where the profile knows no memory."""
+    if not tracks_memory(hardware.profile.memory):
+        return ()
+    parts = hardware.profile.stages(
+        num_stages=graph.program.num_stages * graph.program.num_chunks,
         kernels=hardware.kernels,
         layers_per_stage=hardware.layers_per_stage,
+        recompute=hardware.recompute,
+    )
+    return memory_curves(
+        graph,
+        completion,
+        memory=hardware.profile.memory,
+        parts=parts,
+        loads=loads,
+        num_adapters=num_adapters,
         recompute=hardware.recompute,
     )
 

@@ -18,8 +18,9 @@ from .sweep_file import Point, Sweep
 POINTS = "points.jsonl"
 TABLE = "sweep.csv"
 PARQUET = "sweep.parquet"
-_MOST_PER_TASK = 32
-"""Points that one worker takes at a time: few enough for a progress bar, enough to share a plan."""
+_TASKS_PER_WORKER = 8
+_MOST_PER_TASK = 256
+"""Points that one worker takes at a time share a plan, so many are good; the progress bar wants them few."""
 RESULTS = (
     "makespan_ms",
     "tokens_per_s",
@@ -61,7 +62,7 @@ def run_sweep(
     keys = [point_key(point.content, files=digests) for point in points]
     known = _finished(folder / POINTS)
     todo = [(key, point) for key, point in zip(keys, points, strict=True) if key not in known]
-    tasks = list(_tasks(todo, inputs))
+    tasks = list(_tasks(todo, inputs, workers=workers))
     done = len(points) - len(todo)
     with (folder / POINTS).open("a", encoding="utf-8") as file:
         for results in side_by_side(_run, tasks, workers=workers, backend=backend):
@@ -83,12 +84,13 @@ def ranked(table: pd.DataFrame, *, count: int = 10) -> pd.DataFrame:
     return good.sort_values(["fits_in_memory", "tokens_per_s"], ascending=[False, False], kind="stable").head(count)
 
 
-def _tasks(todo: Sequence[tuple[str, Point]], folder: Path) -> Iterator[_Task]:
+def _tasks(todo: Sequence[tuple[str, Point]], folder: Path, *, workers: int) -> Iterator[_Task]:
+    size = max(1, min(_MOST_PER_TASK, -(-len(todo) // (_TASKS_PER_WORKER * workers))))
     by_plan = sorted(((plan_key(point.content), key, point) for key, point in todo), key=lambda entry: entry[:2])
     for _, group in groupby(by_plan, key=lambda entry: entry[0]):
         members = list(group)
-        for first in range(0, len(members), _MOST_PER_TASK):
-            part = members[first : first + _MOST_PER_TASK]
+        for first in range(0, len(members), size):
+            part = members[first : first + size]
             yield _Task(
                 folder=folder,
                 keys=tuple(key for _, key, _ in part),

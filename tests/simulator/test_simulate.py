@@ -11,7 +11,7 @@ from loraplex.planner.graph import program_graph
 from loraplex.planner.plan import Plan
 from loraplex.simulator.cluster import Cluster, Pause, Restart
 from loraplex.simulator.errors import SimulationError
-from loraplex.simulator.outcome import outcome_of
+from loraplex.simulator.outcome import Prepared, outcome_of
 from loraplex.simulator.simulate import Hardware, simulate, simulated_makespan_ms
 from loraplex.tests.random_plans import even_plan, plans
 from loraplex.traces.costs import LinkCosts, uniform_profile
@@ -68,7 +68,7 @@ def test_the_fast_numbers_of_a_sweep_are_those_of_the_timeline(plan: Plan) -> No
     program = build_program(plan, schedule="1f1b-slots")
     found = simulate(program, plan, hardware)
     summary = summarize(found.timeline, plan=plan)
-    outcome = outcome_of(program_graph(program), plan, hardware)
+    outcome = outcome_of(program_graph(program), Prepared.of(plan), hardware)
     assert outcome.makespan_ms == pytest.approx(summary.makespan_ms)
     assert outcome.bubble_ratio == pytest.approx(summary.bubble_ratio, abs=1e-12)
     assert outcome.tokens_per_s == pytest.approx(summary.tokens_per_s)
