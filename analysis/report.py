@@ -16,7 +16,7 @@ from .embed import MOST_SPANS, page_data
 from .explain import explain_waits
 from .metrics import Summary, summarize
 from .pictures import Picture, run_pictures
-from .report_tables import action_table, adapter_table, cards, legend, stage_table, system_table
+from .report_tables import action_table, adapter_table, cards, legend, misfit, stage_table, system_table
 from .run import Run, load_run
 from .units import tokens_text
 
@@ -59,7 +59,7 @@ def render(run: Run, *, progress: Progress) -> str:
     return Template(assets.joinpath("report.html").read_text(encoding="utf-8")).substitute(
         title=escape(f"LoRAPlex: {run.name}"),
         about=escape(_about(run)),
-        headline=cards(summaries, comparison),
+        headline=cards(summaries, comparison) + misfit(run.facts),
         legend=legend(run.plan, summaries),
         note=_note(run),
         body="\n".join(_body(run, summaries, comparison, drawn)),
@@ -72,9 +72,6 @@ def render(run: Run, *, progress: Progress) -> str:
 def _about(run: Run) -> str:
     how = {"simulated": "with", "measured": "on"}
     origins = "; ".join(f"{timeline.source} {how[timeline.source]} {timeline.origin}" for timeline in run.timelines())
-    profile = run.facts.get("profile")
-    if isinstance(profile, dict):
-        origins += f". Costs: {profile.get('name')} ({profile.get('origin')}): {profile.get('source')}"
     if run.plan is None:
         return origins
     plan = run.plan
@@ -144,9 +141,14 @@ def _body(run: Run, summaries: Sequence[Summary], comparison: Comparison | None,
         yield system_table(run.facts["systems"])
     yield "<h2>Pictures</h2>"
     yield '<div class="pair">' + "\n".join(drawn) + "</div>"
-    if run.commands:
+    profile = run.facts.get("profile")
+    if run.commands or isinstance(profile, dict):
         yield "<h2>How it was made</h2>"
+    if run.commands:
         yield f"<pre>{escape(chr(10).join(run.commands))}</pre>"
+    if isinstance(profile, dict):
+        source = f"Costs: {profile.get('name')} ({profile.get('origin')}). {profile.get('source')}"
+        yield f"<p>{escape(source)}</p>"
     yield _DEFINITIONS
 
 

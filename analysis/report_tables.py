@@ -61,6 +61,16 @@ def cards(summaries: Sequence[Summary], comparison: Comparison | None) -> str:
     return '<ul class="cards">' + "".join(items) + "</ul>"
 
 
+def misfit(facts: Mapping[str, object]) -> str:
+    """A warning where summary.json says that the run would not fit into the devices' memory."""
+    found = facts.get("first_misfit")
+    if not isinstance(found, dict):
+        return ""
+    needed, held = bytes_text(found.get("needed_bytes")), bytes_text(found.get("capacity_bytes"))
+    text = f"Stage {found.get('stage')} would need {needed} at {ms_text(found.get('ms'))}; its device has {held}."
+    return f'<p class="warning"><strong>Does not fit into memory.</strong> {escape(text)}</p>'
+
+
 def legend(plan: Plan | None, summaries: Sequence[Summary]) -> str:
     """What the colours of the interactive timeline mean."""
     names = [job.name for job in plan.jobs] if plan is not None else ["forward and backward"]
@@ -163,7 +173,7 @@ def system_table(systems: Sequence[Mapping[str, object]]) -> str:
         for system in systems
     ]
     head = ["system", "schedule", "makespan", "tokens/s", "speed-up", "bubble ratio", "what it does"]
-    return table(head, rows, caption="Systems on this workload")
+    return table(head, rows, caption="Systems on this workload", kind="prose-last")
 
 
 def _number(system: Mapping[str, object], name: str) -> float:
@@ -173,11 +183,11 @@ def _number(system: Mapping[str, object], name: str) -> float:
     return float(value)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str) -> str:
-    """A table that scrolls sideways where it does not fit."""
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str, kind: str = "figures") -> str:
+    """A table that scrolls sideways where it does not fit; `kind` is its class in report.css."""
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
-        f"<table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>"
+        f'<table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
     )

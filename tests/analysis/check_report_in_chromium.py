@@ -55,6 +55,12 @@ const turn = (deltaY, ctrlKey) => {
 const wheel = turn(-300, true);
 seen.wheel = [wheel.defaultPrevented, document.getElementById("range").textContent];
 seen.scrolls = !turn(300, false).defaultPrevented;
+press("+"); press("+");
+const before = document.getElementById("range").textContent;
+point("pointerdown", 600, 40, { pointerId: 2 });
+for (const x of [590, 500, 400]) point("pointermove", x, 40, { pointerId: 2 });
+point("pointerup", 400, 40, { pointerId: 2 });
+seen.dragged = [before, document.getElementById("range").textContent];
 for (const button of document.querySelectorAll("button[data-move]")) button.click();
 seen.afterButtons = document.getElementById("range").textContent;
 const began = performance.now();
@@ -139,6 +145,7 @@ def test_pointer_wheel_and_buttons(page: Path) -> None:
     assert seen["scrolls"] is True
     assert seen["afterButtons"] == "showing 0 ms to 12 ms of 12 ms"
     assert seen["colours"] > 8
+    assert seen["dragged"][0] != seen["dragged"][1]
 
 
 @pytest.mark.parametrize("width", [1280, 400])

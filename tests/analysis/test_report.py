@@ -97,6 +97,33 @@ def test_the_page_says_everything_the_run_left(folder: Path) -> None:
         assert any(text in found for found in page.texts), text
 
 
+def test_what_only_the_simulator_knew_is_said_too(folder: Path) -> None:
+    facts = {
+        "profile": {"name": "tiny", "origin": "measured", "source": "a laptop <2026>"},
+        "first_misfit": {"replica": 0, "stage": 1, "ms": 5.0, "needed_bytes": 2**31, "capacity_bytes": 2**30},
+        "adapters": [{"name": "maths", "alone_ms": 6.0}],
+        "systems": [
+            {"system": "mlora", "about": "by turns", "schedule": "1f1b", "makespan_ms": 20.0, "tokens_per_s": 50.0}
+            | {"speedup": 1.5, "bubble_ratio": 0.25}
+        ],
+    }
+    (folder / "summary.json").write_text(json.dumps(facts))
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    for text in (
+        "Does not fit into memory.",
+        "Stage 1 would need 2.00 GiB at 5.00 ms; its device has 1.00 GiB.",
+        "Costs: tiny (measured). a laptop <2026>",
+        "mlora",
+        "1.50x",
+        "2.00x",  # maths: 12 ms simulated together, 6 alone
+    ):
+        assert any(text in found for found in page.texts), text
+    facts["systems"][0]["speedup"] = "fast"  # type: ignore[index]
+    (folder / "summary.json").write_text(json.dumps(facts))
+    with pytest.raises(TraceError, match="speedup='fast' of system 'mlora' must be a number"):
+        write_report(folder)
+
+
 def test_every_id_is_there_once_and_every_reference_leads_somewhere(folder: Path) -> None:
     text = write_report(folder).read_text(encoding="utf-8")
     ids = Page(text).ids
@@ -206,6 +233,8 @@ def test_progress_is_told_from_start_to_end(folder: Path) -> None:
         ("timeline-simulated.json", "{}", TraceError, "timeline-simulated.json"),
         ("plan.json", "{}", PlanError, "plan.json"),
         ("metrics-maths.jsonl", '{"step": 0, "loss": 1.0}\n{"step": 1}\n', TraceError, "metrics-maths.jsonl, line 2"),
+        ("summary.json", "[1]", TraceError, "summary.json: must hold one object"),
+        ("summary.json", "{", TraceError, "summary.json: is no JSON"),
         ("metrics-maths.jsonl", "oops\n", TraceError, "metrics-maths.jsonl, line 1: is no JSON"),
     ],
 )

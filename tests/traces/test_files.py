@@ -1,0 +1,42 @@
+"""Files are there whole or not at all, and a run's files are found by name."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from loraplex.traces.files import write_atomically
+from loraplex.traces.run_folder import metrics_files, metrics_name
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "a.txt"
+    write_atomically(path, "one")
+    write_atomically(path, "zwei: ä")
+    assert path.read_text(encoding="utf-8") == "zwei: ä"
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.txt"
+    write_atomically(path, "old")
+
+    def broken(*_: object) -> None:
+        raise OSError("disk gone")
+
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(OSError, match="disk gone"):
+        write_atomically(path, "new")
+    assert {entry.name: entry.read_text() for entry in tmp_path.iterdir()} == {"a.txt": "old"}
+
+
+def test_metrics_are_found_by_adapter(tmp_path: Path) -> None:
+    for adapter in ("papers", "maths-r16"):
+        (tmp_path / metrics_name(adapter)).touch()
+    (tmp_path / "other.jsonl").touch()
+    assert metrics_files(tmp_path) == {
+        "maths-r16": tmp_path / "metrics-maths-r16.jsonl",
+        "papers": tmp_path / "metrics-papers.jsonl",
+    }
