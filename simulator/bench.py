@@ -33,7 +33,6 @@ from .to_timeline import to_timeline
 SIZES = tuple((num_stages, num_microbatches) for num_stages in (4, 8, 64) for num_microbatches in (1_000, 10_000))
 _SCENARIOS = 64
 """Cost vectors that the batched recurrence runs at once."""
-_SWEEP_POINTS = 1_000
 _SWEEP_SIZE = (4, 1_000)
 _AGREEMENT = 1e-9
 
@@ -56,6 +55,7 @@ def bench(
     *,
     sizes: Sequence[tuple[int, int]] = SIZES,
     repeats: int = 3,
+    sweep_points: int = 1_000,
     progress: Callable[[str, float], None] | None = None,
 ) -> tuple[BenchRow, ...]:
     """Measure every method on every size (stages, microbatches). Raises SimulationError if two methods disagree."""
@@ -65,8 +65,8 @@ def bench(
             progress(f"{num_stages} stages x {num_microbatches:,} microbatches", number / (len(sizes) + 1))
         rows += _bench_size(num_stages, num_microbatches, repeats=repeats)
     if progress:
-        progress(f"a sweep of {_SWEEP_POINTS:,} points", len(sizes) / (len(sizes) + 1))
-    rows.append(_bench_sweep(repeats=repeats))
+        progress(f"a sweep of {sweep_points:,} points", len(sizes) / (len(sizes) + 1))
+    rows.append(_bench_sweep(repeats=repeats, num_points=sweep_points))
     return tuple(rows)
 
 
@@ -160,7 +160,7 @@ def _recurrences(costs: ProgramCosts, *, repeats: int) -> dict[str, tuple[float,
     return found
 
 
-def _bench_sweep(*, repeats: int) -> BenchRow:
+def _bench_sweep(*, repeats: int, num_points: int) -> BenchRow:
     num_stages, num_microbatches = _SWEEP_SIZE
     plan, profile = stream_plan(num_stages, num_microbatches), bench_profile(num_stages)
     program = build_program(plan, schedule="1f1b-slots")
@@ -168,7 +168,7 @@ def _bench_sweep(*, repeats: int) -> BenchRow:
 
     def sweep() -> float:
         slowest = 0.0
-        for point in range(_SWEEP_POINTS):
+        for point in range(num_points):
             link = replace(profile.link, latency_ms=0.001 * point)
             costs = program_costs(program, plan, replace(profile, link=link), graph=graph)
             slowest = max(slowest, makespan_ms(costs))
@@ -179,9 +179,9 @@ def _bench_sweep(*, repeats: int) -> BenchRow:
         num_stages=num_stages,
         num_microbatches=num_microbatches,
         num_actions=graph.num_actions(),
-        method=f"sweep-{_SWEEP_POINTS}-points",
+        method=f"sweep-{num_points}-points",
         seconds=taken,
-        actions_per_s=_SWEEP_POINTS * graph.num_actions() / taken,
+        actions_per_s=num_points * graph.num_actions() / taken,
     )
 
 

@@ -196,3 +196,31 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     (tmp_path / "out" / POINTS).write_text("one\ntwo\nthree\n", encoding="utf-8")
     with pytest.raises(SimulationError, match=r"points.jsonl:1: is no result of a sweep"):
         run_sweep(load_sweep(written(tmp_path, JOB + PROFILE)), folder=tmp_path / "out")
+
+
+def test_a_job_file_with_fields_set_anew(tmp_path: Path) -> None:
+    (tmp_path / "chat.csv").write_text("num_tokens\n" + "\n".join(["100"] * 24) + "\n", encoding="utf-8")
+    (tmp_path / "jobs.yaml").write_text(
+        """
+base_model: tiny
+sequence_len: 512
+microbatch_tokens: 512
+pipeline: {stages: 2}
+adapters:
+  - {name: chat, global_batch_size: 8, datasets: [{path: chat.csv, type: lengths}]}
+  - {name: mail, global_batch_size: 4, datasets: [{path: chat.csv, type: lengths}]}
+""",
+        encoding="utf-8",
+    )
+    text = """
+job: {file: jobs.yaml, adapters: {chat: {global_batch_size: [8, 24]}}}
+pipeline: {stages: [1, 2]}
+profile: llama-70b-h100-published
+"""
+    table = run_sweep(load_sweep(written(tmp_path, text)), folder=tmp_path / "out")
+    assert table["error"].tolist() == [None] * 4
+    assert list(table.columns[:2]) == ["job.adapters.chat.global_batch_size", "pipeline.stages"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chat.csv", "jobs.yaml", "out", "sweep.yaml"]
+    wrong = text.replace("chat: {", "chet: {")
+    found = run_sweep(load_sweep(written(tmp_path, wrong)), folder=tmp_path / "wrong")["error"].iloc[0]
+    assert "'chet' is none of ['chat', 'mail']" in found
