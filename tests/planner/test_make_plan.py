@@ -21,6 +21,7 @@ from loraplex.planner.lower_bounds import batch_bounds
 from loraplex.planner.make_plan import make_plan
 from loraplex.planner.plan import Plan
 from loraplex.planner.plan_file import plan_fingerprint
+from loraplex.planner.plan_report import PlanFigures, plan_figures
 from loraplex.planner.systems import lorafusion
 from loraplex.tests.random_jobs import Request, jobs_of, requests
 from loraplex.traces.costs import CostProfile, CostTerms, PassCosts, uniform_profile
@@ -103,6 +104,16 @@ def test_the_plan_says_what_it_was_made_for() -> None:
         "ab",
     )
     assert (plan.strategy, plan.lower_bound_slots, plan_slots(plan)) == ("stream", 4, 4)
+
+
+def test_a_wide_warm_up_is_planned_for() -> None:
+    # Three stages keep five microbatches in flight: the long chain's steps stand five slots apart, not three.
+    jobs = jobs_of([[[9], [9]], *([[[8]]] * 6)])
+    plan = make_plan(jobs, num_stages=3, microbatch_tokens=10, schedule="1f1b-wide")
+    places = [index for index, row in enumerate(plan.microbatches) if row.samples[0].adapter == 0]
+    assert places[1] - places[0] >= 5
+    assert plan_figures(plan) == PlanFigures(num_microbatches=8, slots=8, stall_slots=0, lower_bound=8)
+    assert plan.verify() == ()
 
 
 def test_the_same_input_gives_the_same_plan() -> None:
