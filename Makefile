@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 # One thread a process: the demo runs a process per stage and the tests a process per core.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint wheel clean
+.PHONY: demo test test-browser lint wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/loraplex demo -o demo
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n auto
+
+# The report's page in a real browser; needs Chromium (Debian's package `chromium`).
+test-browser: $(VENV)/installed
+	$(BIN)/python -m pytest -q tests/analysis/check_report_in_chromium.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
