@@ -1,0 +1,155 @@
+"""One adapter's share of a stage: its start, its step, its norm, its state."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from loraplex.engine.adapters import StageAdapter
+from loraplex.engine.stage import make_stage
+from loraplex.planner.errors import JobError
+from loraplex.planner.jobs import Job, LoraSettings, OptimizerSettings, job_from_lengths
+
+
+def job(**optimizer: Any) -> Job:
+    """A job of four steps."""
+    return job_from_lengths(
+        adapter=0,
+        name="one",
+        lengths=[1] * 4,
+        global_batch_size=1,
+        optimizer=OptimizerSettings(lr_scheduler="constant", **optimizer),
+    )
+
+
+def adapter_with(sizes: dict[str, tuple[int, int]], owner: Job) -> StageAdapter:
+    generator = torch.Generator().manual_seed(0)
+    return StageAdapter(
+        owner, {name: nn.Parameter(torch.randn(size, generator=generator)) for name, size in sizes.items()}
+    )
+
+
+def give_gradients(adapter: StageAdapter, *, scale: float, seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    for weight in adapter.parameters.values():
+        weight.grad = scale * torch.randn(weight.shape, generator=generator)
+    return [weight.grad.clone() for weight in adapter.parameters.values() if weight.grad is not None]
+
+
+ZERO = torch.zeros((), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5, 1e9])
+def test_steps_are_those_of_torch_with_its_own_clipping(max_grad_norm: float | None) -> None:
+    owner = job(learning_rate=1e-2, weight_decay=0.1, max_grad_norm=max_grad_norm, betas=(0.8, 0.95), eps=1e-6)
+    adapter = adapter_with({"a": (3, 5), "b": (4, 2)}, owner)
+    stock = [nn.Parameter(weight.detach().clone()) for weight in adapter.parameters.values()]
+    optimizer = torch.optim.AdamW(stock, lr=1e-2, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1)
+    for step in range(4):
+        before = [weight.detach().clone() for weight in stock]
+        for weight, gradient in zip(stock, give_gradients(adapter, scale=1.0, seed=step), strict=True):
+            weight.grad = gradient
+        norm = nn.utils.clip_grad_norm_(stock, max_grad_norm or float("inf"))
+        optimizer.step()
+        report = adapter.step(total_squares=adapter.close(step, after=ZERO), update_squares=ZERO)
+        for mine, weight in zip(adapter.parameters.values(), stock, strict=True):
+            torch.testing.assert_close(mine, weight, atol=1e-6, rtol=0)
+        assert report.grad_norm.item() == pytest.approx(norm.item(), rel=1e-6)
+        moved = sum((weight.detach() - old).double().square().sum() for weight, old in zip(stock, before, strict=True))
+        assert report.update_squares.item() == pytest.approx(float(moved), rel=1e-4)
+        assert report.learning_rate == 1e-2
+        assert adapter.version == step + 1
+        assert all(weight.grad is None for weight in adapter.parameters.values())
+
+
+def test_the_norm_has_the_same_bits_however_the_layers_are_cut() -> None:
+    sizes = {f"layer{index}": (7, 11) for index in range(6)}
+    whole = adapter_with(sizes, job())
+    give_gradients(whole, scale=1.0, seed=3)
+    gradients = {name: weight.grad for name, weight in whole.parameters.items()}
+    expected = whole.close(0, after=ZERO)
+    for cut in (1, 2, 5):
+        names = list(sizes)
+        total = ZERO
+        for part in (names[cut:], names[:cut]):
+            stage = StageAdapter(job(), {name: nn.Parameter(torch.zeros(sizes[name])) for name in part})
+            for name in part:
+                stage.parameters[name].grad = gradients[name]
+            total = stage.close(0, after=total)
+        assert total.item() == expected.item()
+
+
+def test_a_closed_batch_keeps_apart_from_the_next() -> None:
+    adapter = adapter_with({"a": (2, 2)}, job())
+    first = give_gradients(adapter, scale=1.0, seed=0)
+    adapter.close(0, after=ZERO)
+    assert adapter.parameters["a"].grad is None
+    give_gradients(adapter, scale=5.0, seed=1)
+    adapter.close(1, after=ZERO)
+    assert torch.equal(adapter.closed[0]["a"], first[0])
+    adapter.step(total_squares=torch.tensor(1e-9, dtype=torch.float64), update_squares=ZERO)
+    assert list(adapter.closed) == [1]
+
+
+def test_state_goes_out_and_comes_back_whole() -> None:
+    owner = job(learning_rate=1e-2)
+    adapter = adapter_with({"a": (3, 5), "b": (4, 2)}, owner)
+    for step in range(2):
+        give_gradients(adapter, scale=1.0, seed=step)
+        adapter.step(total_squares=adapter.close(step, after=ZERO), update_squares=ZERO)
+    give_gradients(adapter, scale=1.0, seed=2)
+    adapter.close(2, after=ZERO)
+    give_gradients(adapter, scale=1.0, seed=3)
+    saved = adapter.tensors()
+    kinds = {key.rpartition("/")[0] for key in saved}
+    assert kinds == {
+        "weight", "grad", "closed/2", "optimizer/step", "optimizer/exp_avg", "optimizer/exp_avg_sq",
+    }  # fmt: skip
+    other = adapter_with({"a": (3, 5), "b": (4, 2)}, owner)
+    other.load({**saved, "weight/of another stage": torch.zeros(1)}, version=2)
+    for one in (adapter, other):
+        one.step(total_squares=torch.tensor(4.0, dtype=torch.float64), update_squares=ZERO)
+    assert all(torch.equal(value, other.tensors()[key]) for key, value in adapter.tensors().items())
+    # What was saved is a copy: the steps since did not change it.
+    assert not torch.equal(saved["weight/a"], adapter.parameters["a"])
+
+
+def test_the_start_depends_on_seed_and_name_alone(model_folder: Path, three_jobs: Any, alone: Any) -> None:
+    jobs = three_jobs()
+    together: dict[str, torch.Tensor] = {}
+    for stage in range(3):
+        together |= make_stage(model_folder, jobs, stage=stage, num_stages=3).adapters[1].parameters
+    single = make_stage(model_folder, [alone(jobs[1])], stage=0, num_stages=1).adapters[0].parameters
+    assert list(together) == list(single)
+    assert all(torch.equal(together[name], weight) for name, weight in single.items())
+    other = replace(alone(jobs[1]), seed=5)
+    reseeded = make_stage(model_folder, [other], stage=0, num_stages=1).adapters[0].parameters
+    assert [name for name in single if torch.equal(single[name], reseeded[name])] == [
+        name for name in single if "lora_B" in name
+    ]
+
+
+def test_the_start_is_pefts(model_folder: Path) -> None:
+    owner = replace(job(), lora=LoraSettings(r=8, target_modules=("down_proj",)))
+    parameters = make_stage(model_folder, [owner], stage=0, num_stages=1).adapters[0].parameters
+    first = "model.layers.0.mlp.down_proj"
+    # kaiming_uniform with a = sqrt(5) over 64 input features is uniform within 1 / 8.
+    a = parameters[f"{first}.lora_A.weight"]
+    assert a.shape == (8, 64)
+    assert 0.12 < a.abs().max().item() <= 0.125
+    assert abs(a.mean().item()) < 0.01
+    assert parameters[f"{first}.lora_B.weight"].shape == (32, 8)
+    assert parameters[f"{first}.lora_B.weight"].count_nonzero() == 0
+    assert len(parameters) == 2 * 4
+
+
+def test_targets_that_match_nothing_are_named(model_folder: Path) -> None:
+    wrong = replace(job(), lora=LoraSettings(target_modules=("q_proj", "c_attn")))
+    with pytest.raises(
+        JobError,
+        match=r"adapter 'one': target_modules entry 'c_attn' matches no linear of a decoder layer; choose from",
+    ):
+        make_stage(model_folder, [wrong], stage=0, num_stages=1)

@@ -1,0 +1,102 @@
+"""A microbatch as tensors, written out whole."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from loraplex.engine.batch import IGNORED, Packer, TargetShare
+from loraplex.kernels.routing import Segment
+from loraplex.planner.errors import JobError
+from loraplex.planner.jobs import Job, LoraSettings, Sample, job_from_lengths
+from loraplex.planner.plan import microbatch
+
+
+@dataclass(frozen=True, slots=True)
+class Counting:
+    """Sample i of adapter a has the tokens 100 a + 10 i, and so on; the last two are learned."""
+
+    def tokens(self, sample: Sample) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        ids = np.arange(sample.num_tokens) + 100 * sample.adapter + 10 * sample.index
+        labels = ids.copy()
+        labels[:-2] = IGNORED
+        return ids, labels
+
+
+def jobs() -> tuple[Job, ...]:
+    """Adapter 0: batches of samples of 3 and 4, 5 tokens; adapter 1: not in the microbatch; adapter 2: 4 tokens."""
+    settings = {0: ([3, 4, 5], 2), 1: ([6], 1), 2: ([4], 1)}
+    return tuple(
+        job_from_lengths(
+            adapter=adapter,
+            name=f"job{adapter}",
+            lengths=lengths,
+            target_lengths=[2] * len(lengths),
+            global_batch_size=size,
+            lora=LoraSettings(r=4, lora_alpha=4.0 * (adapter + 1), lora_dropout=adapter / 10),
+            seed=adapter,
+        )
+        for adapter, (lengths, size) in settings.items()
+    )
+
+
+def test_a_microbatch_of_two_adapters_one_in_its_second_batch() -> None:
+    own = jobs()
+    held = microbatch([*own[2].global_batches[0], *own[0].global_batches[1]])
+    packed = Packer(own, Counting()).pack(held)
+    assert packed.token_ids.tolist() == [[20, 21, 22, 23, 24, 200, 201, 202, 203]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3]]
+    assert packed.sample_lengths == (5, 4)
+    # The row before a learned token predicts it.
+    assert packed.target_rows.tolist() == [2, 3, 6, 7]
+    assert packed.target_ids.tolist() == [23, 24, 202, 203]
+    assert packed.shares == (
+        TargetShare(adapter=0, global_batch=1, num_targets=2, divisor=2),
+        TargetShare(adapter=2, global_batch=0, num_targets=2, divisor=2),
+    )
+    routing = packed.routing
+    assert routing.segments == (
+        Segment(first_row=0, num_rows=5, adapter=0),
+        Segment(first_row=5, num_rows=4, adapter=2),
+    )
+    assert (routing.scaling, routing.dropout, routing.seeds) == ((1.0, 2.0, 3.0), (0.0, 0.1, 0.2), (0, 1, 2))
+
+
+def test_dropout_counts_tokens_within_the_global_batch_in_data_order() -> None:
+    own = jobs()
+    # The second sample of batch 0 alone: three tokens of its batch come before it.
+    packed = Packer(own, Counting()).pack(microbatch([own[0].global_batches[0][1]]))
+    assert packed.routing.token_index.tolist() == [3, 4, 5, 6]
+    assert packed.shares == (TargetShare(adapter=0, global_batch=0, num_targets=2, divisor=4),)
+
+
+@dataclass(frozen=True, slots=True)
+class Longer(Counting):
+    """One token more than was planned."""
+
+    def tokens(self, sample: Sample) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        ids, labels = Counting().tokens(sample)
+        return np.append(ids, 1), np.append(labels, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class AllLearned(Counting):
+    """Every token is learned."""
+
+    def tokens(self, sample: Sample) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        ids, _ = Counting().tokens(sample)
+        return ids, ids
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (Longer(), "adapter 'job2', sample 0: the data gives 5 tokens where the plan says 4; make the plan anew"),
+        (AllLearned(), "adapter 'job2', sample 0: the data gives 3 target tokens where the plan says 2; make the plan"),
+    ],
+)
+def test_tokens_that_do_not_fit_the_plan_are_told(source: Counting, message: str) -> None:
+    own = jobs()
+    with pytest.raises(JobError, match=message):
+        Packer(own, source).pack(microbatch(own[2].global_batches[0]))
