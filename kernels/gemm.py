@@ -27,7 +27,7 @@ from .tiles import can_use_tma
 OUT_OF_RANGE = tl.constexpr(1 << 30)
 
 MASKED_REGISTERS = 200
-"""A thread's registers where the epilogue draws dropout: without a bound the compiler takes all 255, and no pass of the
+"""A thread's registers where the epilogue draws dropout: unbounded the compiler takes all 255, and no pass of the
 adapters' gradients fits beside it on a multiprocessor; with 200 it still spills none (triton 3.6, sm_90, 2026-11-24)."""
 
 
@@ -88,14 +88,12 @@ def gemm_kernel(
             threshold = tl.load(threshold_ptr + tl.maximum(adapter, 0))
             key_0, key_1 = row_keys(word_0, word_1, token_index_ptr, o_row, o_row < rows, target_word)
             row_m = tl.where(adapter >= 0, adapter * stride_m, OUT_OF_RANGE)
-            left_low, left_high = masked_product(
-                left, s_desc, m_desc, key_0, key_1, threshold, row_s, row_m, column, R, TARGETS, BM
-            )
+            # [BM, R]: all targets' columns at once; past the last of them the descriptor reads zeros
+            s = s_desc.load([row_s, 0])
+            left_low, left_high = masked_product(left, s, m_desc, key_0, key_1, threshold, row_m, column, BM)
             y_desc.store([row, column], left_low.to(y_desc.dtype))
             y_desc.store([row, column + 64], left_high.to(y_desc.dtype))
-            right_low, right_high = masked_product(
-                right, s_desc, m_desc, key_0, key_1, threshold, row_s, row_m, column + 128, R, TARGETS, BM
-            )
+            right_low, right_high = masked_product(right, s, m_desc, key_0, key_1, threshold, row_m, column + 128, BM)
             y_desc.store([row, column + 128], right_low.to(y_desc.dtype))
             y_desc.store([row, column + 192], right_high.to(y_desc.dtype))
         if HAS_BIAS:
@@ -109,20 +107,13 @@ def gemm_kernel(
 
 
 @triton.jit
-def masked_product(
-    acc, s_desc, m_desc, key_0, key_1, threshold, row_s, row_m, column,
-    R: tl.constexpr, TARGETS: tl.constexpr, BM: tl.constexpr,
-):  # fmt: skip
+def masked_product(acc, s, m_desc, key_0, key_1, threshold, row_m, column, BM: tl.constexpr):
     """128 columns of dx `[BM, 128]` with mask * (dS A) added, as two halves that share their words."""
     # [BM, 2, 64]
     acc_low, acc_high = tl.split(tl.permute(tl.reshape(acc, (BM, 2, 64)), (0, 2, 1)))
-    low = tl.zeros((BM, 64), tl.float32)
-    high = tl.zeros((BM, 64), tl.float32)
-    for target in tl.static_range(TARGETS):
-        # [BM, R], [R, 64] twice
-        s = s_desc.load([row_s, target * R])
-        low = tl.dot(s, m_desc.load([row_m + target * R, column]), low)
-        high = tl.dot(s, m_desc.load([row_m + target * R, column + 64]), high)
+    # [BM, R] times [R, 64], twice
+    low = tl.dot(s, m_desc.load([row_m, column]))
+    high = tl.dot(s, m_desc.load([row_m, column + 64]))
     word = draw_words(key_0, key_1, column // 2 + tl.arange(0, 64))
     acc_low += tl.where(keep_low(word, threshold), low, 0.0)
     acc_high += tl.where(keep_high(word, threshold), high, 0.0)
@@ -232,7 +223,9 @@ def fused_backward(
     """Write `dx [T, K]` = dy W + mask * (dS A), the mask that of `target`."""
     config = layout.config.gemm
     assert config is not None
-    r, c, k = layout.padded_rank, layout.columns, layout.num_features
+    c, rows_of_a, k = layout.columns, layout.rows_of_a, layout.num_features
+    # under dropout one product of all targets' ranks, masked by quarters; else target by target, whole tiles
+    r = rows_of_a if routing.has_dropout else layout.padded_rank
     dropout, word = routing.has_dropout, target_word(target)
     rows_a = a.view(-1, k)
     blocks = routing.blocks(config.rows)
@@ -242,7 +235,7 @@ def fused_backward(
         TensorDescriptor.from_tensor(dx, [config.rows, 64 if dropout else config.columns // 2]),
         TensorDescriptor.from_tensor(ds, [config.rows, r]),
         TensorDescriptor.from_tensor(rows_a, [r, 64 if dropout else config.columns]),
-        blocks.owners, a, *dx.shape, dy.shape[1], k, k, k, c,
+        blocks.owners, a, *dx.shape, dy.shape[1], k, k, k, rows_of_a,
         routing.words, routing.thresholds, routing.token_index, word,
         R=r, TARGETS=layout.num_targets, FORWARD=False, HAS_BIAS=False, DROPOUT=dropout,
         OVERLAP=overlap,
@@ -254,8 +247,8 @@ def fused_backward(
         width = min(128, config.columns)
         add_borders_kernel[(blocks.borders.num_tiles, triton.cdiv(k, width))](
             dx, ds, a, blocks.borders.table, routing.words, routing.thresholds, routing.token_index, word,
-            k, k, k, k, c * k, 1, k,
-            C=c, R=r, STEPS=c // 16, BM=blocks.borders.height, BN=width, DROPOUT=dropout, num_warps=4,
+            k, k, k, k, rows_of_a * k, 1, k,
+            C=c, R=0, STEPS=c // 16, BM=blocks.borders.height, BN=width, DROPOUT=dropout, num_warps=4,
         )  # fmt: skip
 
 

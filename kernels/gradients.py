@@ -27,7 +27,7 @@ from .tiles import can_use_tma, load_tile, tile_source
 def gradient_kernel(
     x_source, a_ptr, ds_ptr, dx_ptr, da_ptr, table_ptr, words_ptr, threshold_ptr, token_index_ptr,
     stride_x, target_word, n_1, n_2, n_3, n_4, stride_part, stride_k, stride_c,
-    C: tl.constexpr, R: tl.constexpr, FIRST_C: tl.constexpr, END_C: tl.constexpr,
+    C: tl.constexpr, ROWS_A: tl.constexpr, R: tl.constexpr, FIRST_C: tl.constexpr, END_C: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr, DROPOUT: tl.constexpr, WRITE_DX: tl.constexpr, ADD_DX: tl.constexpr,
     TMA: tl.constexpr,
 ):  # fmt: skip
@@ -54,7 +54,7 @@ def gradient_kernel(
         a_low = 0.0
         a_high = 0.0
         if WRITE_DX:
-            p_a = a_ptr + (adapter * C + o_c).to(tl.int64)[:, None] * n_4
+            p_a = a_ptr + (adapter * ROWS_A + o_c).to(tl.int64)[:, None] * n_4
             a_low = tl.load(p_a + o_low[None, :], mask=m_c[:, None] & (o_low < end)[None, :], other=0.0)
             a_high = tl.load(p_a + o_high[None, :], mask=m_c[:, None] & (o_high < end)[None, :], other=0.0)
         # [64, BC] twice: dA transposed, so that the long side fills the tensor cores
@@ -163,7 +163,8 @@ def input_gradients(
                 tile_source(x, (config.rows, 64), tma=tma), a, ds, x if dx is None else dx, parts,
                 tiles.table, routing.words, routing.thresholds, routing.token_index,
                 x.stride(0), target_word(mask_class.target), k, k, k, k, c * k, 1, k,
-                C=c, R=0, FIRST_C=first, END_C=min(first + block, mask_class.end_column), BM=config.rows, BC=block,
+                C=c, ROWS_A=layout.rows_of_a, R=0, FIRST_C=first, END_C=min(first + block, mask_class.end_column),
+                BM=config.rows, BC=block,
                 DROPOUT=routing.has_dropout, WRITE_DX=dx is not None, ADD_DX=written, TMA=tma,
                 num_warps=config.num_warps, num_stages=config.num_stages,
             )  # fmt: skip
@@ -184,7 +185,7 @@ def output_gradients(dy: Tensor, s: Tensor, *, layout: Layout, routing: Routing)
             tile_source(dy, (config.rows, 64), tma=tma), s, s, dy, parts,
             tiles.table, routing.words, routing.thresholds, routing.token_index,
             dy.stride(0), 0, *layout.borders, n * r, r, 1,
-            C=layout.columns, R=r, FIRST_C=first, END_C=first + block, BM=config.rows, BC=block,
+            C=layout.columns, ROWS_A=0, R=r, FIRST_C=first, END_C=first + block, BM=config.rows, BC=block,
             DROPOUT=False, WRITE_DX=False, ADD_DX=False, TMA=tma,
             num_warps=config.num_warps, num_stages=config.num_stages,
         )  # fmt: skip

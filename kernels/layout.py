@@ -86,6 +86,11 @@ class Layout:
         return self.num_targets * self.padded_rank
 
     @property
+    def rows_of_a(self) -> int:
+        """Rows of an adapter's packed A: `columns`, zeros up to a power of two, so that one tile holds them all."""
+        return 1 << (self.columns - 1).bit_length()
+
+    @property
     def total_out_features(self) -> int:
         return sum(self.out_features)
 

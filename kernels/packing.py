@@ -12,21 +12,20 @@ from .layout import Layout
 
 
 def pack_a(matrices: Sequence[Tensor | None], *, layout: Layout, like: Tensor) -> Tensor:
-    """`[adapters, C, K]` from `[r, K]` each, adapter by adapter and within it target by target."""
-    shape = (layout.num_adapters, layout.columns, layout.num_features)
-    r = layout.padded_rank
-    if all(matrix is not None and matrix.shape[0] == r for matrix in matrices):
-        return _side_by_side([matrix for matrix in matrices if matrix is not None], like).view(shape)
-    rows = [_padded(matrix, (r, layout.num_features), like) for matrix in matrices]
-    return _side_by_side(rows, like).view(shape)
+    """`[adapters, rows_of_a, K]` from `[r, K]` each, adapter by adapter, in it target by target, then zeros."""
+    k, r, num_targets = layout.num_features, layout.padded_rank, layout.num_targets
+    rows = [_padded(matrix, (r, k), like) for matrix in matrices]
+    if layout.rows_of_a > layout.columns:
+        filler = like.new_zeros((layout.rows_of_a - layout.columns, k))
+        for adapter in range(layout.num_adapters, 0, -1):
+            rows.insert(adapter * num_targets, filler)
+    return _side_by_side(rows, like).view(layout.num_adapters, layout.rows_of_a, k)
 
 
 def pack_b(matrices: Sequence[Tensor | None], *, layout: Layout, like: Tensor) -> Tensor:
     """`[adapters, N, R]` from `[N_t, r]` each, in the same order."""
     shape = (layout.num_adapters, layout.total_out_features, layout.padded_rank)
     r = layout.padded_rank
-    if all(matrix is not None and matrix.shape[1] == r for matrix in matrices):
-        return _side_by_side([matrix for matrix in matrices if matrix is not None], like).view(shape)
     sizes = layout.out_features * layout.num_adapters
     rows = [_padded(matrix, (n, r), like) for matrix, n in zip(matrices, sizes, strict=True)]
     return _side_by_side(rows, like).view(shape)
@@ -60,5 +59,7 @@ def _padded(matrix: Tensor | None, shape: tuple[int, int], like: Tensor) -> Tens
 
 def _side_by_side(matrices: list[Tensor], like: Tensor) -> Tensor:
     """One matrix as it is where it can be read in place, else one concatenation and one cast."""
+    if any(matrix.dtype != matrices[0].dtype for matrix in matrices):
+        matrices = [matrix.to(like.dtype) for matrix in matrices]
     whole = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
     return whole.detach().to(like.dtype).contiguous()

@@ -23,13 +23,13 @@ from .tiles import can_use_tma, load_tile, tile_source
 def shrink_kernel(
     x_source, m_source, s_ptr, table_ptr, words_ptr, threshold_ptr, scale_ptr, token_index_ptr,
     num_rows, stride_x, target_word, n_1, n_2, n_3, n_4,
-    C: tl.constexpr, R: tl.constexpr, FIRST_C: tl.constexpr, END_C: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr, SPLITS: tl.constexpr,
+    C: tl.constexpr, ROWS_A: tl.constexpr, R: tl.constexpr,
+    FIRST_C: tl.constexpr, END_C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, SPLITS: tl.constexpr,
     BY_TARGET: tl.constexpr, DROPOUT: tl.constexpr, TMA: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """BC columns of S `[T, C]` of one row tile; with SPLITS > 1 a share of the inner sum, float32 `[SPLITS, T, C]`.
 
-    The packed A `[adapters * C, K]` meets all columns of x; BY_TARGET, the packed B `[adapters * N, R]` meets those
+    The packed A `[adapters * ROWS_A, K]` meets all columns of x; BY_TARGET, the packed B `[adapters * N, R]` meets those
     columns of dy that belong to its target.
     """
     if OVERLAP:
@@ -57,8 +57,8 @@ def shrink_kernel(
     key_0, key_1 = row_keys(word_0, word_1, token_index_ptr, o_row, m_row, target_word)
     num_blocks = (end - start + 127) // 128
     share = (num_blocks + SPLITS - 1) // SPLITS
-    row_m = adapter * n_4 if BY_TARGET else adapter * C + first_c
-    end_m = row_m + end if BY_TARGET else adapter * C + END_C
+    row_m = adapter * n_4 if BY_TARGET else adapter * ROWS_A + first_c
+    end_m = row_m + end if BY_TARGET else adapter * ROWS_A + END_C
     # [BM, BC]
     acc = tl.zeros((BM, BC), tl.float32)
     for block in range(i_split * share, tl.minimum((i_split + 1) * share, num_blocks)):
@@ -87,7 +87,7 @@ def shrink_kernel(
 def shrink_input(
     x: Tensor, a: Tensor, *, layout: Layout, routing: Routing, targets: Sequence[int], overlap: bool
 ) -> Tensor:
-    """S `[T, C]` = scale * dropout(x) A^T from `x [T, K]` and the packed `a [adapters, C, K]`."""
+    """S `[T, C]` = scale * dropout(x) A^T from `x [T, K]` and the packed `a [adapters, rows_of_a, K]`."""
     tiles = routing.tiles(layout.config.shrink.rows)
     splits = layout.shrink_splits(tiles.num_owned, width=layout.num_features, draws=routing.has_dropout)
     s = _empty_shares(x, layout.columns, splits)
@@ -134,7 +134,8 @@ def _launch(
         tile_source(x, (config.rows, 64), tma=tma), tile_source(matrix, matrix_tile, tma=tma), s,
         tiles.table, routing.words, routing.thresholds, routing.branch_scale, routing.token_index,
         x.shape[0], x.stride(0), target_word(mask_class.target), *ends,
-        C=layout.columns, R=layout.padded_rank, FIRST_C=first, END_C=end, BM=config.rows, BC=block, SPLITS=splits,
+        C=layout.columns, ROWS_A=layout.rows_of_a, R=layout.padded_rank, FIRST_C=first, END_C=end,
+        BM=config.rows, BC=block, SPLITS=splits,
         BY_TARGET=by_target, DROPOUT=routing.has_dropout and not by_target, TMA=tma, OVERLAP=overlap and splits == 1,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
