@@ -6,11 +6,9 @@ from pathlib import Path
 
 from ..planner.base_model import BaseModel
 from ..planner.errors import JobError
+from .output import BASE_MODEL
 from .tiny_model import write_tiny_model
 from .weights import INDEX, SINGLE
-
-BASE_MODEL = "base-model"
-"""Subfolder of the output folder for the embedded model: its adapters need something to refer to."""
 
 
 def base_model_folder(model: BaseModel, *, output_dir: Path) -> Path:

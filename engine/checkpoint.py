@@ -23,9 +23,8 @@ from .adapters import StageAdapter
 from .cut import Copy, remaining
 from .itinerary import Batch
 from .mailbox import Sums
+from .output import CHECKPOINTS
 
-CHECKPOINTS = "checkpoints"
-"""Subfolder of the output folder."""
 _KEPT = 2
 _FOLDER = re.compile(r"microbatch-(\d+)")
 _PART = re.compile(r"stage-(\d+)-of-(\d+)\.safetensors")

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from ..planner.jobs import Job
 from .adapters import StageAdapter
+from .output import ADAPTERS
 from .targets import short_targets
 
-ADAPTERS = "adapters"
-"""Subfolder of the output folder with one folder per adapter."""
 _PREFIX = "base_model.model."
 
 

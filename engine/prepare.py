@@ -14,8 +14,6 @@ from ..planner.plan_file import load_plan
 from ..planner.program import Program
 from ..traces.run_folder import PLAN
 
-WORK = ".run"
-"""Subfolder of the output folder for what workers hand each other; removed at the end."""
 ProgressCallback = Callable[[str, float], None]
 
 

@@ -3,14 +3,17 @@
 import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from .metrics import StepRecord
-from .parity import ParityRow
-from .train import TrainedRun
+
+if TYPE_CHECKING:
+    from .parity import ParityRow
+    from .train import TrainedRun
 
 
 class LoadBars:
@@ -40,7 +43,7 @@ class LoadBars:
         self._progress.stop()
 
 
-def train_table(run: TrainedRun) -> Table:
+def train_table(run: "TrainedRun") -> Table:
     """What a run made, one row per adapter."""
     table = Table(title=f"{run.output_dir}: {run.tokens} tokens in {run.makespan_ms / 1000:.1f} s")
     for column in ("adapter", "steps", "first loss", "last loss", "validation"):
@@ -92,7 +95,7 @@ class StepBars:
         self._progress.update(self._tasks[record.adapter], completed=record.step + 1, loss=f"{record.loss:.4f}")
 
 
-def parity_table(rows: Sequence[ParityRow]) -> Table:
+def parity_table(rows: "Sequence[ParityRow]") -> Table:
     """How far adapters trained together and alone end apart."""
     table = Table(title="together and alone: largest difference of any weight and of any step's loss")
     for column in ("adapter", "alone in", "dropout", "steps", "weights", "losses", "training moved", ""):

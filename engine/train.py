@@ -10,11 +10,10 @@ from ..planner.plan_file import save_plan
 from ..traces.run_folder import MEASURED, PLAN, metrics_name
 from ..traces.timeline import Timeline
 from .cut import check_can_cut
-from .export import ADAPTERS
 from .launch import launch
 from .metrics import StepRecord, read_metrics
-from .prepare import WORK, Prepared, RunSettings, prepare
-from .validate import read_validation
+from .output import ADAPTERS, WORK, read_validation
+from .prepare import Prepared, RunSettings, prepare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

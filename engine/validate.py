@@ -1,9 +1,7 @@
 """Loss on what `val_split` kept out of training: forward-only actions through the same stages, before and after."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -11,16 +9,12 @@ import numpy as np
 from ..planner.jobs import Job, Sample
 from ..planner.plan import Microbatch, Plan, microbatch
 from ..planner.program import Action, ActionColumns, ActionKind, Program
-from ..traces.files import write_atomically
 from .batch import IGNORED, Encoded, Packer
 from .execute import Executor
 from .itinerary import itinerary
 from .recorder import Recorder
 from .stage import Stage
 from .transport import Transport
-
-VALIDATION = "validation.json"
-"""File in the output folder: by adapter, the mean loss of its validation tokens before and after training."""
 
 
 class ValidationSource(Protocol):
@@ -69,22 +63,6 @@ class Validation:
         )
         executor.run(itinerary(program, plan, stage=stage.layout.stage))
         return {plan.jobs[adapter].name: loss.item() for (adapter, _), loss in executor.sums.losses.items()}
-
-
-def note_validation(folder: Path, when: str, losses: Mapping[str, float]) -> None:
-    """Add losses to the output folder's file; `when` is "before" or "after"."""
-    path = folder / VALIDATION
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for adapter, loss in losses.items():
-        known.setdefault(adapter, {})[when] = loss
-    write_atomically(path, json.dumps(known, indent=2) + "\n")
-
-
-def read_validation(folder: Path) -> dict[str, dict[str, float]]:
-    """What `note_validation` wrote: adapter -> before, after -> loss. Empty where nothing was kept out."""
-    path = folder / VALIDATION
-    found: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
 
 
 def _validation_job(adapter: int, job: Job, samples: Sequence[Encoded]) -> Job:

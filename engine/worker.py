@@ -24,12 +24,13 @@ from .itinerary import itinerary
 from .mailbox import Sums
 from .metrics import MetricsWriter, StepRecord
 from .model import whole_linears
+from .output import VALIDATION, WORK, note_validation
 from .position import PositionFile, position_path
-from .prepare import WORK, Prepared, RunSettings, prepare
+from .prepare import Prepared, RunSettings, prepare
 from .recorder import Recorder
 from .stage import Stage, make_stage
 from .transport import Transport
-from .validate import VALIDATION, Validation, note_validation
+from .validate import Validation
 from .watchdog import start_watchdog
 
 

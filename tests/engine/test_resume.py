@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from loraplex.engine.checkpoint import CHECKPOINTS, CheckpointWriter, Restored, newest_checkpoint
+from loraplex.engine.checkpoint import CheckpointWriter, Restored, newest_checkpoint
 from loraplex.engine.cut import Copy, check_can_cut, copies, cut_points, remaining
 from loraplex.engine.mailbox import Sums
 from loraplex.engine.metrics import StepRecord
+from loraplex.engine.output import CHECKPOINTS
 from loraplex.engine.stage import Stage
 from loraplex.engine.threads import run_in_threads
 from loraplex.planner.build_program import build_program
