@@ -1,0 +1,51 @@
+"""Who is to blame when several workers end, and where they were."""
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from loraplex.engine import launch as launch_module
+from loraplex.engine.errors import PEER_LOST, STOPPED, EngineError
+from loraplex.engine.launch import launch
+from loraplex.engine.position import PositionFile, position_path
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    exitcode: int
+    timestamp: int
+
+
+class FailedRunError(ChildFailedError):
+    def __init__(self, failures: dict[int, Ended]) -> None:
+        self.failures = failures  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("failures", "message"),
+    [
+        # Whoever was killed from outside is the cause, though its peer was faster to notice.
+        ({0: Ended(PEER_LOST, 1), 1: Ended(-signal.SIGKILL, 2)}, "pp_rank 1 ended (killed by SIGKILL) at 1F7"),
+        ({0: Ended(1, 5), 1: Ended(PEER_LOST, 1)}, "pp_rank 0 ended (exit 1) at 0B3"),
+        ({0: Ended(-signal.SIGTERM, 1), 1: Ended(1, 2)}, "pp_rank 1 ended (exit 1) at 1F7"),
+        ({0: Ended(STOPPED, 1), 1: Ended(PEER_LOST, 2)}, "pp_rank 1 ended (exit 3) at 1F7"),
+        ({1: Ended(1, 2), 0: Ended(1, 1)}, "pp_rank 0 ended (exit 1) at 0B3"),
+    ],
+)
+def test_the_cause_is_named_and_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: dict[int, Ended], message: str
+) -> None:
+    for worker, (word, microbatch) in enumerate([("0B3", 3), ("1F7", 7)]):
+        PositionFile(position_path(tmp_path, worker)).move(word, microbatch)
+
+    def fail(*_given: object) -> object:
+        raise FailedRunError(failures)
+
+    monkeypatch.setattr(launch_module, "elastic_launch", lambda *_given: fail)
+    with pytest.raises(EngineError) as raised:
+        launch("module", [], work_dir=tmp_path, num_workers=2)
+    assert str(raised.value).startswith(message)
+    assert "microbatch" in str(raised.value)

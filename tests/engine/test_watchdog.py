@@ -1,0 +1,58 @@
+"""A worker that is stuck in C code ends all the same."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# A mutex that is locked twice: unlike a sleep, no signal wakes the main thread.
+STUCK = """
+import ctypes, sys, threading
+sys.path.insert(0, {path!r})
+from loraplex.engine.watchdog import start_watchdog
+start_watchdog(lambda: "pp_rank 5 at 5F3, microbatch 3")
+mutex = ctypes.create_string_buffer(64)
+libc = ctypes.CDLL(None)
+libc.pthread_mutex_lock(mutex)
+threading.Timer(0.5, print, ["stuck"], {{"flush": True}}).start()
+libc.pthread_mutex_lock(mutex)
+"""
+# The parent starts the stuck child and ends at once.
+ORPHAN = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", {stuck!r}], stdout=subprocess.PIPE)
+child.stdout.readline()
+print(child.pid, flush=True)
+"""
+
+
+def stuck() -> str:
+    return STUCK.format(path=str(ROOT / ".pythonpath"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stuck_worker_ends_when_told_and_says_where_it_was(number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", stuck()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "stuck\n"
+    process.send_signal(number)
+    begin = time.monotonic()
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - begin < 10
+    assert process.returncode == 130
+    assert err == f"loraplex: pp_rank 5 at 5F3, microbatch 3: told to stop by {number.name}\n"
+
+
+def test_a_worker_without_its_launcher_ends() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ORPHAN.format(stuck=stuck())], capture_output=True, text=True, check=True, timeout=30
+    )
+    # It is nobody's child now, so it may stay as a zombie; what it wrote went to the pipe that we have read to its end.
+    assert done.stdout.strip().isdigit()
+    assert done.stderr == "loraplex: pp_rank 5 at 5F3, microbatch 3: its launcher is gone\n"
