@@ -1,9 +1,10 @@
 """Whether a Program can run to its end when every send blocks until its receive is posted (rendezvous).
 
-The rules of the engine, at their strictest: a worker posts the receive of a forward or backward when it comes to the
-one before it (`ahead` = 1; interleaved schedules, whose stages form a ring, need to post further ahead); Reduce and
-Step post nothing. It then waits for the message, computes, and sends; a send lasts until the receiver has posted. What
-passes here also passes with buffered sends.
+The rules of the engine, at their strictest: a worker posts the receive of a forward or backward, and those of Reduces
+on the way to it, when it comes to the forward or backward before (`ahead` = 1). Steps post nothing. It then waits for
+the message, computes, and sends; a send lasts until the receiver has posted. What passes here also passes with buffered
+sends. Some schedules need receives posted further ahead: interleaved ones, whose stages form a ring, and with replicas
+those whose stages differ in what follows a Reduce (wide warm-up, split backward: two ahead).
 """
 
 from collections import deque
@@ -87,7 +88,9 @@ class _Run:
         if self.sending[worker]:
             return self._unless_posted(self.receiver[worker][place])
         if self.kind[worker][place] == int(ActionKind.REDUCE):
-            return self._missing_at_reduce(worker)
+            missing = self._missing_at_reduce(worker)
+            if missing >= 0:
+                return missing
         sender = self.sender[worker][place]
         if sender < 0:
             return -1

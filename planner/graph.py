@@ -3,9 +3,9 @@
 Actions are numbered through, worker after worker. What an action waits for, besides the one before it on its worker:
 - a forward: the forward of its microbatch one model part earlier; a backward: the backward one part later;
 - a Step on any stage but the first: the message of the forward it stands before, which brings the gradient's norm;
-- a Reduce: the other replicas, at the same Reduce;
-- a Step on stage 0 whose norm could not ride on the backward messages (replicas, split backward): the last gradient of
-  its batch on every stage; the first of the Steps that end the Program: stage 0, which sends one last message down.
+- a Reduce: the other replicas, at the same Reduce, and the norm that the next stage sends up after its own;
+- a Step on stage 0 where a split backward leaves its message before the norm is known: the last gradient of its batch
+  on every stage; the first of the Steps that end the Program: stage 0, which sends one last message down.
 A part is one chunk of one stage; parts are numbered chunk * num_stages + stage.
 """
 
@@ -104,13 +104,15 @@ def program_graph(program: Program) -> ProgramGraph:
 def program_messages(program: Program) -> tuple[list[int], list[int], list[int], list[int]]:
     """(first action of each worker and the end, worker, sender, receiver) of all actions; -1 where there is none.
 
-    The sender of an action is the one whose message it waits for; its receiver is the forward or backward that takes
-    what it sends; a worker sends nothing to itself. Raises PlanError where a forward or backward has nobody to feed it.
+    The sender of an action is the one whose message it waits for; its receiver is the forward, backward or Reduce that
+    takes what it sends; a worker sends nothing to itself. Raises PlanError where one of them lacks its feeder.
     """
     offsets, kind, microbatch, part, worker = _numbered(program)
     sender = _senders(program, kind=kind, microbatch=microbatch, part=part, worker=worker)
     receiver = np.full(len(kind), -1, dtype=np.int64)
-    taking = np.flatnonzero(np.isin(kind, (*_FORWARDS, *_BACKWARDS)) & (sender >= 0) & (worker != worker[sender]))
+    for reduce, awaited in _reduce_chain(program, offsets=offsets):
+        sender[reduce] = awaited
+    taking = np.flatnonzero((kind != int(ActionKind.STEP)) & (sender >= 0) & (worker != worker[sender]))
     receiver[sender[taking]] = taking
     return offsets.tolist(), worker.tolist(), sender.tolist(), receiver.tolist()
 
@@ -196,20 +198,25 @@ def action_text(program: Program, worker: int, place: int) -> str:
 def _further_waits(program: Program, *, offsets: Index) -> Iterator[tuple[int, int, int]]:
     # (action, awaited action, hops of the message)
     stages, replicas = program.num_stages, program.num_replicas
-    split = any(bool((columns.kind == int(ActionKind.BACKWARD_WEIGHT)).any()) for columns in program.workers)
+    # With replicas the norms go up after each Reduce; in one pipeline alone they ride, unless the backward is split.
+    split = replicas == 1 and any(
+        bool((columns.kind == int(ActionKind.BACKWARD_WEIGHT)).any()) for columns in program.workers
+    )
+    for reduce, awaited in _reduce_chain(program, offsets=offsets):
+        yield reduce, awaited, 1
     for replica in range(replicas):
         first_worker = replica * stages
         tails = [_tail(program, worker) for worker in range(first_worker, first_worker + stages)]
         if replicas > 1:
             yield from _reduce_waits(program, offsets=offsets, replica=replica)
-        if replicas > 1 or split:
-            yield from _norm_waits(program, offsets=offsets, replica=replica)
+        if split:
+            yield from _norm_waits(program, offsets=offsets)
         for stage in range(1, stages):
             worker, root = first_worker + stage, first_worker
             if tails[stage] < len(program.workers[worker]) and tails[0] > 0:
                 tail = int(offsets[worker]) + tails[stage]
                 yield tail, int(offsets[root]) + tails[0] - 1, stage
-                if replicas > 1 or split:
+                if split:
                     for other in range(1, stages):
                         if other != stage and tails[other] > 0:
                             awaited = int(offsets[first_worker + other]) + tails[other] - 1
@@ -234,25 +241,27 @@ def _reduce_waits(program: Program, *, offsets: Index, replica: int) -> Iterator
                     yield int(offsets[workers[replica]]) + place, int(offsets[workers[other]]) + theirs[batch] - 1, 0
 
 
-def _norm_waits(program: Program, *, offsets: Index, replica: int) -> Iterator[tuple[int, int, int]]:
-    # Where every stage's norm must reach stage 0 by its own message: after the Reduce, or, in one pipeline alone, after
-    # the last weight gradient before that stage's Step.
-    root = replica * program.num_stages
-    steps = _places(program, root, ActionKind.STEP)
+def _reduce_chain(program: Program, *, offsets: Index) -> Iterator[tuple[int, int]]:
+    # (Reduce, the same Reduce one stage later, whose norm it adds its own to)
+    for worker in range(len(program.workers)):
+        if program.num_replicas == 1 or (worker + 1) % program.num_stages == 0:
+            continue
+        own, later = (_places(program, stage, ActionKind.REDUCE) for stage in (worker, worker + 1))
+        for batch, place in own.items():
+            if batch in later:
+                yield int(offsets[worker]) + place, int(offsets[worker + 1]) + later[batch]
+
+
+def _norm_waits(program: Program, *, offsets: Index) -> Iterator[tuple[int, int, int]]:
+    # Where a split backward's message has left, each norm reaches stage 0 by its own: after the last weight gradient
+    # before that stage's Step.
+    steps = _places(program, 0, ActionKind.STEP)
     for stage in range(1, program.num_stages):
-        worker = root + stage
-        if program.num_replicas > 1:
-            ready = _places(program, worker, ActionKind.REDUCE)
-        else:
-            gradients = np.flatnonzero(np.isin(program.workers[worker].kind, _GRADIENTS))
-            before = {
-                batch: int(np.searchsorted(gradients, place)) - 1
-                for batch, place in _places(program, worker, ActionKind.STEP).items()
-            }
-            ready = {batch: int(gradients[found]) for batch, found in before.items() if found >= 0}
-        for batch, place in steps.items():
-            if batch in ready:
-                yield int(offsets[root]) + place, int(offsets[worker]) + ready[batch], stage
+        gradients = np.flatnonzero(np.isin(program.workers[stage].kind, _GRADIENTS))
+        for batch, place in _places(program, stage, ActionKind.STEP).items():
+            before = int(np.searchsorted(gradients, place)) - 1
+            if before >= 0 and batch in steps:
+                yield int(offsets[0]) + steps[batch], int(offsets[stage]) + int(gradients[before]), stage
 
 
 def _places(program: Program, worker: int, kind: ActionKind) -> dict[tuple[int, int], int]:

@@ -78,7 +78,7 @@ class _Bench:
     prepared: Prepared
     graphs: dict[str, ProgramGraph] = field(default_factory=dict)
 
-    def graph(self, schedule: str, profile: CostProfile) -> ProgramGraph:
+    def graph(self, schedule: str, profile: CostProfile | None) -> ProgramGraph:
         graphs = [self._graph(name) for name in rival_schedules(schedule)]
         return choose_program(graphs, self.prepared.plan, profile, loads=self.prepared.loads)
 
@@ -98,7 +98,9 @@ def _outcome(content: Mapping[str, Any], bench: _Bench, *, folder: Path) -> dict
         layers_per_stage=tuple(pipeline["layers_per_stage"]) if pipeline.get("layers_per_stage") else None,
         recompute=bool(pipeline.get("recompute", False)),
     )
-    graph = bench.graph(str(pipeline.get("schedule") or plan.schedule), profile)
+    asked = pipeline.get("schedule")
+    # As in `loraplex simulate`: unasked, the Program that the engine makes of the plan.
+    graph = bench.graph(str(asked or plan.schedule), profile if asked else None)
     outcome = outcome_of(graph, bench.prepared, hardware)
     return asdict(outcome) | {
         "num_microbatches": len(plan.microbatches),

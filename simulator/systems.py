@@ -74,8 +74,7 @@ def replay_system(run: SystemRun, hardware: Hardware, *, method: Method = "auto"
     """Replay the plans of one system one after another."""
     timelines, schedules = [], set()
     for plan in run.plans:
-        schedule = _SCHEDULES.get(run.name, plan.schedule)
-        program = build_program(plan, schedule=schedule, profile=hardware.profile)
+        program = build_program(plan, schedule=_SCHEDULES.get(run.name))
         schedules.add(program.schedule)
         timelines.append(simulate(program, plan, hardware, method=method).timeline)
     return SystemResult(

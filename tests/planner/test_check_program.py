@@ -96,6 +96,20 @@ def test_sends_that_wait_for_each_other_are_a_deadlock_too() -> None:
     require_progress(program, ahead=2)
 
 
+def test_a_norm_that_goes_up_can_hold_up_a_forward_that_comes_down() -> None:
+    # Wide warm-up: stage 0 sends forward 5 before backward 1, stage 1 wants to hand over the norm after backward 1.
+    lines = (
+        "0F0 0F2 0B0 0R1.0 0B2 0R0.0 0S1.0 0S0.0",
+        "1F0 1B0 1R1.0 1F2 1B2 1R0.0 1S1.0 1S0.0",
+        "0F1 0F3 0F5 0B1 0R1.0 0B3 0B5 0R0.0 0S1.0 0S0.0",
+        "1F1 1B1 1R1.0 1F3 1B3 1F5 1B5 1R0.0 1S1.0 1S0.0",
+    )
+    program = Program.from_text("\n".join(lines), num_stages=2, num_replicas=2)
+    with pytest.raises(PlanError, match=r"0F5 waits to send -> 1R1.0 waits to send -> 0F5 waits to send"):
+        require_progress(program)
+    require_progress(program, ahead=2)
+
+
 def test_a_forward_that_nobody_feeds_is_named() -> None:
     with pytest.raises(PlanError, match="stage 1 runs 1F1, but no stage runs the forward that feeds it"):
         program_graph(Program.from_text("0F0 0B0\n1F0 1B0 1F1\n", num_stages=2))

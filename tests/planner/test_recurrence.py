@@ -85,18 +85,17 @@ def longest_path_ms(program: Program, costs: ProgramCosts) -> float:
         if action.kind == ActionKind.REDUCE:
             for other in range(stage, len(workers), stages):
                 found.append(((other, same(other, ActionKind.REDUCE, action) - 1), 0))
-        if action.kind == ActionKind.STEP and stage == 0 and (split or not alone):
+            if stage < stages - 1:
+                found.append(((worker + 1, same(worker + 1, ActionKind.REDUCE, action)), 1))
+        if action.kind == ActionKind.STEP and stage == 0 and split and alone:
             for other in range(root + 1, root + stages):
-                if alone:
-                    gradients = (ActionKind.BACKWARD, ActionKind.BACKWARD_WEIGHT)
-                    ready = last_before(other, same(other, ActionKind.STEP, action), *gradients)
-                else:
-                    ready = same(other, ActionKind.REDUCE, action)
+                gradients = (ActionKind.BACKWARD, ActionKind.BACKWARD_WEIGHT)
+                ready = last_before(other, same(other, ActionKind.STEP, action), *gradients)
                 found.append(((other, ready), other - root))
         ends = [max((at for at, one in enumerate(line) if one.kind != ActionKind.STEP), default=-1) for line in workers]
         if action.kind == ActionKind.STEP and stage > 0 and place == ends[worker] + 1:
             found.append(((root, ends[root]), stage))
-            if split or not alone:
+            if split and alone:
                 found += [((other, ends[other]), other - root + stage) for other in range(root + 1, root + stages)]
         return [(key, hops) for key, hops in found if key[1] >= 0]
 

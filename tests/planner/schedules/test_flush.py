@@ -99,7 +99,8 @@ def test_zb_h1_puts_weight_gradients_where_the_drain_would_idle() -> None:
 @settings(deadline=None, max_examples=200)
 @given(plan=plans(max_stages=8, max_replicas=3))
 def test_every_program_passes_the_check(schedule: str, plan: Plan) -> None:
-    check_program(build_program(plan, schedule=schedule), plan)
+    ahead = 2 if schedule == "zb-h1" and plan.num_replicas > 1 else None
+    check_program(build_program(plan, schedule=schedule), plan, ahead=ahead)
 
 
 STAGES = [1, 2, 3, 4, 8]
