@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import math
+import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -99,6 +100,8 @@ class BenchResult:
     machine: str
     date: str
     command: str
+    load_average: float = 0.0
+    """Of the machine over the last quarter of an hour of the run: above the cores, wall times are of little worth."""
 
     def summary(self) -> list[dict[str, object]]:
         """Per region and strategy: geometric mean and worst of slots over the lower bound, and the time."""
@@ -117,6 +120,7 @@ class BenchResult:
                         "at_bound": sum(entry.slots == entry.lower_bound for entry in chosen),
                         "median_seconds": round(float(np.median([entry.seconds for entry in chosen])), 3),
                         "worst_seconds": round(max(entry.seconds for entry in chosen), 3),
+                        "worst_cpu_seconds": round(max(entry.cpu_seconds for entry in chosen), 3),
                     }
                 )
         return rows
@@ -218,7 +222,8 @@ def run_bench(
     words = ["loraplex bench planner", *(["--lengths FOLDER"] if lengths else []), *(["--quick"] if quick else [])]
     return BenchResult(
         records=tuple(records),
-        machine=f"{platform.machine()}, Python {platform.python_version()}",
+        machine=f"{os.cpu_count()} cores {platform.machine()}, Python {platform.python_version()}",
+        load_average=round(os.getloadavg()[2], 1) if hasattr(os, "getloadavg") else 0.0,
         date=date.today().isoformat(),
         command=" ".join([*words, *(f"--adapters {count}" for count in adapters)]),
     )
@@ -325,6 +330,7 @@ def write_results(
     writer.writerows(rows)
     write_atomically(folder / f"{stem}-grid.csv", table.getvalue())
     about = {"command": result.command, "machine": result.machine, "date": result.date}
+    about["load_average"] = str(result.load_average)
     summary = {**about, "losses_of_auto": result.losses(), "summary": result.summary(), "small": list(study)}
     write_atomically(folder / f"{stem}-summary.json", json.dumps(summary, indent=1) + "\n")
     plot_bench(result, folder / f"{stem}-grid.png")

@@ -17,7 +17,7 @@ _LOOKS = {
 
 
 def plot_bench(result: "BenchResult", path: Path) -> None:
-    """Write a PNG: above, slots over the lower bound; below, seconds; workloads by region, then by auto's gap."""
+    """Write a PNG: slots over the lower bound above processor seconds; workloads by region, then by the gap of auto."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -36,7 +36,7 @@ def plot_bench(result: "BenchResult", path: Path) -> None:
         size = 14 if strategy == "auto" else 18
         for axes, heights in (
             (above, [100 * entry.gap for entry in chosen]),
-            (below, [max(entry.seconds, 1e-4) for entry in chosen]),
+            (below, [max(entry.cpu_seconds, 1e-4) for entry in chosen]),
         ):
             axes.scatter(across, heights, s=size, c=colour, marker=marker, linewidths=0.8, label=strategy)
     _dress(above, below, result=result, regions=[entry.region for entry in auto])
@@ -50,9 +50,10 @@ def _dress(above: Any, below: Any, *, result: "BenchResult", regions: list[str])
     above.set_ylim(-0.1, None)
     above.set_yticks([0, 0.5, 1, 2, 5, 10, 20, 50, 100], ["0", "0.5", "1", "2", "5", "10", "20", "50", "100"])
     above.set_ylabel("slots above the lower bound, %")
-    above.set_title(f"{len(regions)} workloads, {result.date}, {result.machine}; {result.command}", fontsize=9)
+    load = f"load {result.load_average:g}"
+    above.set_title(f"{len(regions)} workloads, {result.date}, {result.machine}, {load}; {result.command}", fontsize=9)
     below.set_yscale("log")
-    below.set_ylabel("seconds to plan")
+    below.set_ylabel("seconds of processor time to plan")
     below.set_xlabel("workloads, by region and by the gap of auto")
     for axes in (above, below):
         axes.grid(axis="y", alpha=0.3)

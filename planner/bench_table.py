@@ -14,7 +14,7 @@ def summary_table(result: BenchResult) -> Table:
     table = Table(box=SIMPLE_HEAD)
     for column in ("region", "strategy"):
         table.add_column(column, no_wrap=True)
-    for column in ("workloads", "mean gap", "worst", "at bound", "median s", "worst s"):
+    for column in ("workloads", "mean gap", "worst", "at bound", "median s", "worst s", "cpu s"):
         table.add_column(column, justify="right")
     for row in result.summary():
         table.add_row(
@@ -26,6 +26,7 @@ def summary_table(result: BenchResult) -> Table:
             str(row["at_bound"]),
             f"{row['median_seconds']:.3f}",
             f"{row['worst_seconds']:.3f}",
+            f"{row['worst_cpu_seconds']:.3f}",
         )
     return table
 
@@ -40,7 +41,7 @@ def study_table(records: Sequence[ExactRecord]) -> Table:
         table.add_row(
             record.family,
             str(record.num_stages),
-            f"{record.proved} of {record.workloads}",
+            f"{record.proved}/{record.workloads}",
             str(record.plan_optimal),
             str(record.bound_tight),
             f"{record.slots_above_optimum / max(1, record.optimum):.1%}",
