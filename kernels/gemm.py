@@ -27,8 +27,8 @@ from .tiles import can_use_tma
 OUT_OF_RANGE = tl.constexpr(1 << 30)
 
 MASKED_REGISTERS = 200
-"""A thread's registers where the epilogue draws dropout: unbounded the compiler takes all 255, and no pass of the
-adapters' gradients fits beside it on a multiprocessor; with 200 it still spills none (triton 3.6, sm_90, 2026-11-24)."""
+"""Registers of a thread where the epilogue draws dropout: unbounded the compiler takes all 255, and no pass of the
+adapters' gradients fits beside it on a multiprocessor; with 200 it spills none (triton 3.6, sm_90, 2026-11-24)."""
 
 
 @triton.jit(do_not_specialize=["target_word"])

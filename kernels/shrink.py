@@ -29,8 +29,8 @@ def shrink_kernel(
 ):  # fmt: skip
     """BC columns of S `[T, C]` of one row tile; with SPLITS > 1 a share of the inner sum, float32 `[SPLITS, T, C]`.
 
-    The packed A `[adapters * ROWS_A, K]` meets all columns of x; BY_TARGET, the packed B `[adapters * N, R]` meets those
-    columns of dy that belong to its target.
+    The packed A `[adapters * ROWS_A, K]` meets all columns of x; BY_TARGET, the packed B `[adapters * N, R]` meets
+    those columns of dy that belong to its target.
     """
     if OVERLAP:
         # the product behind this pass may start now: it waits for S before its first store
