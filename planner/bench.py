@@ -332,10 +332,10 @@ def write_results(
     about = {"command": result.command, "machine": result.machine, "date": result.date}
     about["load_average"] = str(result.load_average)
     summary = {**about, "losses_of_auto": result.losses(), "summary": result.summary(), "small": list(study)}
-    write_atomically(folder / f"{stem}-summary.json", json.dumps(summary, indent=1) + "\n")
+    write_atomically(folder / f"summary-{stem}.json", json.dumps(summary, indent=1) + "\n")
     plot_bench(result, folder / f"{stem}-grid.png")
-    names = ("grid.json", "grid.csv", "summary.json", "grid.png")
-    return tuple(folder / f"{stem}-{name}" for name in names)
+    names = (f"{stem}-grid.json", f"{stem}-grid.csv", f"summary-{stem}.json", f"{stem}-grid.png")
+    return tuple(folder / name for name in names)
 
 
 def _geometric_gap(ratios: Sequence[float]) -> float:

@@ -52,7 +52,7 @@ def test_records_tables_and_files(tmp_path: Path) -> None:
     assert [path.name for path in paths] == [
         "planner-grid.json",
         "planner-grid.csv",
-        "planner-summary.json",
+        "summary-planner.json",
         "planner-grid.png",
     ]
     rows = json.loads(paths[0].read_text(encoding="utf-8"))
