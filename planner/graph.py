@@ -9,7 +9,6 @@ Actions are numbered through, worker after worker. What an action waits for, bes
 A part is one chunk of one stage; parts are numbered chunk * num_stages + stage.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,14 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .compiled import compiled
 from .errors import PlanError
+from .further_waits import further_waits, reduce_chain
 from .program import Action, ActionKind, Program
 
 Index = NDArray[np.int64]
 Column = NDArray[np.int32]
 _FORWARDS = (int(ActionKind.FORWARD), int(ActionKind.EVALUATE))
 _BACKWARDS = (int(ActionKind.BACKWARD), int(ActionKind.BACKWARD_INPUT))
-_GRADIENTS = (int(ActionKind.BACKWARD), int(ActionKind.BACKWARD_WEIGHT))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,7 +72,7 @@ def program_graph(program: Program) -> ProgramGraph:
     """The graph of a Program. Raises PlanError if an action waits for one that is missing or for itself in a circle."""
     offsets, kind, microbatch, part, worker = _numbered(program)
     sender = _senders(program, kind=kind, microbatch=microbatch, part=part, worker=worker)
-    extras = sorted(_further_waits(program, offsets=offsets))
+    extras = sorted(further_waits(program, offsets=offsets))
     extra_first = np.searchsorted([action for action, _, _ in extras], np.arange(len(kind) + 1)).astype(np.int64)
     extra_action = np.array([awaited for _, awaited, _ in extras], dtype=np.int64)
     run_first, run_end = np.empty(len(kind), dtype=np.int64), np.empty(len(kind), dtype=np.int64)
@@ -110,7 +110,7 @@ def program_messages(program: Program) -> tuple[list[int], list[int], list[int],
     offsets, kind, microbatch, part, worker = _numbered(program)
     sender = _senders(program, kind=kind, microbatch=microbatch, part=part, worker=worker)
     receiver = np.full(len(kind), -1, dtype=np.int64)
-    for reduce, awaited in _reduce_chain(program, offsets=offsets):
+    for reduce, awaited in reduce_chain(program, offsets=offsets):
         sender[reduce] = awaited
     taking = np.flatnonzero((kind != int(ActionKind.STEP)) & (sender >= 0) & (worker != worker[sender]))
     receiver[sender[taking]] = taking
@@ -195,83 +195,6 @@ def action_text(program: Program, worker: int, place: int) -> str:
     return action.text(stage=worker % program.num_stages, num_stages=program.num_stages)
 
 
-def _further_waits(program: Program, *, offsets: Index) -> Iterator[tuple[int, int, int]]:
-    # (action, awaited action, hops of the message)
-    stages, replicas = program.num_stages, program.num_replicas
-    # With replicas the norms go up after each Reduce; in one pipeline alone they ride, unless the backward is split.
-    split = replicas == 1 and any(
-        bool((columns.kind == int(ActionKind.BACKWARD_WEIGHT)).any()) for columns in program.workers
-    )
-    for reduce, awaited in _reduce_chain(program, offsets=offsets):
-        yield reduce, awaited, 1
-    for replica in range(replicas):
-        first_worker = replica * stages
-        tails = [_tail(program, worker) for worker in range(first_worker, first_worker + stages)]
-        if replicas > 1:
-            yield from _reduce_waits(program, offsets=offsets, replica=replica)
-        if split:
-            yield from _norm_waits(program, offsets=offsets)
-        for stage in range(1, stages):
-            worker, root = first_worker + stage, first_worker
-            if tails[stage] < len(program.workers[worker]) and tails[0] > 0:
-                tail = int(offsets[worker]) + tails[stage]
-                yield tail, int(offsets[root]) + tails[0] - 1, stage
-                if split:
-                    for other in range(1, stages):
-                        if other != stage and tails[other] > 0:
-                            awaited = int(offsets[first_worker + other]) + tails[other] - 1
-                            yield tail, awaited, other + stage
-
-
-def _tail(program: Program, worker: int) -> int:
-    # Place of the first of the Steps that end a worker's actions; the number of actions where it ends otherwise.
-    others = np.flatnonzero(program.workers[worker].kind != int(ActionKind.STEP))
-    return int(others[-1]) + 1 if len(others) else 0
-
-
-def _reduce_waits(program: Program, *, offsets: Index, replica: int) -> Iterator[tuple[int, int, int]]:
-    stages = program.num_stages
-    for stage in range(stages):
-        workers = [other * stages + stage for other in range(program.num_replicas)]
-        places = [_places(program, worker, ActionKind.REDUCE) for worker in workers]
-        for batch, place in places[replica].items():
-            for other, theirs in enumerate(places):
-                # Waiting for what stands before the others' Reduce is waiting until they have arrived there.
-                if other != replica and theirs.get(batch, 0) > 0:
-                    yield int(offsets[workers[replica]]) + place, int(offsets[workers[other]]) + theirs[batch] - 1, 0
-
-
-def _reduce_chain(program: Program, *, offsets: Index) -> Iterator[tuple[int, int]]:
-    # (Reduce, the same Reduce one stage later, whose norm it adds its own to)
-    for worker in range(len(program.workers)):
-        if program.num_replicas == 1 or (worker + 1) % program.num_stages == 0:
-            continue
-        own, later = (_places(program, stage, ActionKind.REDUCE) for stage in (worker, worker + 1))
-        for batch, place in own.items():
-            if batch in later:
-                yield int(offsets[worker]) + place, int(offsets[worker + 1]) + later[batch]
-
-
-def _norm_waits(program: Program, *, offsets: Index) -> Iterator[tuple[int, int, int]]:
-    # Where a split backward's message has left, each norm reaches stage 0 by its own: after the last weight gradient
-    # before that stage's Step.
-    steps = _places(program, 0, ActionKind.STEP)
-    for stage in range(1, program.num_stages):
-        gradients = np.flatnonzero(np.isin(program.workers[stage].kind, _GRADIENTS))
-        for batch, place in _places(program, stage, ActionKind.STEP).items():
-            before = int(np.searchsorted(gradients, place)) - 1
-            if before >= 0 and batch in steps:
-                yield int(offsets[0]) + steps[batch], int(offsets[stage]) + int(gradients[before]), stage
-
-
-def _places(program: Program, worker: int, kind: ActionKind) -> dict[tuple[int, int], int]:
-    # Where a worker's Reduces or Steps stand, by (adapter, global batch).
-    columns = program.workers[worker]
-    places = np.flatnonzero(columns.kind == int(kind))
-    adapters, batches = columns.adapter[places].tolist(), columns.global_batch[places].tolist()
-    return dict(zip(zip(adapters, batches, strict=True), places.tolist(), strict=True))
-
-
 def _find_runs(offsets: Any, sender: Any, extra_first: Any, extra_action: Any, run_first: Any, run_end: Any) -> int:
     # Walks every worker as far as it gets, in turn, until none moves. Runs as it is and compiled.
     num_workers = len(offsets) - 1
@@ -303,12 +226,3 @@ def _find_runs(offsets: Any, sender: Any, extra_first: Any, extra_action: Any, r
 @cache
 def _walk() -> Any:
     return compiled(_find_runs)
-
-
-def compiled(function: Any) -> Any:
-    """The function compiled by numba (an optional extra), or the function itself where numba is absent."""
-    try:
-        from numba import njit
-    except ImportError:
-        return function
-    return njit(cache=True)(function)

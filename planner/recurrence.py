@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .compiled import compiled
 from .costing import ProgramCosts
-from .graph import ProgramGraph, compiled
+from .graph import ProgramGraph
 
 Float = NDArray[np.float64]
 

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .graph import ProgramGraph, compiled
+from .compiled import compiled
+from .graph import ProgramGraph
 from .program import ActionKind
 
 Float = NDArray[np.float64]

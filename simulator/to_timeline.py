@@ -31,7 +31,7 @@ def to_timeline(
     waits = find_waits(graph, start_ms=completion.start_ms, end_ms=completion.end_ms, arrival_ms=completion.arrival_ms)
     actions = np.concatenate([np.arange(graph.num_actions()), sent, waits.action])
     counts = [graph.num_actions(), len(sent), len(waits.action)]
-    # Words as shared objects: arrays of characters take ten times as long to become a column.
+    # Words as shared objects: arrays of characters take twice as long to become a column.
     kinds = np.repeat(np.array(["compute", "transfer", "wait"], dtype=object), counts)
     causes = np.array([*CAUSES, ""], dtype=object)[np.concatenate([np.full(sum(counts[:2]), -1), waits.cause])]
     nothing = np.zeros(graph.num_actions(), dtype=np.int64)
