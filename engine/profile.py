@@ -42,9 +42,16 @@ def profile_model(
 
 
 def measure_profile(
-    base: BaseModel, folder: Path, jobs: Sequence[Job], transport: Transport, *, num_stages: int, capacity_tokens: int
+    base: BaseModel,
+    folder: Path,
+    jobs: Sequence[Job],
+    transport: Transport,
+    *,
+    num_stages: int,
+    capacity_tokens: int,
+    seconds: float = 12.0,
 ) -> CostProfile:
-    """One worker's part; what worker 0 returns counts.
+    """One worker's part, in about `seconds`; what worker 0 returns counts.
 
     Three kinds of stage are measured with the layers a stage of a run would have: one in the middle, the first with the
     embedding, the last with the head. The middle gives the layers' cost, the others' surplus the ends'.
@@ -52,7 +59,7 @@ def measure_profile(
     num_layers = -(-base.num_layers // num_stages)
     layouts = [Layout(stage=place, num_stages=3, first_layer=0, end_layer=num_layers) for place in range(3)]
     first, middle, last = measure_stages(
-        folder, jobs, layouts, transport, num_workers=num_stages, capacity_tokens=capacity_tokens
+        folder, jobs, layouts, transport, num_workers=num_stages, capacity_tokens=capacity_tokens, seconds=seconds
     )
     config = read_config(folder)
     wire = Wire(hidden_size=config.hidden_size, dtype=getattr(config, "dtype", None) or torch.float32)

@@ -1,0 +1,126 @@
+"""Profiles: what is measured, how it becomes costs. No time is asserted."""
+
+import threading
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from loraplex.engine.measure import measure_link
+from loraplex.engine.message import Wire
+from loraplex.engine.profile import _surplus, measure_profile
+from loraplex.engine.profile_plan import default_jobs, measuring_plan, measuring_program
+from loraplex.engine.rendezvous import RendezvousTransport, Switchboard
+from loraplex.planner.base_model import BaseModel
+from loraplex.planner.program import ActionKind
+from loraplex.traces.costs import CostProfile, CostTerms
+
+
+def test_the_default_jobs_are_two_adapters_with_and_without_dropout() -> None:
+    jobs = default_jobs(sequence_len=300)
+    assert [(job.lora.r, job.lora.lora_dropout, job.num_samples()) for job in jobs] == [(16, 0.0, 128), (16, 0.1, 128)]
+    lengths = [s.num_tokens for job in jobs for batch in job.global_batches for s in batch]
+    assert 16 <= min(lengths) < 20
+    assert 250 < max(lengths) <= 300
+
+
+def test_measured_are_parts_of_planned_microbatches_of_many_sizes(three_jobs: Any) -> None:
+    plan = measuring_plan(three_jobs(), capacity_tokens=60, num_stages=3)
+    sizes = [batch.num_tokens() for batch in plan.microbatches]
+    assert len(sizes) == 4 * 12
+    assert max(sizes) <= 60
+    assert min(sizes) < 20
+    assert {len(batch.adapter_tokens()) for batch in plan.microbatches} >= {1, 2}
+    # Every adapter's samples are numbered in the order in which they come, and a batch spans two microbatches.
+    for adapter in range(3):
+        own = [s for batch in plan.microbatches for s in batch.samples if s.adapter == adapter]
+        assert [s.index for s in own] == list(range(len(own)))
+        held = [k for batch in plan.microbatches for a, k in batch.global_batches() if a == adapter]
+        assert held == [place // 2 for place in range(len(held))]
+        assert tuple(s for batch in plan.jobs[adapter].global_batches for s in batch) == tuple(own)
+
+
+def test_each_is_run_forward_and_back_and_stepped_when_its_batch_is_whole(three_jobs: Any) -> None:
+    plan = measuring_plan(three_jobs(), capacity_tokens=60, num_stages=3)
+    program = measuring_program(plan)
+    actions = list(program.actions(stage=1))
+    kinds = [action.kind for action in actions]
+    assert all(later is ActionKind.BACKWARD for kind, later in pairwise(kinds) if kind is ActionKind.FORWARD)
+    steps = {(a.adapter, a.global_batch) for a in actions if a.kind is ActionKind.STEP}
+    assert steps == {batch for held in plan.microbatches for batch in held.global_batches()}
+
+
+def test_an_ends_surplus_is_fitted_and_never_negative() -> None:
+    tokens = np.array([10, 20, 40, 80])
+    found = _surplus(tokens, 0.5 + 0.25 * tokens)
+    assert (found.fixed_ms, found.per_token_ms) == pytest.approx((0.5, 0.25))
+    assert _surplus(tokens, -0.1 - 0.01 * tokens) == CostTerms()
+    # Noise around nothing is nothing, or next to it.
+    assert _surplus(tokens, np.array([0.1, -0.1, 0.1, -0.1])).ms(tokens=40) < 0.06
+
+
+@pytest.fixture
+def profiles(model_folder: Path, three_jobs: Any) -> list[CostProfile]:
+    """What two workers make of the small model."""
+    base = BaseModel(name="small", folder=model_folder, family="llama", num_layers=4, max_tokens=4096)
+    board = Switchboard(2, timeout_s=60)
+    found: dict[int, CostProfile] = {}
+
+    def work(worker: int) -> None:
+        found[worker] = measure_profile(
+            base,
+            model_folder,
+            three_jobs(dropout=0.1),
+            RendezvousTransport(board, worker),
+            num_stages=2,
+            capacity_tokens=60,
+            seconds=0.1,
+        )
+
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [found[worker] for worker in range(2)]
+
+
+def test_a_measured_profile_is_whole_and_survives_its_file(profiles: list[CostProfile], tmp_path: Path) -> None:
+    profile = profiles[0]
+    assert (profile.name, profile.origin, profile.num_layers) == ("small-cpu", "measured", 4)
+    assert "2 processes side by side" in profile.source
+    profile.save(tmp_path / "profile.json")
+    assert CostProfile.load(tmp_path / "profile.json") == profile
+    for stage in profile.stages(num_stages=2):
+        given = {"tokens": 40, "squares": 600, "targets": 20, "adapters": 2}
+        assert stage.forward_ms(**given) > 0
+        assert stage.backward_ms(**given) > 0
+        assert stage.step_ms > 0
+    assert profile.link.latency_ms + 1 / profile.link.bytes_per_ms > 0
+    assert profile.fit_error_median is not None
+    # Counted exactly: 7 linears and 2 norms a layer, embedding and head of 64 x 32, in float32.
+    layer = 4 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32)
+    assert profile.memory.layer_weight_bytes == layer
+    assert profile.memory.embedding_weight_bytes == 4 * 64 * 32
+    assert profile.memory.head_weight_bytes == 4 * (64 * 32 + 32)
+    assert profile.memory.boundary_bytes_per_token == 4 * 32
+
+
+def test_a_link_is_measured_by_round_trips() -> None:
+    board = Switchboard(3, timeout_s=20)
+    wire = Wire(hidden_size=8, dtype=torch.float32)
+    found: dict[int, list[float]] = {}
+
+    def work(worker: int) -> None:
+        found[worker] = measure_link(RendezvousTransport(board, worker), wire, num_tokens=(1, 100))
+
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(ms > 0 for worker in (0, 1) for ms in found[worker])
+    assert found[2] == [0.0, 0.0]
