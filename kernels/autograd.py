@@ -55,4 +55,3 @@ class FusedLinear(torch.autograd.Function):
         grads = unpack_a(da, ctx.shapes[:n], num_targets=call.layout.num_targets)
         grads += unpack_b(db, ctx.shapes[n:], sizes=call.layout.out_features)
         return None, dx, dbias, *grads
-

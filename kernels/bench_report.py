@@ -67,18 +67,20 @@ def plot(records: list[Record], gpu: str, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, 2, figsize=(14, 8), sharey=True)
+    top = 0.0
     cases = [(num_adapters, dropout) for num_adapters in (1, 4) for dropout in (0.0, 0.1)]
     for axis, (num_adapters, dropout) in zip(axes.flat, cases, strict=True):
         own = [r for r in records if r["goal"] and r["num_adapters"] == num_adapters and r["dropout"] == dropout]
         linears = list(dict.fromkeys(r["linear"] for r in own))
         for offset, way in ((-0.2, "ours"), (0.2, "eager")):
             heights = [geomean(_ratios([r for r in own if r["linear"] == name], way)) for name in linears]
+            top = max(top, *heights) if heights else top
             axis.bar([i + offset for i in range(len(linears))], heights, width=0.38, label=way)
         axis.axhline(1.0, color="black", linewidth=0.8)
         axis.axhline(GOAL, color="black", linewidth=0.8, linestyle=":")
         axis.set_xticks(range(len(linears)), linears, rotation=45, ha="right")
         axis.set_title(f"{num_adapters} adapter{'s' if num_adapters > 1 else ''}, dropout {dropout}")
-        axis.set_ylim(0.9, None)
+    axes[0, 0].set_ylim(0.9, max(1.1, 1.03 * top))
     axes[0, 0].legend()
     axes[0, 0].set_ylabel("time / frozen linear")
     axes[1, 0].set_ylabel("time / frozen linear")

@@ -59,9 +59,7 @@ def make_layout(x: Tensor, sizes: tuple[int, ...], a: Sequence[Tensor], *, routi
         num_features=x.shape[1],
         out_features=sizes,
         padded_rank=r,
-        config=choose_config(
-            x.device, x.dtype, num_rows=x.shape[0], lora_rank=r, dropout=routing.has_dropout
-        ),
+        config=choose_config(x.device, x.dtype, num_rows=x.shape[0], lora_rank=r, dropout=routing.has_dropout),
     )
 
 

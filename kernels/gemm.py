@@ -2,7 +2,7 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """The frozen product with the LoRA product as more of its inner dimension: persistent, by TMA, on Hopper and newer.
 
-`y = [x | S] [W | B]^T` and `dx = [dy | dS] [W ; A]`, without storing either concatenation: the rank's columns are one
+`y = [x | S] [W | B]^T` and `dx = [dy | dS] [W ; A]`, without storing either concatenation: the LoRA columns are one
 more step of a tile's loop. A block of rows that holds two owners gets the frozen product alone; `add_borders` adds the
 rest there, adapter by adapter, so that no adapter's NaN is ever multiplied with another's zero.
 """

@@ -141,7 +141,7 @@ def _power_of_two_within(wanted: int, most: int) -> int:
 
 
 def padded_rank(lora_ranks: Sequence[int]) -> int:
-    """The power of two, at least 16 (the tensor cores' least), that holds every rank of the call."""
+    """The power of two, at least 16 (the tensor cores' least), that holds every r of the call."""
     return max(16, 1 << (max(lora_ranks) - 1).bit_length())
 
 

@@ -81,9 +81,7 @@ def run_backward(
     the library's GEMM adds to what the pass for dA has written into dx.
     """
     weight = base.whole_weight() if needs_dx else None
-    fused = weight is not None and can_fuse_backward(
-        x, dy, weight, layout=layout, routing=routing, targets=targets
-    )
+    fused = weight is not None and can_fuse_backward(x, dy, weight, layout=layout, routing=routing, targets=targets)
     overlap = fused and layout.config.overlap
     ds = shrink_output_grad(dy, b, layout=layout, routing=routing, overlap=overlap)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if needs_dx else None

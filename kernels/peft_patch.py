@@ -138,9 +138,7 @@ def _is_nf4(weight: Any) -> bool:
     return getattr(getattr(weight, "quant_state", None), "quant_type", None) == "nf4"
 
 
-def _fused_forward(
-    layer: Any, original: Callable[..., Tensor], state: _State, target: int
-) -> Callable[..., Tensor]:
+def _fused_forward(layer: Any, original: Callable[..., Tensor], state: _State, target: int) -> Callable[..., Tensor]:
     """The layer's new forward; keyword arguments are PEFT's own and mean its own path."""
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -132,9 +132,7 @@ class Routing:
     ) -> Routing:
         """The routing of a compiled graph's op: what the kernels read, without the host's scaling and seeds."""
         made = _described(description.numpy().tobytes(), words.shape[0], words.device)
-        return replace(
-            made, words=words, thresholds=thresholds, branch_scale=branch_scale, token_index=token_index
-        )
+        return replace(made, words=words, thresholds=thresholds, branch_scale=branch_scale, token_index=token_index)
 
     @property
     def num_adapters(self) -> int:

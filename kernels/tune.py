@@ -37,7 +37,7 @@ GEMM = (
 
 
 def tune_gpu(*, report: Callable[[str], None]) -> list[Tuned]:
-    """One configuration per (rows, rank, dropout or not) for bf16. A choice that does not run here is passed over."""
+    """One configuration per (rows, r, dropout or not) for bf16. A choice that does not run here is passed over."""
     device = torch.device("cuda")
     gate(device)
     entries = []
@@ -55,9 +55,7 @@ def tune_gpu(*, report: Callable[[str], None]) -> list[Tuned]:
     return entries
 
 
-def _tune_bucket(
-    num_rows: int, lora_rank: int, dropout: float, device: torch.device
-) -> tuple[KernelConfig, float]:
+def _tune_bucket(num_rows: int, lora_rank: int, dropout: float, device: torch.device) -> tuple[KernelConfig, float]:
     """(the best configuration, its gain over the fallback)."""
     timers = [_timer(num_rows, k, n, lora_rank, dropout, device) for k, n in WIDTHS]
     best = fallback_config(device)

@@ -49,7 +49,7 @@ def choose_config(
     if not entries:
         return fallback_config(device)
     fitting = [entry for entry in entries if num_rows <= entry.max_rows and lora_rank <= entry.max_lora_rank]
-    # beyond the largest bucket the largest serves; a rank above every bucket takes the widest one
+    # beyond the largest bucket the largest serves; an r above every bucket takes the widest one
     widest = max(entries, key=lambda entry: (entry.max_lora_rank, entry.max_rows))
     most_rows = [entry for entry in entries if lora_rank <= entry.max_lora_rank]
     if fitting:

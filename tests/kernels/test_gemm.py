@@ -86,9 +86,7 @@ def test_a_block_of_two_owners_keeps_nan_apart(where, device, calls):
         values["x"][200] = float("nan")
     else:
         values["lora_b"][0][2][:] = float("nan")
-    found = run(
-        fused.fused_linears, rounded(values, torch.float16, device), routing=case.routing(device), targets=(0,)
-    )
+    found = run(fused.fused_linears, rounded(values, torch.float16, device), routing=case.routing(device), targets=(0,))
     others = torch.ones(600, dtype=torch.bool)
     others[193:393] = False
     assert torch.isfinite(found["y"][others]).all()
