@@ -77,6 +77,12 @@ def schedule_names() -> tuple[str, ...]:
     return (DEFAULT_SCHEDULE, *_emitters(1), "interleaved-2")
 
 
+def check_schedule_name(name: str) -> None:
+    """Raise PlanError for a name that no schedule has."""
+    if name not in schedule_names() and num_chunks_of(name) == 1:
+        raise PlanError(f"schedule '{name}' is unknown; choose one of {', '.join(schedule_names())}")
+
+
 def num_chunks_of(name: str) -> int:
     """Model chunks that each stage holds under a schedule of this name."""
     found = re.fullmatch(r"interleaved-([2-9]|[1-9]\d)", name)
@@ -101,6 +107,5 @@ def _emit(plan: Plan, dependencies: SlotDependencies, name: str) -> Program:
         emitter = partial(interleaved_segment, num_stages=plan.num_stages, num_chunks=num_chunks)
         orders = flushed(dependencies, emitter)
         return assemble(plan, dependencies, orders, schedule=name, num_chunks=num_chunks)
-    if name not in emitters:
-        raise PlanError(f"schedule '{name}' is unknown; choose one of {', '.join(schedule_names())}")
+    check_schedule_name(name)
     return assemble(plan, dependencies, emitters[name](dependencies), schedule=name)

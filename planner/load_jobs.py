@@ -13,6 +13,9 @@ from .read_table import ReadTable, data_path, read_table
 from .tokens import Progress, Tokenizer, TokenTable
 from .training_order import TrainingOrder, training_order
 
+MAX_SAMPLES = 10_000_000
+"""Samples in all steps of an adapter; a mistyped number must not eat all memory (a sample takes about 200 bytes)."""
+
 
 def load_jobs(path: Path, *, allow_lengths: bool = False, progress: Progress | None = None) -> LoadedJobs:
     """Read a job file and its texts, tokenise, shuffle and cut into global batches.
@@ -139,6 +142,7 @@ def _seed(read: ReadJobFile, adapter: AdapterEntry) -> int:
 
 def _order(read: ReadJobFile, number: int, table: TokenTable) -> TrainingOrder:
     adapter = read.adapters[number]
+    _check_length(read, number, num_rows=len(table))
     order = training_order(
         num_rows=len(table),
         global_batch_size=adapter.global_batch_size,
@@ -153,6 +157,17 @@ def _order(read: ReadJobFile, number: int, table: TokenTable) -> TrainingOrder:
             "training; lower it"
         )
     return order
+
+
+def _check_length(read: ReadJobFile, number: int, *, num_rows: int) -> None:
+    adapter = read.adapters[number]
+    if adapter.max_steps is None:
+        field, num_samples = "num_epochs", (adapter.num_epochs or 1) * num_rows
+    else:
+        field, num_samples = "max_steps", adapter.max_steps * min(adapter.global_batch_size, num_rows)
+    if num_samples > MAX_SAMPLES:
+        place = read.adapter_place(number, field)
+        raise JobError(f"{place}: {num_samples} samples to train on are more than the {MAX_SAMPLES} allowed; lower it")
 
 
 def _job(

@@ -6,6 +6,7 @@ from time import perf_counter
 
 from ..traces.costs import CostProfile
 from .balance import balance
+from .build_program import check_schedule_name
 from .candidates import greedy_recipes, grouping_of, stream_recipes
 from .errors import PlanError
 from .exact import fewest_slots
@@ -23,6 +24,8 @@ STRATEGIES = ("auto", "milp", "greedy", "stream")
 OBJECTIVES = ("makespan", "microbatches", "fair")
 _EXACT_ITEMS, _EXACT_NODES = 14, 5000
 """Workloads up to this many samples are searched exactly, up to this many nodes: some milliseconds."""
+_MAX_WORKERS = 2**16
+"""Far beyond any pipeline, and still planned within seconds: a mistyped number must not eat all memory."""
 _FAIR_STEPS = 10
 """Halvings of the interval in which the smallest slowdown that can be kept is sought."""
 
@@ -55,6 +58,12 @@ def make_plan(
     """
     start = perf_counter()
     _check_choices(strategy=strategy, objective=objective, solver=solver, time_limit_s=time_limit_s)
+    check_schedule_name(schedule)
+    if num_stages * num_replicas > _MAX_WORKERS:
+        raise PlanError(
+            f"num_stages={num_stages} with num_replicas={num_replicas} are {num_stages * num_replicas} processes; "
+            f"{_MAX_WORKERS} are the most that is planned for: lower one"
+        )
     base = Plan(
         jobs=tuple(jobs),
         num_stages=num_stages,

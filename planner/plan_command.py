@@ -95,6 +95,12 @@ def _settings(request: PlanRequest, progress: Progress) -> _Settings:
     from .load_jobs import load_jobs
 
     loaded = load_jobs(request.job_file, progress=lambda what, share: progress(f"{what} ({share:.0%})", 0.0))
+    model = loaded.settings.base_model
+    if (request.num_stages or 0) > model.num_layers:
+        raise JobError(
+            f"--stages {request.num_stages} exceeds the {model.num_layers} layers of {model.name}, and each stage "
+            "needs one; lower it"
+        )
     return _Settings(
         jobs=loaded.jobs,
         fingerprint=loaded.fingerprint,

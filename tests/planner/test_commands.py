@@ -107,6 +107,8 @@ def test_plan_a_job_file(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["valid"] is True
     assert (plan.num_stages, plan.microbatch_tokens, len(plan.jobs[0].global_batches)) == (2, 512, 3)
     assert len(plan.data_fingerprint) == 64
+    with pytest.raises(JobError, match="--stages 5 exceeds the 4 layers of tiny"):
+        run("plan", str(tmp_path / "jobs.yaml"), "-o", str(tmp_path / "plan.json"), "--stages", "5")
 
 
 @pytest.mark.parametrize(

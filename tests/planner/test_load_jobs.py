@@ -268,6 +268,12 @@ def test_the_demo_loads_from_anywhere(tmp_path: Path) -> None:
             "jobs.yaml:26: adapters[0].datasets[0].path: there is no file",
         ),
         ("val_split: 0.4", "val_split: 0.9", "jobs.yaml:30: adapters[1].val_split: 0.9 keeps all 3 samples"),
+        (
+            "max_steps: 1",
+            "max_steps: 100000000000",
+            "jobs.yaml:29: adapters[1].max_steps: 200000000000 samples to train",
+        ),
+        ("num_epochs: 2", "num_epochs: 9999999", "jobs.yaml:25: adapters[0].num_epochs: 29999997 samples to train on"),
         ("sequence_len: 16", "sequence_len: 4", "a.jsonl:3: 5 tokens, the most of 1 in 3 samples that exceed"),
         ("seed: 3", "chat_template: none.jinja", "jobs.yaml:5: chat_template: "),
     ],

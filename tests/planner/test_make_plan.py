@@ -241,6 +241,8 @@ def test_ctrl_c_before_the_first_plan_ends_planning(monkeypatch: pytest.MonkeyPa
         ({"objective": "fair", "strategy": "milp"}, "objective=fair is planned by streaming; strategy='milp' must be"),
         ({"time_limit_s": 0.0}, "time_limit_s=0.0 must be above 0"),
         ({"time_limit_s": float("nan")}, "time_limit_s=nan must be above 0"),
+        ({"schedule": "waltz"}, "schedule 'waltz' is unknown; choose one of 1f1b, 1f1b-slots"),
+        ({"num_replicas": 10**9}, "num_replicas=1000000000 are 1000000000 processes; 65536 are the most"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:

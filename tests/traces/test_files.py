@@ -32,6 +32,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert {entry.name: entry.read_text() for entry in tmp_path.iterdir()} == {"a.txt": "old"}
 
 
+def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
+    for folder in (tmp_path, "/", "."):
+        with pytest.raises(IsADirectoryError, match="is a folder; name a file to write"):
+            write_atomically(folder, "text")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_metrics_are_found_by_adapter(tmp_path: Path) -> None:
     for adapter in ("papers", "maths-r16"):
         (tmp_path / metrics_name(adapter)).touch()
