@@ -102,9 +102,9 @@ class CheckpointWriter:
         tensors = {key: tensor.contiguous() for key, tensor in self._tensors.pop(after).items()}
         save_file(tensors, unfinished, metadata=metadata)
         os.replace(unfinished, path)
-        if self._stage == 0:
-            for older in _complete(self._folder)[:-_KEPT]:
-                shutil.rmtree(self._folder / f"microbatch-{older}", ignore_errors=True)
+        # Every stage tidies up: whoever writes the last part of a checkpoint makes an older one superfluous.
+        for older in _complete(self._folder)[:-_KEPT]:
+            shutil.rmtree(self._folder / f"microbatch-{older}", ignore_errors=True)
 
 
 def forget_checkpoints(folder: Path) -> None:

@@ -108,7 +108,7 @@ class GlooTransport:
         self.finish()
 
 
-def open_gloo(*, num_stages: int, num_replicas: int = 1, timeout_s: float = 600.0) -> GlooTransport:
+def open_gloo(*, num_stages: int, num_replicas: int = 1, timeout_s: float = 1800.0) -> GlooTransport:
     """Join the run that torchrun has started. Raises ValueError for a wrong number of processes."""
     timeout = datetime.timedelta(seconds=timeout_s)
     dist.init_process_group("gloo", timeout=timeout)

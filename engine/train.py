@@ -1,5 +1,6 @@
 """`loraplex train` from end to end: plan if need be, check everything, start the processes, say what was made."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,7 +92,11 @@ def train(
     num_workers = prepared.plan.num_stages * prepared.plan.num_replicas
     if before_launch is not None:
         before_launch()
-    launch("loraplex.engine", settings.arguments(), work_dir=prepared.output_dir / WORK, num_workers=num_workers)
+    work_dir = prepared.output_dir / WORK
+    try:
+        launch("loraplex.engine", settings.arguments(), work_dir=work_dir, num_workers=num_workers)
+    finally:
+        shutil.rmtree(work_dir, ignore_errors=True)
     return _result(prepared)
 
 

@@ -163,6 +163,7 @@ def test_the_measured_order_is_the_programs(trained: tuple[Path, dict[str, objec
         assert ends[f"1B{place}"] <= starts[f"0B{place}"]
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_peft_loads_the_adapters_and_gives_the_engines_logits(trained: tuple[Path, dict[str, object]]) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -259,6 +260,7 @@ def test_a_killed_worker_ends_the_run_and_torchrun_resumes_it_to_the_same_bits(
     assert "Traceback" not in err
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers.values())
     assert not (folder / "output" / "adapters").exists()
+    assert not (folder / "output" / ".run").exists()
     assert any((folder / "output" / "checkpoints").iterdir())
 
     code, _, err = finish(start(command(*TORCHRUN, "jobs.yaml", "--resume"), folder), seconds=120)
@@ -301,6 +303,10 @@ def a_plan_for_other_adapters(folder: Path, text: str) -> None:
     (folder / "jobs.yaml").write_text(JOB.replace("name: sums", "name: totals"), encoding="utf-8")
 
 
+def a_rank_beyond_the_kernels(folder: Path, text: str) -> None:
+    (folder / "jobs.yaml").write_text(JOB.replace("r: 4", "r: 300"), encoding="utf-8")
+
+
 def a_plan_edited_by_hand(folder: Path, text: str) -> None:
     (folder / "plan.json").write_text(text.replace('"num_stages": 2', '"num_stages": 1'), encoding="utf-8")
 
@@ -313,6 +319,7 @@ def a_plan_edited_by_hand(folder: Path, text: str) -> None:
         (a_plan_for_another_rate, "plan.json holds other optimizer of adapter 'sums' than the job file; make it anew"),
         (a_plan_for_other_adapters, "plan.json trains the adapters ['sums', 'echoes'], the job file ['totals', 'ech"),
         (a_plan_edited_by_hand, "plan.json"),
+        (a_rank_beyond_the_kernels, "adapter 'sums' has r=300, the kernels hold at most 256; lower it"),
     ],
 )
 def test_bad_input_ends_with_2_and_one_message_before_anything_starts(
