@@ -329,16 +329,19 @@ def sweep(
 
 
 def _ranking(best: "DataFrame", axes: "Sequence[str]", *, num_points: int) -> "Table":
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from ..analysis.units import bytes_text, ms_text, percent, rate_text
 
-    shown = Table(title=f"best {len(best)} of {num_points:,} points", title_justify="left")
+    title = f"best {len(best)} of {num_points:,} points"
+    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     short = [name.rsplit(".", 1)[-1] for name in axes]
     for name, last in zip(axes, short, strict=True):
-        shown.add_column(last if short.count(last) == 1 else name, justify="right")
-    for name in ("makespan", "tokens/s", "bubble ratio", "peak memory", "fits"):
-        shown.add_column(name, justify="right")
+        widest = max((len(str(value)) for value in best[name]), default=1)
+        shown.add_column(last if short.count(last) == 1 else name, justify="right", min_width=widest)
+    for name in ("makespan", "tokens/s", "bubble", "memory", "fits"):
+        shown.add_column(name, justify="right", no_wrap=True)
     for row in best.to_dict(orient="records"):
         held = None if row["peak_memory_bytes"] is None else float(row["peak_memory_bytes"])
         shown.add_row(

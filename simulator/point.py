@@ -23,7 +23,16 @@ from .point_jobs import point_jobs
 from .point_profile import point_profile
 from .simulate import Hardware
 
-_PLANNING = ("stages", "replicas", "microbatch_tokens", "pad_multiple", "strategy", "objective", "time_limit_s")
+_PLANNING = (
+    "stages",
+    "replicas",
+    "microbatch_tokens",
+    "pad_multiple",
+    "strategy",
+    "objective",
+    "time_limit_s",
+    "planned_for",
+)
 _RUNNING = ("schedule", "kernels", "layers_per_stage", "recompute")
 
 
@@ -118,13 +127,15 @@ def _plan(content: Mapping[str, Any], folder: Path) -> Plan:
     jobs, defaults = point_jobs(content["job"], folder=folder)
     settings: dict[str, Any] = {"stages": 1, "replicas": 1, "microbatch_tokens": 8192, "pad_multiple": 1}
     settings |= defaults | asked
+    planned_for = settings.get("planned_for")
     return make_plan(
         jobs,
+        profile=None if planned_for is None else point_profile(planned_for, folder=folder),
         num_stages=whole(settings["stages"], "pipeline.stages"),
         num_replicas=whole(settings["replicas"], "pipeline.replicas"),
         microbatch_tokens=whole(settings["microbatch_tokens"], "pipeline.microbatch_tokens"),
         pad_multiple=whole(settings["pad_multiple"], "pipeline.pad_multiple"),
-        strategy=str(settings.get("strategy", "stream")),
+        strategy=str(settings.get("strategy", "auto")),
         objective=str(settings.get("objective", "makespan")),
         time_limit_s=float(settings.get("time_limit_s", 10.0)),
     )

@@ -127,7 +127,7 @@ def test_it_is_the_longest_path(schedule: str, plan: Plan, overlapped: bool) -> 
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=300)
 @given(plan=plans(max_stages=8, max_replicas=3))
 def test_bounds_are_never_violated(schedule: str, plan: Plan) -> None:
     program = build_program(plan, schedule=schedule)

@@ -1,5 +1,6 @@
 """Clusters: whose link is whose, disturbances, and their file."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,19 +105,21 @@ def test_contention_is_a_matter_of_the_network_only() -> None:
     assert Cluster().channels(costs, links) is None
 
 
-def test_messages_that_leave_one_node_together_queue_for_its_card() -> None:
-    # Three nodes of one GPU: the middle one sends activations on and gradients back through one card.
+@pytest.mark.parametrize(("network", "queues"), [(Link(latency_ms=4.0), False), (Link(bytes_per_ms=25.0), True)])
+def test_messages_that_leave_one_node_together_queue_for_its_card(network: Link, queues: bool) -> None:
+    # Three nodes of one GPU, messages of 100 bytes that take 4 ms: the middle node sends activations on and gradients
+    # back through one card. Latency alone does not fill a card, bytes do.
     plan = even_plan(3, 6)
     program = build_program(plan)
-    hardware = [
-        Hardware(
-            profile=uniform_profile(forward_ms=1, backward_ms=1, num_stages=3),
-            cluster=Cluster(gpus_per_node=1, network=Link(latency_ms=0.5), contention=contention),
+    profile = uniform_profile(forward_ms=1, backward_ms=1, num_stages=3)
+    profile = replace(profile, link=replace(profile.link, bytes_per_token=1.0))
+    makespans = [
+        simulate(program, plan, Hardware(profile=profile, cluster=cluster)).makespan_ms()
+        for cluster in (
+            Cluster(gpus_per_node=1, network=network, contention=contention) for contention in (False, True)
         )
-        for contention in (False, True)
     ]
-    # Latency alone does not fill a card: messages are under way side by side.
-    assert len({simulate(program, plan, one).makespan_ms() for one in hardware}) == 1
+    assert (makespans[1] > makespans[0]) is queues
 
 
 @pytest.mark.parametrize("place", [{"stage": 4}, {"stage": 0, "replica": 1}])

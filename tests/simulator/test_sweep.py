@@ -10,6 +10,7 @@ import pytest
 from loraplex.planner.build_program import build_program
 from loraplex.planner.jobs import job_from_lengths
 from loraplex.planner.make_plan import make_plan
+from loraplex.planner.plan import Plan
 from loraplex.planner.plan_file import save_plan
 from loraplex.simulator import point
 from loraplex.simulator import sweep as sweep_module
@@ -18,6 +19,7 @@ from loraplex.simulator.simulate import Hardware, simulate
 from loraplex.simulator.sweep import POINTS, ranked, run_sweep
 from loraplex.simulator.sweep_file import load_sweep
 from loraplex.tests.random_plans import random_plan
+from loraplex.traces.costs import CostProfile
 from loraplex.traces.profiles import load_profile
 from loraplex.traces.workloads import sample_lengths
 
@@ -103,7 +105,7 @@ profile: llama-70b-h100-published
     table = run_sweep(load_sweep(written(tmp_path, text)), folder=tmp_path / "out")
     lengths = sample_lengths("gsm8k", num_samples=64, seed=5)
     job = job_from_lengths(adapter=0, name="gsm8k-0", lengths=lengths, global_batch_size=8)
-    plan = make_plan([job], num_stages=4, microbatch_tokens=2048, strategy="stream", time_limit_s=10)
+    plan = make_plan([job], num_stages=4, microbatch_tokens=2048, time_limit_s=10)
     profile = load_profile("llama-70b-h100-published")
     for row, schedule in zip(table.to_dict(orient="records"), ("1f1b", "gpipe"), strict=True):
         program = build_program(plan, schedule=schedule, profile=profile)
@@ -224,3 +226,17 @@ profile: llama-70b-h100-published
     wrong = text.replace("chat: {", "chet: {")
     found = run_sweep(load_sweep(written(tmp_path, wrong)), folder=tmp_path / "wrong")["error"].iloc[0]
     assert "'chet' is none of ['chat', 'mail']" in found
+
+
+def test_plans_may_be_made_for_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned_for: list[str | None] = []
+
+    def told(*args: Any, profile: CostProfile | None, **settings: Any) -> Plan:
+        planned_for.append(profile.name if profile else None)
+        return make_plan(*args, profile=profile, **settings)
+
+    monkeypatch.setattr(point, "make_plan", told)
+    pipeline = "pipeline: {stages: 2, microbatch_tokens: 2048, planned_for: [null, llama-70b-h100-published]}\n"
+    sweep = load_sweep(written(tmp_path, JOB + PROFILE + pipeline))
+    assert run_sweep(sweep, folder=tmp_path / "out")["error"].isna().all()
+    assert sorted(planned_for, key=str) == [None, "llama-70b-h100-published"]
