@@ -170,8 +170,8 @@ def _show(found: "Answer", console: "Console", *, folder: Path | None) -> None:
         )
     if found.systems:
         table = Table(title="systems on this workload, same kernels and devices for all", title_justify="left")
-        for name in ("system", "schedule", "makespan", "tokens/s", "speedup", "bubble ratio", "what it does"):
-            table.add_column(name, justify="left" if name in ("system", "schedule", "what it does") else "right")
+        for name in ("system", "schedule", "makespan", "tokens/s", "speedup", "bubble"):
+            table.add_column(name, justify="left" if name in ("system", "schedule") else "right", no_wrap=True)
         for system in found.systems:
             table.add_row(
                 system.name,
@@ -180,9 +180,10 @@ def _show(found: "Answer", console: "Console", *, folder: Path | None) -> None:
                 rate_text(system.tokens_per_s()),
                 f"{system.tokens_per_s() / found.systems[0].tokens_per_s():.2f}x",
                 percent(summarize(system.timeline).bubble_ratio),
-                system.about,
             )
         console.print(table)
+        for system in found.systems:
+            console.print(f"{system.name}: {system.about}", markup=False)
     if folder is not None:
         console.print(f"wrote {folder}; look at it with: loraplex report {folder}", markup=False)
 
