@@ -20,6 +20,7 @@ def train(
 ) -> None:
     """Train all adapters of a job file on this machine: one process per pipeline stage, adapters ready for PEFT."""
     import json as json_module
+    import shlex
     import sys
 
     from rich.console import Console
@@ -38,7 +39,8 @@ def train(
     except EngineError as error:
         print(f"loraplex: {error}", file=sys.stderr)
         if checkpoint_every is not None:
-            print(f"loraplex: go on with loraplex train {job_file} --resume", file=sys.stderr)
+            words = ["loraplex", "train", str(job_file), *([] if output is None else ["-o", str(output)]), "--resume"]
+            print(f"loraplex: go on with {shlex.join(words)}", file=sys.stderr)
         raise typer.Exit(STOPPED if isinstance(error, InterruptedRunError) else 1) from None
     if json:
         print(json_module.dumps(done.summary()))
@@ -66,33 +68,39 @@ def profile(
 ) -> None:
     """Measure what this machine takes for the work of a stage, and write it as a cost profile."""
     import json as json_module
+    import sys
     from dataclasses import asdict
 
     from rich.console import Console
 
     from ..planner.read_jobfile import read_jobfile
     from ..traces.errors import InputError
+    from .errors import STOPPED, EngineError, InterruptedRunError
     from .profile import profile_model
 
     if device != "cpu":
         raise InputError(f"--device {device}: this version measures on cpu; leave it out")
     fields = read_jobfile(job).fields if job is not None else None
     console = Console(stderr=True)
-    with console.status("measuring, 20 to 60 s for a small model"):
-        made = profile_model(
-            model,
-            output=output,
-            job_file=job,
-            num_stages=stages or (fields.pipeline.stages if fields else 2),
-            capacity_tokens=microbatch_tokens
-            or ((fields.microbatch_tokens or fields.sequence_len) if fields else 1024),
-        )
+    try:
+        with console.status("measuring, 20 to 60 s for a small model"):
+            made = profile_model(
+                model,
+                output=output,
+                job_file=job,
+                num_stages=stages or (fields.pipeline.stages if fields else 2),
+                capacity_tokens=microbatch_tokens
+                or ((fields.microbatch_tokens or fields.sequence_len) if fields else 1024),
+            )
+    except EngineError as error:
+        print(f"loraplex: {error}", file=sys.stderr)
+        raise typer.Exit(STOPPED if isinstance(error, InterruptedRunError) else 1) from None
     if json:
         print(json_module.dumps(asdict(made), default=str))
     else:
-        error = 100 * (made.fit_error_median or 0.0)
+        within = 100 * (made.fit_error_median or 0.0)
         Console(soft_wrap=True).print(
-            f"Wrote {output}: {made.source}. Half of the measured microbatches are foretold within {error:.0f} %.",
+            f"Wrote {output}: {made.source}. Half of the measured microbatches are foretold within {within:.0f} %.",
             markup=False,
             highlight=False,
         )

@@ -29,7 +29,7 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StagePoints:
-    """What one stage took: lower quartiles over the rounds."""
+    """What one stage took: medians over the rounds."""
 
     loads: Loads
     forward_ms: Float
@@ -95,8 +95,7 @@ def _points(stage: Stage, taken: Mapping[ActionKind, Sequence[Float]], plan: Pla
 
 
 def _usual(rounds: Sequence[Float]) -> Float:
-    # The lower quartile: slower rounds were disturbed by something else on the machine.
-    return np.asarray(np.quantile(np.stack(rounds), 0.25, axis=0), dtype=np.float64)
+    return np.asarray(np.median(np.stack(rounds), axis=0), dtype=np.float64)
 
 
 def _round(stage: Stage, plan: Plan) -> list[tuple[Action, float]]:

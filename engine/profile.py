@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..planner.base_model import BaseModel
+from ..planner.base_model import BaseModel, find_base_model
+from ..planner.errors import JobError
 from ..planner.jobs import Job
+from ..planner.load_jobs import load_jobs
 from ..traces.costs import CostProfile, CostTerms, EndCosts, LinkCosts, MemoryCosts, PassCosts
-from ..traces.fit import CostPoints, fit, fit_terms
+from ..traces.fit import CostPoints, fit, fit_terms, predicted_ms
 from .launch import launch
 from .measure import Float, StagePoints, measure_link, measure_stages
 from .message import Wire
@@ -33,12 +35,35 @@ def profile_model(
     With a job file, its adapters and lengths are measured, else two adapters of r = 16. Takes 20 to 60 s for a small
     model. Raises JobError for a model that does not fit, EngineError when a process ends.
     """
+    _check_request(model, output=output, job_file=job_file, num_stages=num_stages, capacity_tokens=capacity_tokens)
     with tempfile.TemporaryDirectory(prefix="loraplex-profile-") as folder:
         arguments = [model, str(output), "--work", folder, "--stages", str(num_stages)]
         arguments += ["--microbatch-tokens", str(capacity_tokens)]
         arguments += [] if job_file is None else ["--job", str(job_file)]
         launch("loraplex.engine.profile_worker", arguments, work_dir=Path(folder), num_workers=num_stages)
     return CostProfile.load(output)
+
+
+def _check_request(model: str, *, output: Path, job_file: Path | None, num_stages: int, capacity_tokens: int) -> None:
+    # Here, so that a mistake is told once and not by every process.
+    base = find_base_model(model, relative_to=Path.cwd())
+    if num_stages > base.num_layers:
+        raise JobError(f"{num_stages} stages exceed the {base.num_layers} layers of {model}; lower --stages")
+    if output.is_dir():
+        raise JobError(f"{output}: is a folder; name a file to write with -o")
+    if job_file is None:
+        if capacity_tokens > base.max_tokens:
+            raise JobError(
+                f"--microbatch-tokens {capacity_tokens} exceeds the {base.max_tokens} positions of {model}; lower it, "
+                "or give --job with samples that are shorter"
+            )
+        return
+    loaded = load_jobs(job_file)
+    longest = max(sample.num_tokens for job in loaded.jobs for batch in job.global_batches for sample in batch)
+    if longest > capacity_tokens:
+        raise JobError(f"{job_file}: the longest sample has {longest} tokens; raise --microbatch-tokens to hold it")
+    for job in loaded.jobs:
+        base.targets(job.lora.target_modules)
 
 
 def measure_profile(
@@ -64,15 +89,16 @@ def measure_profile(
     config = read_config(folder)
     wire = Wire(hidden_size=config.hidden_size, dtype=getattr(config, "dtype", None) or torch.float32)
     link_ms = measure_link(transport, wire, num_tokens=_LINK_SIZES) if num_stages > 1 else []
-    forward = fit(_cost_points(middle, middle.forward_ms / num_layers))
-    backward = fit(_cost_points(middle, middle.backward_ms / num_layers))
+    forward_points = _cost_points(middle, middle.forward_ms / num_layers)
+    backward_points = _cost_points(middle, middle.backward_ms / num_layers)
+    forward, backward = fit(forward_points), fit(backward_points)
     return CostProfile(
         name=f"{Path(base.name).name}-cpu",
         origin="measured",
         source=_source(base, num_stages=num_stages, num_layers=num_layers),
         num_layers=base.num_layers,
-        forward=_pass(forward.terms),
-        backward=_pass(backward.terms),
+        forward=_pass(_calibrated(forward.terms, forward_points)),
+        backward=_pass(_calibrated(backward.terms, backward_points)),
         ends=_ends(first, middle, last),
         step_ms_per_layer=middle.step_ms / num_layers,
         link=_link(link_ms, wire),
@@ -80,6 +106,11 @@ def measure_profile(
         fit_error_median=float(np.median([forward.error_median, backward.error_median])),
         fit_error_worst=max(forward.error_worst, backward.error_worst),
     )
+
+
+def _calibrated(terms: CostTerms, points: CostPoints) -> CostTerms:
+    # Small relative errors pull a fit below the mean; a makespan is a sum, so the sum over the points must be right.
+    return terms.scaled(float(points.ms.sum() / predicted_ms(terms, points).sum()))
 
 
 def _pass(terms: CostTerms) -> PassCosts:

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from loraplex.engine import profile as profile_module
 from loraplex.engine.measure import measure_link
 from loraplex.engine.message import Wire
-from loraplex.engine.profile import _surplus, measure_profile
+from loraplex.engine.profile import _surplus, measure_profile, profile_model
 from loraplex.engine.profile_plan import default_jobs, measuring_plan, measuring_program
 from loraplex.engine.rendezvous import RendezvousTransport, Switchboard
 from loraplex.planner.base_model import BaseModel
+from loraplex.planner.errors import JobError
 from loraplex.planner.program import ActionKind
 from loraplex.traces.costs import CostProfile, CostTerms
 
@@ -124,3 +126,23 @@ def test_a_link_is_measured_by_round_trips() -> None:
         thread.join()
     assert all(ms > 0 for worker in (0, 1) for ms in found[worker])
     assert found[2] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("model", "num_stages", "capacity_tokens", "message"),
+    [
+        ("absent", 2, 64, "'absent' is no folder below"),
+        ("tiny", 5, 64, "5 stages exceed the 4 layers of tiny; lower --stages"),
+        ("tiny", 2, 5000, "--microbatch-tokens 5000 exceeds the 4096 positions of tiny"),
+    ],
+)
+def test_a_mistake_is_told_before_any_process_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, num_stages: int, capacity_tokens: int, message: str
+) -> None:
+    monkeypatch.setattr(profile_module, "launch", lambda *_, **__: pytest.fail("started"))
+    path = tmp_path / "profile.json"
+    with pytest.raises(JobError, match=message):
+        profile_model(model, output=path, num_stages=num_stages, capacity_tokens=capacity_tokens)
+    with pytest.raises(JobError, match="is a folder"):
+        profile_model("tiny", output=tmp_path)
+    assert not path.exists()
