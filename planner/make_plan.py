@@ -1,12 +1,12 @@
 """make_plan: from jobs to the one Plan that is simulated and executed."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 from ..traces.costs import CostProfile
 from .balance import balance
-from .build_program import check_schedule_name
+from .build_program import build_program, check_schedule_name
 from .candidates import greedy_recipes, grouping_of, stream_recipes
 from .errors import PlanError
 from .exact import fewest_slots
@@ -18,6 +18,7 @@ from .pack_greedy import Bins
 from .pack_milp import SOLVERS, MilpLimits
 from .plan import Plan, SolverRecord
 from .search import Found, Progress, Search, search_staggers
+from .targets import plan_at_target
 from .workload import Workload, workload_of
 
 STRATEGIES = ("auto", "milp", "greedy", "stream")
@@ -26,6 +27,8 @@ _EXACT_ITEMS, _EXACT_NODES = 14, 5000
 """Workloads up to this many samples are searched exactly, up to this many nodes: some milliseconds."""
 _MAX_WORKERS = 2**16
 """Far beyond any pipeline, and still planned within seconds: a mistyped number must not eat all memory."""
+_FILLS = (2, 4, 8, 16)
+"""Parts of the capacity that microbatches may be filled to."""
 _FAIR_STEPS = 10
 """Halvings of the interval in which the smallest slowdown that can be kept is sought."""
 
@@ -53,8 +56,9 @@ def make_plan(
     strategy: `stream`, `greedy` (rounds of adapter groups), `milp` (rounds packed by a solver), `auto` (all cheap ones
     and the best of them). objective: `makespan` (slots, or predicted ms under `profile`), `microbatches`, `fair`
     (smallest worst slowdown of an adapter against its running alone, by Job.weight and Job.deadline_ms).
-    The same input gives the same plan whatever the number of workers; a time limit that struck is noted in
-    `Plan.solver`. Raises JobError or PlanError on bad input.
+    Under a profile, `auto` also tries microbatches filled to less than they may hold (targets.py), and the plan names
+    the 1F1B order that the profile prefers. The same input gives the same plan whatever the number of workers; a time
+    limit that struck is noted in `Plan.solver`. Raises JobError or PlanError on bad input.
     """
     start = perf_counter()
     _check_choices(strategy=strategy, objective=objective, solver=solver, time_limit_s=time_limit_s)
@@ -74,22 +78,81 @@ def make_plan(
         microbatches=(),
         data_fingerprint=data_fingerprint,
     )
-    search = _new_search(base, objective=objective, profile=profile, end_s=start + time_limit_s)
-    search.workers, search.backend, search.progress = workers, backend, progress
+    manner = _Manner(
+        strategy=strategy,
+        objective=objective,
+        end_s=start + time_limit_s,
+        profile=profile,
+        solver=solver,
+        workers=workers,
+        backend=backend,
+        progress=progress,
+    )
+    plan = _filled_plan(base, manner)
+    if profile is not None:
+        if strategy == "auto" and objective == "makespan":
+            plan = _loosest_plan(plan, base, manner, profile=profile)
+        plan = replace(plan, schedule=build_program(plan, profile=profile).schedule)
+    return replace(plan, seconds=perf_counter() - start)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Manner:
+    """How to search, whatever for."""
+
+    strategy: str
+    objective: str
+    end_s: float
+    profile: CostProfile | None
+    solver: str
+    workers: int
+    backend: str
+    progress: Progress | None
+
+
+def _filled_plan(base: Plan, manner: _Manner) -> Plan:
+    """The best plan whose microbatches are filled to capacity."""
+    search = _new_search(base, objective=manner.objective, profile=manner.profile, end_s=manner.end_s)
+    search.workers, search.backend, search.progress = manner.workers, manner.backend, manner.progress
     records: tuple[SolverRecord, ...] = ()
-    if objective == "fair":
-        _search_fair(search, _fairness(base, search=search, profile=profile))
-    elif strategy == "milp":
-        records = _search_milp(search, solver=solver, time_limit_s=time_limit_s)
+    if manner.objective == "fair":
+        _search_fair(search, _fairness(base, search=search, profile=manner.profile))
+    elif manner.strategy == "milp":
+        records = _search_milp(search, solver=manner.solver)
     else:
-        _search_cheap(search, strategy=strategy, waits=objective != "microbatches")
-    plan = _best_plan(base, search=search, profile=profile if objective == "makespan" else None)
+        _search_cheap(search, strategy=manner.strategy, waits=manner.objective != "microbatches")
+    plan = _best_plan(base, search=search, profile=manner.profile if manner.objective == "makespan" else None)
     bound = search.lower.slots()
     notes = tuple(
         SolverRecord(instance="plan", status=note, num_microbatches=len(plan.microbatches), lower_bound=bound)
         for note in search.notes
     )
-    return replace(plan, lower_bound_slots=bound, solver=(*records, *notes), seconds=perf_counter() - start)
+    return replace(plan, lower_bound_slots=bound, solver=(*records, *notes))
+
+
+def _loosest_plan(full: Plan, base: Plan, manner: _Manner, *, profile: CostProfile) -> Plan:
+    """The full plan, or a faster one whose microbatches are filled to a half, a quarter, ... as long as that helps."""
+
+    def planner(jobs: Sequence[Job], tokens: int) -> Plan:
+        return _filled_plan(replace(base, jobs=tuple(jobs), microbatch_tokens=tokens), manner)
+
+    best, best_ms = full, predicted_makespan_ms(full, profile)
+    for divisor in _FILLS:
+        target = base.microbatch_tokens // divisor
+        if target < max(base.pad_multiple, 1) or perf_counter() > manner.end_s:
+            break
+        plan = plan_at_target(
+            base.jobs,
+            target_tokens=target,
+            microbatch_tokens=base.microbatch_tokens,
+            planner=planner,
+            pad_multiple=base.pad_multiple,
+        )
+        makespan_ms = predicted_makespan_ms(plan, profile)
+        if makespan_ms >= best_ms:
+            break
+        best, best_ms = plan, makespan_ms
+    return best
 
 
 def _new_search(base: Plan, *, objective: str, profile: CostProfile | None, end_s: float) -> Search:
@@ -161,7 +224,8 @@ def _search_exactly(search: Search) -> None:
             search.add(Found(score=search.score_of(bins), bins=bins, name="exact"))
 
 
-def _search_milp(search: Search, *, solver: str, time_limit_s: float) -> tuple[SolverRecord, ...]:
+def _search_milp(search: Search, *, solver: str) -> tuple[SolverRecord, ...]:
+    time_limit_s = max(search.end_s - perf_counter(), 0.01)
     bins, records = pack_milp_rounds(
         search.workload,
         grouping=grouping_of(0),

@@ -94,7 +94,9 @@ def _settings(request: PlanRequest, progress: Progress) -> _Settings:
         raise JobError("--global-batch-size and --num-batches go with --lengths; a job file says them per adapter")
     from .load_jobs import load_jobs
 
-    loaded = load_jobs(request.job_file, progress=lambda what, share: progress(f"{what} ({share:.0%})", 0.0))
+    loaded = load_jobs(
+        request.job_file, allow_lengths=True, progress=lambda what, share: progress(f"{what} ({share:.0%})", 0.0)
+    )
     model = loaded.settings.base_model
     if (request.num_stages or 0) > model.num_layers:
         raise JobError(

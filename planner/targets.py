@@ -9,11 +9,9 @@ there are stages, and the stages wait. Cut finer, the same samples flow: on simu
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ..traces.costs import CostProfile
 from .errors import PlanError
 from .jobs import Job, Sample
 from .lower_bounds import lower_bounds
-from .objective import predicted_makespan_ms
 from .plan import Plan, microbatch
 from .workload import workload_of
 
@@ -60,29 +58,6 @@ def plan_at_target(
         lower_bound_slots=bounds.slots(),
         strategy=plan.strategy if target_tokens == microbatch_tokens else f"{plan.strategy}, to {target_tokens} tokens",
     )
-
-
-def best_target(
-    jobs: Sequence[Job],
-    *,
-    targets: Sequence[int],
-    microbatch_tokens: int,
-    planner: Planner,
-    profile: CostProfile,
-    pad_multiple: int = 1,
-) -> Plan:
-    """The plan of the target with the least predicted makespan; at equal ones the largest target."""
-    plans = [
-        plan_at_target(
-            jobs,
-            target_tokens=target,
-            microbatch_tokens=microbatch_tokens,
-            planner=planner,
-            pad_multiple=pad_multiple,
-        )
-        for target in sorted(set(targets), reverse=True)
-    ]
-    return min(plans, key=lambda plan: predicted_makespan_ms(plan, profile))
 
 
 def cut_samples(job: Job, tokens: int) -> Job:

@@ -10,7 +10,7 @@ from loraplex.planner.errors import PlanError
 from loraplex.planner.jobs import Job, job_from_lengths
 from loraplex.planner.make_plan import make_plan
 from loraplex.planner.plan import Plan
-from loraplex.planner.targets import best_target, plan_at_target
+from loraplex.planner.targets import plan_at_target
 from loraplex.planner.verify import verify
 from loraplex.traces.costs import CostProfile, CostTerms, PassCosts
 
@@ -61,9 +61,18 @@ def test_every_plan_keeps_the_rules_and_the_target(lengths: list[list[int]], tar
 def test_finer_microbatches_fill_a_pipeline_that_full_ones_leave_empty() -> None:
     # One adapter, 8 samples of 10 a batch: in one microbatch, 4 stages work one after another; one by one they overlap.
     jobs = jobs_of([10] * 32, global_batch_size=8)
-    plan = best_target(jobs, targets=(80, 10), microbatch_tokens=80, planner=stream, profile=PER_TOKEN)
+    plan = make_plan(jobs, num_stages=4, microbatch_tokens=80, profile=PER_TOKEN)
     assert {batch.num_tokens() for batch in plan.microbatches} == {10}
     assert plan.strategy.endswith(", to 10 tokens")
+
+
+def test_a_profile_settles_which_1f1b_order_the_plan_names() -> None:
+    jobs = jobs_of([10] * 8, [20] * 8)
+    assert make_plan(jobs, num_stages=4, microbatch_tokens=80).schedule == "1f1b"
+    assert make_plan(jobs, num_stages=4, microbatch_tokens=80, profile=PER_TOKEN).schedule in (
+        "1f1b-slots",
+        "1f1b-greedy",
+    )
 
 
 def test_padding_is_kept_at_targets_that_are_no_multiple_of_it() -> None:
