@@ -14,6 +14,7 @@ import typer
 
 from .analysis import commands as analysis_commands
 from .engine import commands as engine_commands
+from .kernels import commands as kernels_commands
 from .planner import commands as planner_commands
 from .simulator import commands as simulator_commands
 from .traces.errors import InputError
@@ -40,9 +41,11 @@ app.command("compare")(analysis_commands.compare)
 app.command("report")(analysis_commands.report)
 app.command("parity")(engine_commands.parity)
 app.command("sweep")(simulator_commands.sweep)
+app.command("tune")(kernels_commands.tune)
 app.add_typer(bench, name="bench")
 bench.command("planner")(planner_commands.bench_planner)
 bench.command("simulator")(simulator_commands.bench_simulator)
+bench.command("kernels")(kernels_commands.bench_kernels)
 bench.command("sharing")(analysis_commands.bench_sharing)
 
 

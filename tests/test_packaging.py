@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 ROOMS = ("analysis", "engine", "kernels", "planner", "simulator", "traces")
-DATA_FOLDERS = {"analysis": ("assets",), "planner": ("demo",), "traces": ("data",)}
+DATA_FOLDERS = {"analysis": ("assets",), "kernels": ("tuned",), "planner": ("demo",), "traces": ("data",)}
 
 
 def test_every_package_folder_is_listed() -> None:
@@ -74,6 +74,7 @@ def test_the_wheel_holds_every_module_and_data_file_and_no_test(wheel: list[str]
     modules = {f"loraplex/{path.relative_to(ROOT)}" for room in ROOMS for path in (ROOT / room).rglob("*.py")}
     folders = [ROOT / room / name for room, names in DATA_FOLDERS.items() for name in names]
     data = {f"loraplex/{path.relative_to(ROOT)}" for folder in folders for path in folder.rglob("*") if path.is_file()}
+    data.add("loraplex/kernels/bench_grid.json")
     shipped = {name for name in wheel if not name.startswith("loraplex-")}
     assert (modules | data | {"loraplex/__init__.py", "loraplex/cli.py", "loraplex/py.typed"}) - shipped == set()
     assert [name for name in shipped if "test" in name.lower() or not name.startswith("loraplex/")] == []
