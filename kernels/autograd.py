@@ -12,6 +12,7 @@ from .layout import Layout
 from .packing import pack_a, pack_b, unpack_a, unpack_b
 from .passes import FrozenProduct, run_backward, run_forward
 from .routing import Routing
+from .streams import on_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,8 @@ class FusedLinear(torch.autograd.Function):
     def forward(ctx: Any, call: Call, x: Tensor, bias: Tensor | None, *matrices: Tensor | None) -> Tensor:
         a = pack_a(matrices[: call.num_pairs], layout=call.layout, like=x)
         b = pack_b(matrices[call.num_pairs :], layout=call.layout, like=x)
-        y, s = run_forward(x, call.base, bias, a, b, layout=call.layout, routing=call.routing, targets=call.targets)
+        with on_device(x.device):
+            y, s = run_forward(x, call.base, bias, a, b, layout=call.layout, routing=call.routing, targets=call.targets)
         ctx.call = call
         ctx.shapes = [None if matrix is None else matrix.shape for matrix in matrices]
         ctx.save_for_backward(x, s, a, b)

@@ -141,9 +141,11 @@ def _is_nf4(weight: Any) -> bool:
 def _fused_forward(layer: Any, original: Callable[..., Tensor], state: _State, target: int) -> Callable[..., Tensor]:
     """The layer's new forward; keyword arguments are PEFT's own and mean its own path."""
 
+    unpacked: dict[int, Nf4Weight] = {}
+
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         names = _adapters_now(layer, state)
-        weight = _weight_of(layer.get_base_layer())
+        weight = _weight_of(layer.get_base_layer(), unpacked)
         if args or kwargs or not names or weight.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
             return original(x, *args, **kwargs)
         routing = _routing(layer, state, names, x)
@@ -176,9 +178,17 @@ def _matrices(layer: Any, name: str) -> tuple[Tensor, Tensor] | tuple[None, None
     return layer.lora_A[name].weight, layer.lora_B[name].weight
 
 
-def _weight_of(base: Any) -> Tensor | Nf4Weight:
+def _weight_of(base: Any, unpacked: dict[int, Nf4Weight]) -> Tensor | Nf4Weight:
+    """The base weight; an NF4 one is unpacked once for each place that it lies at."""
     weight = base.weight
-    return Nf4Weight.from_bitsandbytes(weight) if _is_nf4(weight) else weight
+    if not _is_nf4(weight):
+        dense: Tensor = weight
+        return dense
+    address = weight.data_ptr()
+    if address not in unpacked:
+        unpacked.clear()
+        unpacked[address] = Nf4Weight.from_bitsandbytes(weight)
+    return unpacked[address]
 
 
 def _routing(layer: Any, state: _State, names: tuple[str, ...], x: Tensor) -> Routing:

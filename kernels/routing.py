@@ -13,57 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from .segments import Blocks, Segment, Tiles, make_blocks, make_tiles
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 DROPOUT_LEVELS = 65536
 """Dropout probabilities are multiples of 1 / 65536: 16 random bits decide one feature, so one word serves two."""
-
-NO_ADAPTER = -1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """A run of rows that belong to one adapter."""
-
-    first_row: int
-    num_rows: int
-    adapter: int
-    """Index into `lora_a` and `lora_b`; rows that no segment covers belong to no adapter."""
-
-    @property
-    def end_row(self) -> int:
-        return self.first_row + self.num_rows
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tiles:
-    """Row tiles of at most `height` rows, none of which holds rows of two owners."""
-
-    height: int
-    table: Tensor
-    """int32 `[num_tiles, 4]`: first row, end row, adapter (-1: none), 0; sixteen bytes, one load."""
-    ranges: Tensor
-    """int32 `[num_adapters, 2]`: first and end index of each adapter's tiles in `table` (they stand together)."""
-    num_owned: int
-    """So many tiles, the first ones, belong to adapters; the rest to none."""
-
-    @property
-    def num_tiles(self) -> int:
-        return int(self.table.shape[0])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Blocks:
-    """Blocks of exactly `height` rows, wherever the segments' borders lie."""
-
-    height: int
-    owners: Tensor
-    """int32 `[num_blocks]`: the adapter that owns every row of the block, -1 where there is none such."""
-    borders: Tiles
-    """The rows of adapters in blocks without one owner."""
-    num_border_rows: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +41,8 @@ class Routing:
     """float32 `[num_adapters]`: scaling / (1 - p), what the kept features are multiplied with."""
     token_index: Tensor
     """int32 `[num_rows]`: each row's place in its adapter's global batch, in data order."""
+    has_dropout: bool
+    """Whether any adapter that owns a row here drops features."""
     description: Tensor
     """int64 `[2 + 3 * num_segments]` on the CPU: rows, dropout or not, segments; what a compiled graph carries along,
     so that other segments need no other graph."""
@@ -123,6 +82,7 @@ class Routing:
             thresholds=torch.tensor(_thresholds(dropout), dtype=torch.int32).to(device),
             branch_scale=torch.tensor(_branch_scale(scaling, dropout), dtype=torch.float32).to(device),
             token_index=_token_index(token_index, num_rows).to(device),
+            has_dropout=_drops(ordered, dropout),
             description=_describe(num_rows, ordered, dropout),
         )
 
@@ -141,11 +101,6 @@ class Routing:
     @property
     def device(self) -> torch.device:
         return self.words.device
-
-    @property
-    def has_dropout(self) -> bool:
-        """Whether any adapter that owns a row here drops features."""
-        return any(self.dropout[segment.adapter] > 0.0 for segment in self.segments)
 
     def refresh(self, *, global_batches: Sequence[int], token_index: Sequence[int] | Tensor | None = None) -> None:
         """Rewrite the random words (and, if given, the token indices) in place.
@@ -168,6 +123,7 @@ class Routing:
             dropout=tuple(dropout),
             thresholds=torch.tensor(_thresholds(dropout), dtype=torch.int32).to(self.device),
             branch_scale=torch.tensor(_branch_scale(scaling, dropout), dtype=torch.float32).to(self.device),
+            has_dropout=_drops(self.segments, dropout),
             description=_describe(self.num_rows, self.segments, dropout),
         )
 
@@ -175,21 +131,29 @@ class Routing:
         """Row tiles of at most `height` rows; made on first use, then shared by every layer of the microbatch."""
         made = self._tiles.get(height)
         if made is None:
-            made = self._tiles[height] = _make_tiles(self, height)
+            made = self._tiles[height] = make_tiles(
+                self.segments, height, num_rows=self.num_rows, num_adapters=self.num_adapters, device=self.device
+            )
         return made
 
     def blocks(self, height: int) -> Blocks:
         """Blocks of `height` rows and who owns them; made on first use, then shared."""
         made = self._blocks.get(height)
         if made is None:
-            made = self._blocks[height] = _make_blocks(self, height)
+            made = self._blocks[height] = make_blocks(
+                self.segments, height, num_rows=self.num_rows, num_adapters=self.num_adapters, device=self.device
+            )
         return made
+
+
+def _drops(segments: tuple[Segment, ...], dropout: Sequence[float]) -> bool:
+    return any(dropout[segment.adapter] > 0.0 for segment in segments)
 
 
 def _describe(num_rows: int, segments: tuple[Segment, ...], dropout: Sequence[float]) -> Tensor:
     import torch
 
-    numbers = [num_rows, int(any(dropout[segment.adapter] > 0.0 for segment in segments))]
+    numbers = [num_rows, int(_drops(segments, dropout))]
     for segment in segments:
         numbers += [segment.first_row, segment.num_rows, segment.adapter]
     return torch.tensor(numbers, dtype=torch.int64)
@@ -251,76 +215,6 @@ def _token_index(token_index: Sequence[int] | Tensor | None, num_rows: int) -> T
     return index.to(torch.int32)
 
 
-def _make_tiles(routing: Routing, height: int) -> Tiles:
-    """Cut every owner's rows into tiles; adapters' tiles first, in adapter order, then the rows of no adapter."""
-    runs = [
-        (segment.first_row, segment.end_row, adapter)
-        for adapter in range(routing.num_adapters)
-        for segment in routing.segments
-        if segment.adapter == adapter
-    ]
-    runs += [(first_row, end_row, NO_ADAPTER) for first_row, end_row in _gaps(routing)]
-    return _cut(runs, height, routing)
-
-
-def _cut(runs: list[tuple[int, int, int]], height: int, routing: Routing) -> Tiles:
-    """Tiles of runs (first row, end row, adapter) that come sorted by adapter, those of no adapter last."""
-    import torch
-
-    table: list[tuple[int, int, int, int]] = []
-    ranges = [(0, 0)] * routing.num_adapters
-    num_owned = 0
-    for first_row, end_row, adapter in runs:
-        first_tile = len(table)
-        table += [(row, min(row + height, end_row), adapter, 0) for row in range(first_row, end_row, height)]
-        if adapter != NO_ADAPTER:
-            first_tile = ranges[adapter][0] if ranges[adapter][1] else first_tile
-            ranges[adapter] = (first_tile, len(table))
-            num_owned = len(table)
-    return Tiles(
-        height=height,
-        table=torch.tensor(table, dtype=torch.int32).reshape(len(table), 4).to(routing.device),
-        ranges=torch.tensor(ranges, dtype=torch.int32).reshape(len(ranges), 2).to(routing.device),
-        num_owned=num_owned,
-    )
-
-
-def _make_blocks(routing: Routing, height: int) -> Blocks:
-    """Who owns each block of rows; the rest of the adapters' rows as tiles of their own."""
-    import torch
-
-    owners = [NO_ADAPTER] * -(-routing.num_rows // height)
-    runs: list[tuple[int, int, int]] = []
-    for segment in routing.segments:
-        for block in range(segment.first_row // height, -(-segment.end_row // height)):
-            first_row = max(segment.first_row, block * height)
-            end_row = min(segment.end_row, (block + 1) * height)
-            if end_row - first_row == min(height, routing.num_rows - block * height):
-                owners[block] = segment.adapter
-            else:
-                runs.append((first_row, end_row, segment.adapter))
-    runs.sort(key=lambda run: run[2])
-    return Blocks(
-        height=height,
-        owners=torch.tensor(owners, dtype=torch.int32).to(routing.device),
-        borders=_cut(runs, 64, routing),
-        num_border_rows=sum(end_row - first_row for first_row, end_row, _ in runs),
-    )
-
-
-def _gaps(routing: Routing) -> list[tuple[int, int]]:
-    """Runs of rows that no segment covers."""
-    gaps = []
-    row = 0
-    for segment in routing.segments:
-        if segment.first_row > row:
-            gaps.append((row, segment.first_row))
-        row = segment.end_row
-    if row < routing.num_rows:
-        gaps.append((row, routing.num_rows))
-    return gaps
-
-
 def _check_adapters(
     scaling: Sequence[float], dropout: Sequence[float], seeds: Sequence[int], global_batches: Sequence[int]
 ) -> None:
@@ -356,3 +250,6 @@ def _check_segments(num_rows: int, segments: tuple[Segment, ...], num_adapters: 
         end_row = segment.end_row
     if end_row > num_rows:
         raise ValueError(f"segments: {segments[-1]} ends at row {end_row}, after num_rows = {num_rows}")
+
+
+__all__ = ["Blocks", "Routing", "Segment", "Tiles", "dropout_threshold", "folded_words"]

@@ -1,4 +1,4 @@
-"""Running a pass on a second stream beside the product on the current one."""
+"""Where launches go: the tensors' own device, and a second stream beside the product on the current one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import torch
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Launches inside go to `device`, whichever is the current one."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

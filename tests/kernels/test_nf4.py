@@ -86,3 +86,15 @@ def test_sizes_that_do_not_fit_are_refused():
             packed=torch.zeros(3, dtype=torch.uint8), absmax=torch.zeros(2), code=torch.zeros(16), block_size=64,
             shape=(1, 128), dtype=torch.float32,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_bitsandbytes_own_weights_come_out_bit_for_bit(nested):
+    pytest.importorskip("bitsandbytes")
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    dense = torch.randn(96, 128)
+    packed, state = quantize_4bit(dense, blocksize=64, quant_type="nf4", compress_statistics=nested)
+    weight = Nf4Weight.from_bitsandbytes(types.SimpleNamespace(quant_state=state, data=packed))
+    assert torch.equal(weight.dequantize(), dequantize_4bit(packed, state))
+    assert torch.equal(quantize_nf4(dense).packed, packed.reshape(-1))
