@@ -69,7 +69,6 @@ def profile(
     """Measure what this machine takes for the work of a stage, and write it as a cost profile."""
     import json as json_module
     import sys
-    from dataclasses import asdict
 
     from rich.console import Console
 
@@ -96,7 +95,8 @@ def profile(
         print(f"loraplex: {error}", file=sys.stderr)
         raise typer.Exit(STOPPED if isinstance(error, InterruptedRunError) else 1) from None
     if json:
-        print(json_module.dumps(asdict(made), default=str))
+        # As in the file, where no limit is said by leaving it out: JSON knows no infinity.
+        print(json_module.dumps(json_module.loads(output.read_text(encoding="utf-8")), allow_nan=False))
     else:
         within = 100 * (made.fit_error_median or 0.0)
         Console(soft_wrap=True).print(

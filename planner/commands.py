@@ -144,7 +144,8 @@ def plan(
     for record in made.solver:
         if record.instance == "plan":
             console.print(f"note: {record.status}", markup=False)
-    console.print(f"Wrote {output}. Next: loraplex simulate {output}", markup=False)
+    costs = f"--profile {profile}" if profile else "--uniform 1,2"
+    console.print(f"Wrote {output}. Next: loraplex simulate {output} {costs}", markup=False)
 
 
 def check(

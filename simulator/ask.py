@@ -94,9 +94,13 @@ def _plan(question: Question) -> Plan:
 
 
 def _profile(question: Question, *, num_stages: int, num_chunks: int) -> CostProfile:
-    if (question.profile is None) == (question.uniform is None):
+    if question.profile is None and question.uniform is None:
         raise SimulationError(
-            f"profile={question.profile!r} and uniform={question.uniform!r}: give one of the two, and not both"
+            "no costs were given; give --profile, a file that loraplex profile wrote, or --uniform F,B, ms a microbatch"
+        )
+    if question.profile is not None and question.uniform is not None:
+        raise SimulationError(
+            f"--profile {question.profile} and --uniform {question.uniform}: give one of the two, and not both"
         )
     if question.uniform is not None:
         return parse_uniform(question.uniform, num_stages=num_stages, num_chunks=num_chunks)

@@ -1,5 +1,6 @@
 """Profiles: what is measured, how it becomes costs. No time is asserted."""
 
+import json
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from loraplex.engine import profile as profile_module
+from loraplex.engine.commands import profile as profile_command
 from loraplex.engine.measure import measure_link
 from loraplex.engine.message import Wire
 from loraplex.engine.profile import _surplus, measure_profile, profile_model
@@ -18,7 +20,7 @@ from loraplex.engine.rendezvous import RendezvousTransport, Switchboard
 from loraplex.planner.base_model import BaseModel
 from loraplex.planner.errors import JobError
 from loraplex.planner.program import ActionKind
-from loraplex.traces.costs import CostProfile, CostTerms
+from loraplex.traces.costs import CostProfile, CostTerms, uniform_profile
 
 
 def test_the_default_jobs_are_two_adapters_with_and_without_dropout() -> None:
@@ -146,3 +148,18 @@ def test_a_mistake_is_told_before_any_process_starts(
     with pytest.raises(JobError, match="is a folder"):
         profile_model("tiny", output=tmp_path)
     assert not path.exists()
+
+
+def test_json_knows_no_infinity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "profile.json"
+
+    def measured(model: str, *, output: Path, **_: object) -> CostProfile:
+        made = uniform_profile(num_stages=2, forward_ms=1.0, backward_ms=2.0)
+        made.save(output)
+        return made
+
+    monkeypatch.setattr(profile_module, "profile_model", measured)
+    profile_command("tiny", path, json=True)
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == json.loads(path.read_text())

@@ -68,7 +68,7 @@ def test_people_get_a_line_and_a_table(tmp_path: Path, lengths: list[str]) -> No
     result = run("plan", *lengths, "-o", str(tmp_path / "plan.json"), "--strategy", "greedy")
     assert "microbatches in" in result.stdout
     assert "poems" in result.stdout
-    assert "Next: loraplex simulate" in result.stdout
+    assert f"Next: loraplex simulate {tmp_path / 'plan.json'} --uniform 1,2\n" in result.stdout
 
 
 def test_check_prints_every_violation_and_exits_1(tmp_path: Path, lengths: list[str]) -> None:

@@ -98,6 +98,12 @@ def test_a_bad_question_is_told_so(question: Question, message: str) -> None:
         answer(question, progress=quiet)
 
 
+def test_a_plan_without_costs_is_told_both_options(tmp_path: Path) -> None:
+    save_plan(random_plan(4, num_stages=2), tmp_path / "plan.json")
+    with pytest.raises(InputError, match="no costs were given; give --profile, a file that"):
+        answer(Question(plan=tmp_path / "plan.json"), progress=quiet)
+
+
 def test_a_profile_for_other_layers_is_refused(tmp_path: Path) -> None:
     save_plan(random_plan(4, num_stages=3), tmp_path / "plan.json")
     question = Question(plan=tmp_path / "plan.json", profile="llama-70b-h100-published", layers="10,10,12")
