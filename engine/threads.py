@@ -26,8 +26,14 @@ class ThreadedRun:
     """Of all adapters, in the order in which the last stage of replica 0 took the steps."""
 
 
-@dataclass(slots=True)
-class _Outcome:
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    # What the threads of one run have in common.
+    plan: Plan
+    program: Program
+    tokens: TokenSource
+    board: Switchboard
+    after_leg: Callable[[int, int], None] | None
     records: list[StepRecord] = field(default_factory=list)
     errors: dict[int, BaseException] = field(default_factory=dict)
 
@@ -46,45 +52,39 @@ def run_in_threads(
 
     `after_leg` hears (worker, place of the leg). Raises what broke first, not the losses of a peer that followed.
     """
-    board = Switchboard(len(stages), timeout_s=timeout_s)
+    shared = _Shared(plan, program, tokens, Switchboard(len(stages), timeout_s=timeout_s), after_leg)
     recorders = tuple(Recorder(stage=stage.layout.stage, replica=stage.replica) for stage in stages)
-    outcome = _Outcome()
-
-    def work(worker: int) -> None:
-        stage = stages[worker]
-
-        def hear(record: StepRecord) -> None:
-            if stage.replica == 0:
-                outcome.records.append(record)
-
-        def after(place: int) -> None:
-            if after_leg is not None:
-                after_leg(worker, place)
-
-        try:
-            executor = Executor(
-                stage,
-                plan,
-                Packer(plan.jobs, tokens),
-                RendezvousTransport(board, worker),
-                recorder=recorders[worker],
-                sums=sums[worker] if sums else None,
-                on_step=hear,
-                after_leg=after,
-            )
-            executor.run(itinerary(program, plan, stage=stage.layout.stage, replica=stage.replica))
-        except BaseException as error:
-            outcome.errors[worker] = error
-            board.leave(worker, str(error))
-
-    threads = [threading.Thread(target=work, args=(worker,), daemon=True) for worker in range(len(stages))]
+    threads = [
+        threading.Thread(
+            target=_work,
+            args=(shared, worker, stage, recorders[worker], sums[worker] if sums else Sums()),
+            daemon=True,
+        )
+        for worker, stage in enumerate(stages)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    if outcome.errors:
-        raise next(
-            (error for error in outcome.errors.values() if not isinstance(error, PeerLostError)),
-            next(iter(outcome.errors.values())),
+    for error in sorted(shared.errors.values(), key=lambda error: isinstance(error, PeerLostError)):
+        raise error
+    return ThreadedRun(recorders=recorders, records=tuple(shared.records))
+
+
+def _work(shared: _Shared, worker: int, stage: Stage, recorder: Recorder, sums: Sums) -> None:
+    after_leg = shared.after_leg
+    try:
+        executor = Executor(
+            stage,
+            shared.plan,
+            Packer(shared.plan.jobs, shared.tokens),
+            RendezvousTransport(shared.board, worker),
+            recorder=recorder,
+            sums=sums,
+            on_step=shared.records.append if stage.replica == 0 else None,
+            after_leg=None if after_leg is None else lambda place: after_leg(worker, place),
         )
-    return ThreadedRun(recorders=recorders, records=tuple(outcome.records))
+        executor.run(itinerary(shared.program, shared.plan, stage=stage.layout.stage, replica=stage.replica))
+    except BaseException as error:
+        shared.errors[worker] = error
+        shared.board.leave(worker, str(error))

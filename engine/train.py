@@ -39,10 +39,11 @@ class TrainedRun:
     makespan_ms: float
     """From the first start to the last end of any action."""
     tokens: int
+    """Trained on; like the makespan, of the resumed part only where a run was resumed."""
     adapters: tuple[TrainedAdapter, ...]
 
     def tokens_per_s(self) -> float:
-        """Real tokens over the makespan; of a resumed run, see its timeline instead."""
+        """Real tokens over the makespan."""
         return 1000 * self.tokens / self.makespan_ms
 
     def summary(self) -> dict[str, object]:
@@ -134,10 +135,12 @@ def _result(prepared: Prepared) -> TrainedRun:
                 validation=validation.get(job.name, {}),
             )
         )
+    timeline = Timeline.load(folder / MEASURED)
+    done = {int(place) for place in timeline.compute()["microbatch"].unique()} - {-1}
     return TrainedRun(
         output_dir=folder,
         timeline_file=folder / MEASURED,
-        makespan_ms=Timeline.load(folder / MEASURED).makespan_ms(),
-        tokens=prepared.plan.num_tokens(),
+        makespan_ms=timeline.makespan_ms(),
+        tokens=sum(prepared.plan.microbatches[place].num_tokens() for place in done),
         adapters=tuple(adapters),
     )
