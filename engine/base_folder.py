@@ -4,8 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
-from ..planner.base_model import BaseModel
 from ..planner.errors import JobError
+from ..planner.inputs.base_model import BaseModel
 from .output import BASE_MODEL
 from .tiny_model import write_tiny_model
 from .weights import INDEX, SINGLE

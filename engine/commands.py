@@ -72,7 +72,7 @@ def profile(
 
     from rich.console import Console
 
-    from ..planner.read_jobfile import read_jobfile
+    from ..planner.inputs.read_jobfile import read_jobfile
     from ..traces.errors import InputError
     from .errors import STOPPED, EngineError, InterruptedRunError
     from .profile import profile_model
@@ -123,7 +123,7 @@ def parity(
     import torch
     from rich.console import Console
 
-    from ..planner.load_jobs import load_jobs
+    from ..planner.inputs.load_jobs import load_jobs
     from ..traces.errors import InputError
     from .base_folder import base_model_folder
     from .parity import check_parity

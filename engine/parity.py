@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..planner.build_program import build_program
+from ..planner.inputs.loaded_jobs import LoadedJobs
 from ..planner.jobs import Job, Sample
-from ..planner.loaded_jobs import LoadedJobs
 from ..planner.make_plan import make_plan
 from .batch import Encoded, TokenSource
 from .metrics import StepRecord

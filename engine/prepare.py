@@ -8,8 +8,8 @@ from ..kernels.checks import MAX_LORA_RANK
 from ..planner.build_program import build_program
 from ..planner.check_program import check_program
 from ..planner.errors import JobError, PlanError
-from ..planner.load_jobs import load_jobs
-from ..planner.loaded_jobs import LoadedJobs
+from ..planner.inputs.load_jobs import load_jobs
+from ..planner.inputs.loaded_jobs import LoadedJobs
 from ..planner.plan import Plan
 from ..planner.plan_file import load_plan
 from ..planner.program import Program

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..planner.base_model import BaseModel, find_base_model
 from ..planner.errors import JobError
+from ..planner.inputs.base_model import BaseModel, find_base_model
+from ..planner.inputs.load_jobs import load_jobs
 from ..planner.jobs import Job
-from ..planner.load_jobs import load_jobs
 from ..traces.costs import CostProfile, CostTerms, EndCosts, LinkCosts, MemoryCosts, PassCosts
 from ..traces.fit import CostPoints, fit, fit_terms, predicted_ms
 from .launch import launch

@@ -4,8 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
-from ..planner.base_model import find_base_model
-from ..planner.load_jobs import load_jobs
+from ..planner.inputs.base_model import find_base_model
+from ..planner.inputs.load_jobs import load_jobs
 from .base_folder import base_model_folder
 from .gloo import close_gloo, open_gloo
 from .position import PositionFile, position_path

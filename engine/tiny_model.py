@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ..planner.base_model import TINY_CONFIG
-from ..planner.tiny_tokenizer import tiny_tokenizer
+from ..planner.inputs.base_model import TINY_CONFIG
+from ..planner.inputs.tiny_tokenizer import tiny_tokenizer
 
 
 def write_tiny_model(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..planner.load_jobs import load_jobs
+from ..planner.inputs.load_jobs import load_jobs
 from ..planner.make_plan import make_plan
 from ..planner.plan_file import save_plan
 from ..traces.run_folder import MEASURED, PLAN, metrics_name

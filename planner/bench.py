@@ -25,14 +25,14 @@ from ..traces.workloads import DATASETS, read_lengths, sample_lengths
 from .dependencies import plan_slots
 from .errors import PlanError
 from .jobs import Job, job_from_lengths
-from .lower_bounds import lower_bounds
 from .make_plan import make_plan
-from .pack_greedy import Bins, Pack, first_fit_decreasing
-from .pack_milp import MilpLimits, pack_milp
+from .packing.lower_bounds import lower_bounds
+from .packing.pack_greedy import Bins, Pack, first_fit_decreasing
+from .packing.pack_milp import MilpLimits, pack_milp
+from .packing.workload import Workload, workload_of
 from .plan import Plan
 from .systems import lorafusion
 from .verify import verify
-from .workload import Workload, workload_of
 
 FAMILIES = {
     "instructions": ("gsm8k", "codealpaca"),

@@ -9,11 +9,11 @@ import numpy as np
 
 from .bench import FAMILIES, Lengths
 from .dependencies import plan_slots
-from .exact import fewest_slots
 from .jobs import Job, job_from_lengths
-from .lower_bounds import batch_bounds, lower_bounds
 from .make_plan import make_plan
-from .workload import workload_of
+from .packing.exact import fewest_slots
+from .packing.lower_bounds import batch_bounds, lower_bounds
+from .packing.workload import workload_of
 
 _MAX_NODES = 20_000
 

@@ -15,7 +15,7 @@ def init(
 
     from rich.console import Console
 
-    from .job_template import write_job_template
+    from .inputs.job_template import write_job_template
 
     write_job_template(path)
     if json:
@@ -38,8 +38,8 @@ def data_show(
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from .load_jobs import load_jobs
-    from .shown_sample import samples_as_json, samples_as_text, shown_samples
+    from .inputs.load_jobs import load_jobs
+    from .inputs.shown_sample import samples_as_json, samples_as_text, shown_samples
 
     with Progress(console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, TaskID] = {}

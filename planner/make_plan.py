@@ -5,21 +5,21 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 
 from ..traces.costs import CostProfile
-from .balance import balance
 from .build_program import build_program, check_schedule_name
-from .candidates import greedy_recipes, grouping_of, stream_recipes
 from .errors import PlanError
-from .exact import fewest_slots
 from .jobs import Job
-from .lower_bounds import batch_bounds, lower_bounds
-from .milp_rounds import pack_milp_rounds
-from .objective import Fairness, adapter_ends, fairness_of, full_slot_ms, predicted_makespan_ms
-from .pack_greedy import Bins
-from .pack_milp import SOLVERS, MilpLimits
+from .packing.balance import balance
+from .packing.candidates import greedy_recipes, grouping_of, stream_recipes
+from .packing.exact import fewest_slots
+from .packing.lower_bounds import batch_bounds, lower_bounds
+from .packing.milp_rounds import pack_milp_rounds
+from .packing.objective import Fairness, adapter_ends, fairness_of, full_slot_ms, predicted_makespan_ms
+from .packing.pack_greedy import Bins
+from .packing.pack_milp import SOLVERS, MilpLimits
+from .packing.search import Found, Progress, Search, search_staggers
+from .packing.targets import plan_at_target
+from .packing.workload import Workload, workload_of
 from .plan import Plan, SolverRecord
-from .search import Found, Progress, Search, search_staggers
-from .targets import plan_at_target
-from .workload import Workload, workload_of
 
 STRATEGIES = ("auto", "milp", "greedy", "stream")
 OBJECTIVES = ("makespan", "microbatches", "fair")

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter
 
-from .balance import balance
-from .candidates import stream_recipes
 from .dependencies import slot_numbers, waits_for
 from .errors import PlanError
 from .jobs import Job, Sample
-from .lower_bounds import batch_bounds, lower_bounds
-from .pack_greedy import Bins
+from .packing.balance import balance
+from .packing.candidates import stream_recipes
+from .packing.lower_bounds import batch_bounds, lower_bounds
+from .packing.pack_greedy import Bins
+from .packing.search import Found, Search, search_staggers
+from .packing.workload import Workload, gap_slots, workload_of
 from .plan import Microbatch, Plan
-from .search import Found, Search, search_staggers
-from .workload import Workload, gap_slots, workload_of
 
 _Step = tuple[int, int]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from ..traces.costs import CostProfile
 from ..traces.profiles import load_profile
-from .capacity import CapacityTrial, try_capacities
 from .errors import JobError
+from .inputs.lengths_jobs import jobs_from_lengths
 from .jobs import Job
-from .lengths_jobs import jobs_from_lengths
 from .make_plan import make_plan
+from .packing.capacity import CapacityTrial, try_capacities
+from .packing.search import Progress
 from .plan import Plan
-from .search import Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ def _settings(request: PlanRequest, progress: Progress) -> _Settings:
         return _lengths_settings(request)
     if request.global_batch_sizes or request.num_batches:
         raise JobError("--global-batch-size and --num-batches go with --lengths; a job file says them per adapter")
-    from .load_jobs import load_jobs
+    from .inputs.load_jobs import load_jobs
 
     loaded = load_jobs(
         request.job_file, allow_lengths=True, progress=lambda what, share: progress(f"{what} ({share:.0%})", 0.0)

@@ -5,8 +5,8 @@ from typing import Any, get_args
 
 from .errors import PlanError
 from .jobs import Job, LoraSettings, OptimizerSettings, Sample, Scheduler
+from .packing.workload import MAX_TOKENS
 from .plan import Microbatch, Plan, SolverRecord
-from .workload import MAX_TOKENS
 
 _PLAN_FIELDS = [
     "format",

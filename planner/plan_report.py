@@ -7,10 +7,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from .dependencies import slot_dependencies, slot_numbers
-from .lower_bounds import LowerBounds, lower_bounds
+from .packing.lower_bounds import LowerBounds, lower_bounds
+from .packing.workload import gap_slots, workload_of
 from .plan import Plan
 from .waste import waste_by_adapter
-from .workload import gap_slots, workload_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

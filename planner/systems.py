@@ -7,12 +7,12 @@ that replaying it costs what padding costs; `num_tokens` keeps the real ones.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .grouping import head_tail
 from .jobs import Job, Sample
-from .pack_greedy import Bins, Pack, best_fit_decreasing, first_fit_decreasing, occupied
+from .packing.grouping import head_tail
+from .packing.pack_greedy import Bins, Pack, best_fit_decreasing, first_fit_decreasing, occupied
+from .packing.rounds import round_instances
+from .packing.workload import Workload, workload_of
 from .plan import Plan, microbatch
-from .rounds import round_instances
-from .workload import Workload, workload_of
 
 DUMMY: list[int] = []
 """A microbatch of the published system that only keeps dependents apart."""

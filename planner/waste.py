@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .dependencies import slot_numbers, waits_for
+from .packing.workload import gap_slots
 from .plan import Plan
-from .workload import gap_slots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,7 +56,7 @@ def _job(number: int, given: Mapping[str, Any], folder: Path) -> Job:
 
 
 def _jobs_of_file(job: Mapping[str, Any], folder: Path) -> tuple[tuple[Job, ...], dict[str, Any]]:
-    from ..planner.load_jobs import load_jobs
+    from ..planner.inputs.load_jobs import load_jobs
 
     path = folder / str(job["file"])
     changes = {name: held for name, held in job.items() if name != "file"}

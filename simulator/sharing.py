@@ -11,9 +11,9 @@ from itertools import accumulate
 
 from ..planner.jobs import Job, Sample, job_from_lengths
 from ..planner.make_plan import make_plan
+from ..planner.packing.targets import cut_samples, plan_at_target
 from ..planner.plan import Plan, microbatch
 from ..planner.systems import SystemRun, lorafusion, mlora_round_robin, sequential_packed, sequential_padded
-from ..planner.targets import cut_samples, plan_at_target
 from ..traces.costs import CostProfile
 from ..traces.workloads import DATASETS, sample_lengths
 from .simulate import Hardware

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..planner.parallel import side_by_side
+from ..planner.packing.parallel import side_by_side
 from ..traces.files import write_atomically
 from .errors import SimulationError
 from .point import file_digests, plan_key, point_key, run_points

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 
 from loraplex.planner.jobs import Job, Sample
-from loraplex.planner.workload import Workload, workload_of
+from loraplex.planner.packing.workload import Workload, workload_of
 
 
 def jobs_of(batches: Sequence[Sequence[Sequence[int]]]) -> tuple[Job, ...]:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from loraplex.engine.prepare import RunSettings, prepare
 from loraplex.planner.commands import data_show, init
-from loraplex.planner.load_jobs import load_jobs
+from loraplex.planner.inputs.load_jobs import load_jobs
+from loraplex.planner.inputs.read_jobfile import read_jobfile
 from loraplex.planner.make_plan import make_plan
 from loraplex.planner.plan_file import save_plan
-from loraplex.planner.read_jobfile import read_jobfile
 from loraplex.traces.errors import InputError
 
 JOBS = """\

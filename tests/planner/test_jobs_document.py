@@ -8,9 +8,9 @@ import pytest
 from pydantic import BaseModel
 
 from loraplex.planner.build_program import schedule_names
-from loraplex.planner.jobfile import AdapterEntry, DatasetEntry, Grid, JobFile, PipelineEntry
-from loraplex.planner.load_jobs import load_jobs
-from loraplex.planner.shown_sample import shown_samples
+from loraplex.planner.inputs.jobfile import AdapterEntry, DatasetEntry, Grid, JobFile, PipelineEntry
+from loraplex.planner.inputs.load_jobs import load_jobs
+from loraplex.planner.inputs.shown_sample import shown_samples
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "jobs.md").read_text(encoding="utf-8")
 NAMES = {"DatasetEntry": "list of datasets", "AdapterEntry": "list of adapters", "Grid": "lists, see below"}

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from loraplex.planner import candidates
 from loraplex.planner import make_plan as make_plan_module
-from loraplex.planner import search as search_module
 from loraplex.planner.dependencies import plan_slots
 from loraplex.planner.errors import PlanError
-from loraplex.planner.exact import fewest_slots
 from loraplex.planner.jobs import Job, job_from_lengths
-from loraplex.planner.lower_bounds import batch_bounds
 from loraplex.planner.make_plan import make_plan
+from loraplex.planner.packing import candidates
+from loraplex.planner.packing import search as search_module
+from loraplex.planner.packing.exact import fewest_slots
+from loraplex.planner.packing.lower_bounds import batch_bounds
 from loraplex.planner.plan import Plan
 from loraplex.planner.plan_file import plan_fingerprint
 from loraplex.planner.plan_report import PlanFigures, plan_figures
@@ -152,7 +152,7 @@ def by_squares() -> CostProfile:
 
 
 def test_a_profile_ranks_by_predicted_makespan() -> None:
-    from loraplex.planner.objective import predicted_makespan_ms
+    from loraplex.planner.packing.objective import predicted_makespan_ms
 
     jobs = uneven_jobs()
     plain = make_plan(jobs, num_stages=2, microbatch_tokens=120)

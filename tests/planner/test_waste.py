@@ -2,10 +2,10 @@
 
 from hypothesis import given
 
+from loraplex.planner.packing.workload import workload_of
 from loraplex.planner.plan import Plan
 from loraplex.planner.plan_report import plan_figures
 from loraplex.planner.waste import Waste, waste_by_adapter
-from loraplex.planner.workload import workload_of
 from loraplex.tests.random_jobs import jobs_of
 from loraplex.tests.random_plans import plans
 

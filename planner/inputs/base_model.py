@@ -1,0 +1,171 @@
+"""What planning must know of a base model: its folder, its layers and the names of its linears. Never its weights."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import JobError
+from .tiny_tokenizer import tiny_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+TINY: Final = "tiny"
+"""The `base_model` that names the embedded model."""
+
+TINY_CONFIG: Final = MappingProxyType(
+    {
+        "model_type": "llama",
+        "architectures": ("LlamaForCausalLM",),
+        "vocab_size": 262,
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "pad_token_id": 256,
+        "bos_token_id": 257,
+        "eos_token_id": 258,
+        "tie_word_embeddings": False,
+    }
+)
+"""config.json of the embedded model. The engine builds it with random weights; planning only counts its layers."""
+
+_LLAMA_LINEARS: Final = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+LINEARS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA_LINEARS)
+)
+"""Linears of a decoder layer, by `model_type`, in the order in which a layer runs them."""
+
+ALL_LINEAR: Final = "all-linear"
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel:
+    """A base model as planning sees it."""
+
+    name: str
+    """As the job file gives it."""
+    folder: Path | None
+    """Where its files lie; None for the embedded model."""
+    family: str
+    """The `model_type` of its config.json."""
+    num_layers: int
+    max_tokens: int
+    """Positions it was made for."""
+
+    def targets(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Short names of the linears that `target_modules` names, in the layer's order.
+
+        PEFT's rule: a linear is meant by its name or by the end of it after a dot. Raises JobError naming what matches
+        nothing.
+        """
+        linears = LINEARS[self.family]
+        short = tuple(linear.rpartition(".")[2] for linear in linears)
+        if tuple(names) == (ALL_LINEAR,):
+            return short
+        unknown = [name for name in names if not any(_meant(linear, name) for linear in linears)]
+        if unknown:
+            raise JobError(
+                f"{', '.join(unknown)} matches no linear of {self.name} ({self.family}); it has {', '.join(short)}, "
+                f"or say {ALL_LINEAR}"
+            )
+        return tuple(
+            end for end, linear in zip(short, linears, strict=True) if any(_meant(linear, name) for name in names)
+        )
+
+
+def _meant(linear: str, name: str) -> bool:
+    return linear == name or linear.endswith(f".{name}")
+
+
+def find_base_model(name: str, *, relative_to: Path) -> BaseModel:
+    """The base model of that name: the embedded one, a folder, or a Hugging Face hub id (its small files only).
+
+    Raises JobError when it is nowhere or of a family that cannot be trained.
+    """
+    if name == TINY:
+        return _described(name, None, TINY_CONFIG)
+    folder = relative_to / Path(name).expanduser()
+    if not folder.is_dir():
+        folder = _from_hub(name, relative_to=relative_to)
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise JobError(f"{path}: cannot be read ({error.strerror}); give the folder of a transformers model") from error
+    except ValueError as error:
+        raise JobError(f"{path}: not readable as JSON ({error}); download the model again") from error
+    return _described(name, folder, config)
+
+
+def load_tokenizer(model: BaseModel) -> "PreTrainedTokenizerFast":
+    """The tokenizer of a base model. Imports transformers, but not torch. Raises JobError naming the folder."""
+    try:
+        from transformers import PreTrainedTokenizerFast
+    except ImportError as error:
+        raise JobError(
+            "reading texts needs transformers and tokenizers, which are not installed; "
+            "get them with `pip install 'loraplex[train]'`"
+        ) from error
+    if model.folder is None:
+        return tiny_tokenizer()
+    if not (model.folder / "tokenizer.json").is_file():
+        raise JobError(f"{model.folder}: has no tokenizer.json; save its fast tokenizer there")
+    try:
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(model.folder)
+    except Exception as error:
+        # The tokenizers library raises bare Exceptions for files it cannot make sense of.
+        raise JobError(f"{model.folder}: its tokenizer cannot be loaded ({error}); save it again") from error
+    return tokenizer
+
+
+def _from_hub(name: str, *, relative_to: Path) -> Path:
+    if not _HUB_ID.fullmatch(name):
+        raise JobError(f"{name!r} is no folder below {relative_to}, no hub id and not {TINY!r}; mend it")
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise JobError(
+            f"{name!r} is no folder below {relative_to}; to look on the hub, `pip install 'loraplex[train]'`"
+        ) from error
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise JobError(
+            f"{name!r} is no folder below {relative_to} and could not be had from the hub "
+            f"({type(error).__name__}); download it and give its folder"
+        ) from error
+
+
+def _described(name: str, folder: Path | None, config: Any) -> BaseModel:
+    if not isinstance(config, Mapping):
+        raise JobError(f"the config.json of {name!r} is no list of settings; download the model again")
+    family = str(config.get("model_type"))
+    if family not in LINEARS:
+        raise JobError(f"{name!r} is of the family {family!r}; trained are {', '.join(LINEARS)}")
+    for number in ("num_hidden_layers", "max_position_embeddings"):
+        if not isinstance(config.get(number), int):
+            raise JobError(f"the config.json of {name!r} holds no whole number {number}; download the model again")
+    return BaseModel(
+        name=name,
+        folder=folder,
+        family=family,
+        num_layers=config["num_hidden_layers"],
+        max_tokens=config["max_position_embeddings"],
+    )

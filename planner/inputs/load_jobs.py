@@ -1,0 +1,235 @@
+"""load_jobs: from a job file to Jobs, their tokens and masks, and the fingerprint that ties a plan to them."""
+
+from pathlib import Path
+
+from ..build_program import schedule_names
+from ..errors import JobError
+from ..jobs import Job, LoraSettings, OptimizerSettings, Sample
+from .base_model import BaseModel, find_base_model, load_tokenizer
+from .jobfile import AdapterEntry, DatasetEntry
+from .loaded_jobs import DataCounts, JobSettings, LoadedJobs, data_fingerprint
+from .read_jobfile import ReadJobFile, read_jobfile
+from .read_table import ReadTable, data_path, read_table
+from .tokens import Progress, Tokenizer, TokenTable
+from .training_order import TrainingOrder, training_order
+
+MAX_SAMPLES = 10_000_000
+"""Samples in all steps of an adapter; a mistyped number must not eat all memory (a sample takes about 200 bytes)."""
+
+
+def load_jobs(path: Path, *, allow_lengths: bool = False, progress: Progress | None = None) -> LoadedJobs:
+    """Read a job file and its texts, tokenise, shuffle and cut into global batches.
+
+    With `allow_lengths`, data sets of the type `lengths` are taken too: their jobs can be planned, not trained.
+    `progress` hears (what is being read, share done). Raises JobError naming file, line or field.
+    """
+    read = read_jobfile(path)
+    if not allow_lengths:
+        _refuse_lengths(read)
+    model = _base_model(read)
+    _check_limits(read, model)
+    targets = tuple(_targets(read, number, model) for number in range(len(read.adapters)))
+    only_lengths = all(dataset.type == "lengths" for adapter in read.adapters for dataset in adapter.datasets)
+    tables = _tables(read, None if only_lengths else _tokenizer(read, model), progress)
+    orders = tuple(_order(read, number, table.table) for number, table in enumerate(tables))
+    return LoadedJobs(
+        jobs=tuple(
+            _job(number, adapter, targets[number], tables[number].table, orders[number], seed=_seed(read, adapter))
+            for number, adapter in enumerate(read.adapters)
+        ),
+        settings=_settings(read, model),
+        fingerprint=data_fingerprint([table.table for table in tables], orders),
+        counts=tuple(
+            DataCounts(
+                num_read=len(table.table) + table.num_skipped,
+                num_truncated=table.num_truncated,
+                num_skipped=table.num_skipped,
+                num_validation=len(order.validation_rows),
+            )
+            for table, order in zip(tables, orders, strict=True)
+        ),
+        tables=tuple(table.table for table in tables),
+        orders=orders,
+    )
+
+
+def _refuse_lengths(read: ReadJobFile) -> None:
+    for number, adapter in enumerate(read.adapters):
+        for position, dataset in enumerate(adapter.datasets):
+            if dataset.type == "lengths":
+                place = read.adapter_place(number, "datasets", position, "type")
+                raise JobError(f"{place}: lengths can be planned and simulated, but here texts are needed; give texts")
+
+
+def _base_model(read: ReadJobFile) -> BaseModel:
+    try:
+        return find_base_model(read.fields.base_model, relative_to=read.text.path.parent)
+    except JobError as error:
+        raise JobError(f"{read.place('base_model')}: {error}") from error
+
+
+def _check_limits(read: ReadJobFile, model: BaseModel) -> None:
+    pipeline = read.fields.pipeline
+    if pipeline.stages > model.num_layers:
+        raise JobError(
+            f"{read.place('pipeline', 'stages')}: {pipeline.stages} stages exceed the {model.num_layers} layers of "
+            f"{model.name}, and each stage needs one; lower it"
+        )
+    if pipeline.schedule not in schedule_names():
+        raise JobError(
+            f"{read.place('pipeline', 'schedule')}: {pipeline.schedule!r} is unknown; choose one of "
+            f"{', '.join(schedule_names())}"
+        )
+    microbatch_tokens = read.fields.microbatch_tokens
+    if microbatch_tokens is not None and microbatch_tokens < read.fields.sequence_len:
+        raise JobError(
+            f"{read.place('microbatch_tokens')}: {microbatch_tokens} cannot hold a sample of "
+            f"sequence_len={read.fields.sequence_len}; raise the one or lower the other"
+        )
+    if read.fields.sequence_len > model.max_tokens:
+        raise JobError(
+            f"{read.place('sequence_len')}: {read.fields.sequence_len} exceeds the {model.max_tokens} positions of "
+            f"{model.name}; lower it"
+        )
+
+
+def _targets(read: ReadJobFile, number: int, model: BaseModel) -> tuple[str, ...]:
+    try:
+        return model.targets(read.adapters[number].target_modules)
+    except JobError as error:
+        raise JobError(f"{read.adapter_place(number, 'target_modules')}: {error}") from error
+
+
+def _tokenizer(read: ReadJobFile, model: BaseModel) -> Tokenizer:
+    tokenizer = load_tokenizer(model)
+    if read.fields.chat_template is not None:
+        path = data_path(read.fields.chat_template, folder=read.text.path.parent)
+        try:
+            tokenizer.chat_template = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise JobError(f"{read.place('chat_template')}: {path} cannot be read ({error}); mend it") from error
+    return tokenizer
+
+
+def _tables(read: ReadJobFile, tokenizer: Tokenizer | None, progress: Progress | None) -> tuple[ReadTable, ...]:
+    # The adapters of a sweep read the same files: they share one table.
+    known: dict[tuple[DatasetEntry, ...], ReadTable] = {}
+    for number, adapter in enumerate(read.adapters):
+        _check_files(read, number)
+        if adapter.datasets not in known:
+            known[adapter.datasets] = read_table(
+                adapter.datasets,
+                folder=read.text.path.parent,
+                tokenizer=tokenizer,
+                sequence_len=read.fields.sequence_len,
+                long_samples=read.fields.long_samples,
+                progress=progress,
+            )
+    return tuple(known[adapter.datasets] for adapter in read.adapters)
+
+
+def _check_files(read: ReadJobFile, number: int) -> None:
+    for position, dataset in enumerate(read.adapters[number].datasets):
+        path = data_path(dataset.path, folder=read.text.path.parent)
+        if not path.is_file():
+            place = read.adapter_place(number, "datasets", position, "path")
+            raise JobError(f"{place}: there is no file {path}; paths are relative to the job file, mend it")
+
+
+def _seed(read: ReadJobFile, adapter: AdapterEntry) -> int:
+    return read.fields.seed if adapter.seed is None else adapter.seed
+
+
+def _order(read: ReadJobFile, number: int, table: TokenTable) -> TrainingOrder:
+    adapter = read.adapters[number]
+    _check_length(read, number, num_rows=len(table))
+    order = training_order(
+        num_rows=len(table),
+        global_batch_size=adapter.global_batch_size,
+        seed=_seed(read, adapter),
+        num_epochs=adapter.num_epochs or 1,
+        max_steps=adapter.max_steps,
+        val_split=adapter.val_split,
+    )
+    if not len(order.rows):
+        raise JobError(
+            f"{read.adapter_place(number, 'val_split')}: {adapter.val_split} keeps all {len(table)} samples out of "
+            "training; lower it"
+        )
+    return order
+
+
+def _check_length(read: ReadJobFile, number: int, *, num_rows: int) -> None:
+    adapter = read.adapters[number]
+    if adapter.max_steps is None:
+        field, num_samples = "num_epochs", (adapter.num_epochs or 1) * num_rows
+    else:
+        field, num_samples = "max_steps", adapter.max_steps * min(adapter.global_batch_size, num_rows)
+    if num_samples > MAX_SAMPLES:
+        place = read.adapter_place(number, field)
+        raise JobError(f"{place}: {num_samples} samples to train on are more than the {MAX_SAMPLES} allowed; lower it")
+
+
+def _job(
+    number: int, adapter: AdapterEntry, targets: tuple[str, ...], table: TokenTable, order: TrainingOrder, *, seed: int
+) -> Job:
+    return Job(
+        name=adapter.name,
+        global_batches=_global_batches(number, table, order),
+        lora=LoraSettings(
+            r=adapter.r,
+            lora_alpha=adapter.lora_alpha,
+            lora_dropout=adapter.lora_dropout,
+            target_modules=targets,
+            use_rslora=adapter.use_rslora,
+        ),
+        optimizer=OptimizerSettings(
+            learning_rate=adapter.learning_rate,
+            lr_scheduler=adapter.lr_scheduler,
+            warmup_ratio=adapter.warmup_ratio,
+            weight_decay=adapter.weight_decay,
+            max_grad_norm=adapter.max_grad_norm,
+            betas=(adapter.adam_beta1, adapter.adam_beta2),
+            eps=adapter.adam_epsilon,
+        ),
+        seed=seed,
+        weight=adapter.weight,
+        deadline_ms=adapter.deadline_ms,
+    )
+
+
+def _global_batches(adapter: int, table: TokenTable, order: TrainingOrder) -> tuple[tuple[Sample, ...], ...]:
+    num_tokens = table.num_tokens()[order.rows].tolist()
+    num_targets = table.num_target_tokens()[order.rows].tolist()
+    batches = []
+    first = 0
+    for global_batch, size in enumerate(order.batch_sizes):
+        batches.append(
+            tuple(
+                Sample(
+                    adapter=adapter,
+                    global_batch=global_batch,
+                    index=index,
+                    num_tokens=num_tokens[index],
+                    num_target_tokens=num_targets[index],
+                )
+                for index in range(first, first + size)
+            )
+        )
+        first += size
+    return tuple(batches)
+
+
+def _settings(read: ReadJobFile, model: BaseModel) -> JobSettings:
+    fields = read.fields
+    return JobSettings(
+        job_file=read.text.path,
+        base_model=model,
+        sequence_len=fields.sequence_len,
+        num_stages=fields.pipeline.stages,
+        num_replicas=fields.pipeline.replicas,
+        schedule=fields.pipeline.schedule,
+        microbatch_tokens=fields.microbatch_tokens or fields.sequence_len,
+        output_dir=read.text.path.parent / Path(fields.output_dir).expanduser(),
+        seed=fields.seed,
+    )

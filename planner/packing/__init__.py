@@ -1,0 +1,1 @@
+"""Which samples share a microbatch, and in which order: strategies, bounds and the search over them."""
