@@ -17,8 +17,8 @@ from loraplex.engine.message import Wire
 from loraplex.engine.profile import _surplus, measure_profile, profile_model
 from loraplex.engine.profile_plan import default_jobs, measuring_plan, measuring_program
 from loraplex.engine.rendezvous import RendezvousTransport, Switchboard
-from loraplex.planner.base_model import BaseModel
 from loraplex.planner.errors import JobError
+from loraplex.planner.inputs.base_model import BaseModel
 from loraplex.planner.program import ActionKind
 from loraplex.traces.costs import CostProfile, CostTerms, uniform_profile
 

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from loraplex.engine.base_folder import base_model_folder
 from loraplex.engine.tiny_model import write_tiny_model
-from loraplex.planner.base_model import TINY_CONFIG, find_base_model
+from loraplex.planner.inputs.base_model import TINY_CONFIG, find_base_model
 
 
 def hashes(folder: Path) -> dict[str, str]:
