@@ -54,6 +54,7 @@ class _Settings:
 
 def make_requested_plan(request: PlanRequest) -> tuple[Plan, tuple[CapacityTrial, ...]]:
     """The plan, and where several capacities were asked for, what each led to. Progress goes to stderr."""
+    _check_request(request)
     profile = load_profile(request.profile) if request.profile else None
     with progress_on_stderr() as progress:
         settings = _settings(request, progress)
@@ -66,6 +67,19 @@ def make_requested_plan(request: PlanRequest) -> tuple[Plan, tuple[CapacityTrial
         trials = try_capacities(settings.capacities, plan_with=plan_with, profile=profile)
     assert trials[0].plan is not None
     return trials[0].plan, trials
+
+
+def _check_request(request: PlanRequest) -> None:
+    for option, value, allowed in (
+        ("overlong", request.overlong, ("error", "truncate", "skip")),
+        ("backend", request.backend, ("loky", "dask", "ray")),
+    ):
+        if value not in allowed:
+            raise JobError(f"--{option} {value} is unknown; choose one of {', '.join(allowed)}")
+    if request.workers < 1:
+        raise JobError(f"--workers {request.workers} must be 1 or more; raise it")
+    if request.job_file is not None and request.overlong != "error":
+        raise JobError(f"--overlong {request.overlong} goes with --lengths; a job file says it by long_samples")
 
 
 @contextmanager

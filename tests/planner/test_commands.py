@@ -125,6 +125,22 @@ def test_options_that_do_not_go_together(words: list[str], message: str) -> None
         run("plan", *words)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--workers", "0"], "--workers 0 must be 1 or more; raise it"),
+        (["--backend", "x"], "--backend x is unknown; choose one of loky, dask, ray"),
+        (["--overlong", "x"], "--overlong x is unknown; choose one of error, truncate, skip"),
+    ],
+)
+def test_options_that_a_small_plan_would_not_even_use_are_checked(
+    lengths: list[str], words: list[str], message: str
+) -> None:
+    with pytest.raises(JobError) as caught:
+        run("plan", *lengths, *words)
+    assert str(caught.value) == message
+
+
 def test_bad_values_reach_the_user(tmp_path: Path, lengths: list[str]) -> None:
     with pytest.raises(PlanError, match="num_stages=0"):
         run("plan", *lengths, "--stages", "0", "-o", str(tmp_path / "plan.json"))
