@@ -41,7 +41,7 @@ class Leg:
 
 def itinerary(program: Program, plan: Plan, *, stage: int, replica: int = 0) -> tuple[Leg, ...]:
     """The legs of one worker, one for each of its actions. Raises PlanError for a Program that we cannot run."""
-    _check_runnable(program)
+    check_runnable(program)
     actions = tuple(program.actions(stage=stage, replica=replica))
     closing = _closing(actions, plan)
     opening, tail = _openings(actions)
@@ -74,7 +74,8 @@ def itinerary(program: Program, plan: Plan, *, stage: int, replica: int = 0) -> 
     return tuple(_with_posts(legs))
 
 
-def _check_runnable(program: Program) -> None:
+def check_runnable(program: Program) -> None:
+    """Raise PlanError for a schedule that the engine does not run."""
     if program.num_chunks > 1:
         raise PlanError(
             f"schedule '{program.schedule}' has {program.num_chunks} model chunks a stage; the engine runs schedules "

@@ -14,6 +14,7 @@ from ..planner.plan import Plan
 from ..planner.plan_file import load_plan
 from ..planner.program import Program
 from ..traces.run_folder import PLAN
+from .itinerary import check_runnable
 
 ProgressCallback = Callable[[str, float], None]
 
@@ -65,6 +66,7 @@ def prepare(settings: RunSettings, *, progress: ProgressCallback | None = None) 
     check_plan_belongs(plan, loaded, path=path)
     program = build_program(plan)
     check_program(program, plan)
+    check_runnable(program)
     return Prepared(loaded=loaded, plan=plan, program=program, output_dir=output_dir)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from loraplex.cli import main
+from loraplex.engine import train as train_module
 from loraplex.engine.metrics import read_metrics
 from loraplex.engine.model import Layout, build_stage
 from loraplex.engine.prepare import RunSettings, prepare
+from loraplex.planner.plan_file import load_plan, save_plan
 from loraplex.traces.timeline import Timeline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -311,6 +314,14 @@ def a_plan_edited_by_hand(folder: Path, text: str) -> None:
     (folder / "plan.json").write_text(text.replace('"num_stages": 2', '"num_stages": 1'), encoding="utf-8")
 
 
+def a_plan_whose_backwards_are_split(folder: Path, text: str) -> None:
+    save_plan(replace(load_plan(folder / "plan.json"), schedule="zb-h1"), folder / "plan.json")
+
+
+def a_plan_with_two_chunks_a_stage(folder: Path, text: str) -> None:
+    save_plan(replace(load_plan(folder / "plan.json"), schedule="interleaved-2"), folder / "plan.json")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -319,6 +330,8 @@ def a_plan_edited_by_hand(folder: Path, text: str) -> None:
         (a_plan_for_another_rate, "plan.json holds other optimizer of adapter 'sums' than the job file; make it anew"),
         (a_plan_for_other_adapters, "plan.json trains the adapters ['sums', 'echoes'], the job file ['totals', 'ech"),
         (a_plan_edited_by_hand, "plan.json"),
+        (a_plan_whose_backwards_are_split, "schedule 'zb-h1' holds BACKWARD_INPUT actions; the engine does not split"),
+        (a_plan_with_two_chunks_a_stage, "schedule 'interleaved-2' has 2 model chunks a stage; the engine runs"),
         (a_rank_beyond_the_kernels, "adapter 'sums' has r=300, the kernels hold at most 256; lower it"),
     ],
 )
@@ -342,3 +355,19 @@ def test_bad_input_ends_with_2_and_one_message_before_anything_starts(
     assert err.strip().splitlines()[-1].startswith("loraplex: error: ")
     assert message in err
     assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("schedule", ["zb-h1", "interleaved-2"])
+def test_a_job_files_schedule_that_is_not_run_ends_with_2_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], schedule: str
+) -> None:
+    job = write_job(tmp_path)
+    job.write_text(JOB.replace("{stages: 2}", f"{{stages: 2, schedule: {schedule}}}"), encoding="utf-8")
+    monkeypatch.setattr(train_module, "launch", lambda *_, **__: pytest.fail("started"))
+    monkeypatch.setattr(sys, "argv", ["loraplex", "train", str(job)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert err.strip().splitlines()[-1].startswith(f"loraplex: error: schedule '{schedule}' ")
+    assert "choose 1f1b, or simulate this one" in err.strip().splitlines()[-1]
