@@ -4,10 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..kernels.checks import MAX_LORA_RANK
 from ..planner.build_program import build_program
 from ..planner.check_program import check_program
-from ..planner.errors import JobError, PlanError
+from ..planner.errors import PlanError
 from ..planner.inputs.load_jobs import load_jobs
 from ..planner.inputs.loaded_jobs import LoadedJobs
 from ..planner.plan import Plan
@@ -57,7 +56,6 @@ class Prepared:
 def prepare(settings: RunSettings, *, progress: ProgressCallback | None = None) -> Prepared:
     """Read job file, texts and plan and check that they belong together. Raises JobError or PlanError."""
     loaded = load_jobs(settings.job_file, progress=progress)
-    _check_ranks(loaded)
     output_dir = settings.output_dir or loaded.settings.output_dir
     path = settings.plan_file or output_dir / PLAN
     if not path.is_file():
@@ -68,15 +66,6 @@ def prepare(settings: RunSettings, *, progress: ProgressCallback | None = None) 
     check_program(program, plan)
     check_runnable(program)
     return Prepared(loaded=loaded, plan=plan, program=program, output_dir=output_dir)
-
-
-def _check_ranks(loaded: LoadedJobs) -> None:
-    for job in loaded.jobs:
-        if job.lora.r > MAX_LORA_RANK:
-            raise JobError(
-                f"{loaded.settings.job_file}: adapter '{job.name}' has r={job.lora.r}, the kernels hold at most "
-                f"{MAX_LORA_RANK}; lower it"
-            )
 
 
 def check_plan_belongs(plan: Plan, loaded: LoadedJobs, *, path: Path) -> None:

@@ -14,6 +14,9 @@ TextFormat = Literal["auto", "prompt_completion", "messages", "alpaca", "text"]
 DataFormat = Literal[TextFormat, "lengths"]
 LongSamples = Literal["error", "truncate", "skip"]
 
+MAX_LORA_RANK = 256
+"""What the kernels hold."""
+
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -29,7 +32,7 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Rank = Annotated[int, Field(ge=1, le=65536)]
+Rank = Annotated[int, Field(ge=1, le=MAX_LORA_RANK)]
 Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 BatchSize = Annotated[int, Field(ge=1)]

@@ -12,6 +12,8 @@ import torch
 from loraplex.cli import main
 from loraplex.engine import execute
 from loraplex.engine.parity import ParityRow, check_parity
+from loraplex.kernels import checks
+from loraplex.planner.inputs import jobfile
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
@@ -69,6 +71,28 @@ def test_a_faulty_engine_is_found_out(loaded: Any, model_folder: Path, monkeypat
     # AdamW hides a constant factor from the weights, never from the losses; clipping and eps let some of it through.
     assert all(row.max_loss_difference > 1e-2 for row in rows if row.against == "peft")
     assert not all(row.is_equal() for row in rows)
+
+
+def test_a_job_file_allows_the_ranks_that_the_kernels_hold() -> None:
+    assert jobfile.MAX_LORA_RANK == checks.MAX_LORA_RANK
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["{name: a, datasets: [{path: demo:x}], r: 257}", "{name: a, datasets: [{path: demo:x}], grid: {r: [8, 257]}}"],
+)
+def test_a_rank_above_is_told_when_the_job_file_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], entry: str
+) -> None:
+    job = tmp_path / "jobs.yaml"
+    job.write_text(f"base_model: tiny\nadapters:\n  - {entry}\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["loraplex", "parity", str(job)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert "input should be less than or equal to 256, not 257" in err
+    assert "Traceback" not in err
 
 
 def test_apart_is_apart() -> None:

@@ -332,7 +332,7 @@ def a_plan_with_two_chunks_a_stage(folder: Path, text: str) -> None:
         (a_plan_edited_by_hand, "plan.json"),
         (a_plan_whose_backwards_are_split, "schedule 'zb-h1' holds BACKWARD_INPUT actions; the engine does not split"),
         (a_plan_with_two_chunks_a_stage, "schedule 'interleaved-2' has 2 model chunks a stage; the engine runs"),
-        (a_rank_beyond_the_kernels, "adapter 'sums' has r=300, the kernels hold at most 256; lower it"),
+        (a_rank_beyond_the_kernels, "jobs.yaml:8: adapters[0].r: input should be less than or equal to 256, not 300"),
     ],
 )
 def test_bad_input_ends_with_2_and_one_message_before_anything_starts(

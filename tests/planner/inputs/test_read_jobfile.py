@@ -145,6 +145,7 @@ def test_one_target_needs_no_list(tmp_path: Path) -> None:
     ("line", "complaint"),
     [
         ("r: 0", "adapters[0].r: input should be greater than or equal to 1, not 0"),
+        ("r: 257", "adapters[0].r: input should be less than or equal to 256, not 257"),
         ("r: true", "adapters[0].r: input should be a valid integer, not True"),
         ("r: '8'", "adapters[0].r: input should be a valid integer, not '8'"),
         ("r: 8.0", "adapters[0].r: input should be a valid integer, not 8.0"),
