@@ -1,11 +1,28 @@
 """Calls of the linear for the tests: float64 values that every dtype rounds from, run by either implementation."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypedDict, TypeVar
 
 import torch
+from torch import Tensor
 
 from loraplex.kernels import reference
+from loraplex.kernels.nf4 import Nf4Weight
 from loraplex.kernels.routing import Routing, Segment
+
+Weight = TypeVar("Weight", Tensor, Nf4Weight)
+
+
+class Values(TypedDict, Generic[Weight]):
+    """The tensors of one call; `lora_a[t][a]` is adapter a's matrix for target t."""
+
+    x: Tensor
+    weights: list[Weight]
+    biases: list[Tensor | None]
+    lora_a: list[list[Tensor | None]]
+    lora_b: list[list[Tensor | None]]
+    dy: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +40,7 @@ class Case:
     seed: int = 0
     scaling: tuple[float, ...] = field(default=())
 
-    def routing(self, device="cpu", **more):
+    def routing(self, device: str = "cpu") -> Routing:
         count = len(self.dropout)
         return Routing.build(
             num_rows=self.num_rows,
@@ -34,14 +51,13 @@ class Case:
             global_batches=[3] * count,
             token_index=[(7 * row) % 1009 for row in range(self.num_rows)],
             device=device,
-            **more,
         )
 
-    def inputs(self):
+    def inputs(self) -> Values[Tensor]:
         """x, weights, biases, lora_a, lora_b and dy in float64."""
         random = torch.Generator().manual_seed(self.seed)
 
-        def draw(*shape):
+        def draw(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=random, dtype=torch.float64)
 
         k = self.num_features
@@ -58,31 +74,31 @@ class Case:
         }
 
 
-def rounded(values, dtype, device="cpu", adapter_dtype=None):
+def rounded(
+    values: Values[Tensor], dtype: torch.dtype, device: str = "cpu", adapter_dtype: torch.dtype | None = None
+) -> Values[Tensor]:
     """The values in `dtype`, as leaves that want gradients (the weights excepted)."""
 
-    def cast(name, value):
-        if value is None:
-            return None
-        if isinstance(value, list):
-            return [cast(name, one) for one in value]
+    def cast(name: str, value: Tensor) -> Tensor:
         value = value.to(dtype).to(adapter_dtype if adapter_dtype and name.startswith("lora") else dtype).to(device)
         return value if name in ("weights", "dy") else value.requires_grad_()
 
-    return {name: cast(name, value) for name, value in values.items()}
+    return _changed(values, cast)
 
 
-def run(linears, values, *, routing, targets):
+def run(
+    linears: Callable[..., Tensor], values: Values[Weight], *, routing: Routing, targets: Sequence[int]
+) -> dict[str, Tensor]:
     """{name: tensor} of the output and of every gradient; a gradient that is None counts as zero."""
     y = linears(
         values["x"], values["weights"], values["biases"], values["lora_a"], values["lora_b"],
         routing=routing, targets=targets,
     )  # fmt: skip
-    y.backward(values["dy"])
+    torch.autograd.backward(y, values["dy"])
     found = {"y": y.detach(), "x": values["x"]}
     found |= {f"bias {t}": bias for t, bias in enumerate(values["biases"]) if bias is not None}
-    for name in ("lora_a", "lora_b"):
-        for t, matrices in enumerate(values[name]):
+    for name, per_target in (("lora_a", values["lora_a"]), ("lora_b", values["lora_b"])):
+        for t, matrices in enumerate(per_target):
             found |= {f"{name} {t} {a}": matrix for a, matrix in enumerate(matrices) if matrix is not None}
     return {
         name: tensor if name == "y" else torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
@@ -90,17 +106,17 @@ def run(linears, values, *, routing, targets):
     }
 
 
-def expected(case, dtype):
+def expected(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
     """What the reference gives in float64 on the values as `dtype` rounds them."""
-    values = rounded({name: _round(value, dtype) for name, value in case.inputs().items()}, torch.float64)
+    values = rounded(_changed(case.inputs(), lambda _, value: value.to(dtype).double()), torch.float64)
     return run(reference.multi_lora_linears, values, routing=case.routing(), targets=targets_of(case))
 
 
-def targets_of(case):
+def targets_of(case: Case) -> tuple[int, ...]:
     return case.targets or tuple(range(len(case.out_features)))
 
 
-def relative_errors(found, wanted):
+def relative_errors(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, float]:
     """{name: ||found - wanted|| / ||wanted||}; NaN shows as NaN."""
     return {
         name: ((found[name].cpu().double() - want).norm() / want.norm().clamp_min(1e-12)).item()
@@ -108,7 +124,17 @@ def relative_errors(found, wanted):
     }
 
 
-def _round(value, dtype):
-    if isinstance(value, list):
-        return [_round(one, dtype) for one in value]
-    return None if value is None else value.to(dtype).double()
+def _changed(values: Values[Tensor], change: Callable[[str, Tensor], Tensor]) -> Values[Tensor]:
+    """The values with every tensor replaced by what `change` makes of its name and it."""
+
+    def each(name: str, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        return [None if tensor is None else change(name, tensor) for tensor in tensors]
+
+    return {
+        "x": change("x", values["x"]),
+        "weights": [change("weights", weight) for weight in values["weights"]],
+        "biases": each("biases", values["biases"]),
+        "lora_a": [each("lora_a", matrices) for matrices in values["lora_a"]],
+        "lora_b": [each("lora_b", matrices) for matrices in values["lora_b"]],
+        "dy": change("dy", values["dy"]),
+    }

@@ -1,6 +1,7 @@
 """Without a GPU the kernels run through Triton's interpreter; unwritten memory is NaN, so that nobody leans on it."""
 
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,19 +12,20 @@ if not GPU:
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request):
+def device(request: pytest.FixtureRequest) -> str:
     """Each test runs interpreted on the CPU, and natively with `pytest -m gpu`."""
     if request.param == "cpu" and GPU:
         pytest.skip("the interpreter is for machines without a GPU")
-    return request.param
+    chosen: str = request.param
+    return chosen
 
 
 @pytest.fixture(autouse=True)
-def poisoned_memory(monkeypatch):
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """`torch.empty` returns NaN."""
-    empty = torch.empty
+    empty: Callable[..., torch.Tensor] = torch.empty
 
-    def poisoned(*args, **kwargs):
+    def poisoned(*args: object, **kwargs: object) -> torch.Tensor:
         made = empty(*args, **kwargs)
         with torch.no_grad():
             return made.fill_(float("nan")) if made.is_floating_point() and not made.is_meta else made
@@ -32,5 +34,5 @@ def poisoned_memory(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread() -> None:
     torch.set_num_threads(1)

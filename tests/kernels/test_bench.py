@@ -1,6 +1,8 @@
 """The benchmark's grid, its ragged segments, its report, and what its commands say without a GPU."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,10 +10,10 @@ import torch
 from loraplex.kernels import commands
 from loraplex.kernels.bench import read_grid
 from loraplex.kernels.bench_peers import eager, frozen, make_data, ours, segment_rows
-from loraplex.kernels.bench_report import geomean, missed, summary, write_results
+from loraplex.kernels.bench_report import Record, geomean, missed, summary, write_results
 
 
-def test_the_grid_holds_every_value_of_every_factor():
+def test_the_grid_holds_every_value_of_every_factor() -> None:
     rows = read_grid()
     assert {row.T for row in rows} == {2048, 4096, 8192, 16384}
     assert {row.r for row in rows} == {8, 16, 64}
@@ -29,7 +31,7 @@ def test_the_grid_holds_every_value_of_every_factor():
 
 
 @pytest.mark.parametrize("num_rows", [2048, 4096, 8192, 16384])
-def test_ragged_segments_cover_the_rows_with_borders_off_the_tiles(num_rows):
+def test_ragged_segments_cover_the_rows_with_borders_off_the_tiles(num_rows: int) -> None:
     segments = segment_rows(num_rows, 4)
     assert [first for first, _ in segments] == [0, *(first + rows for first, rows in segments[:-1])]
     assert sum(segments[-1]) == num_rows
@@ -37,7 +39,7 @@ def test_ragged_segments_cover_the_rows_with_borders_off_the_tiles(num_rows):
     assert segment_rows(num_rows, 1) == [(0, num_rows)]
 
 
-def test_all_ways_compute_the_same_linear():
+def test_all_ways_compute_the_same_linear() -> None:
     row = next(row for row in read_grid() if row.num_adapters == 4 and row.dropout == 0.0)
     row = type(row)(**{name: getattr(row, name) for name in row.__slots__} | {"T": 1024, "K": 64, "N": (48, 32)})
     data = make_data(row, torch.device("cpu"))
@@ -46,7 +48,7 @@ def test_all_ways_compute_the_same_linear():
     assert frozen(data, row)(x).shape == (1024, 80)
 
 
-def record(ours_ms, *, goal=True, **more):
+def record(ours_ms: float, *, goal: bool = True, **more: int) -> Record:
     return {
         "linear": "8b o", "T": 4096, "K": 4096, "N": 4096, "num_targets": 1, "r": 16, "num_adapters": 1, "dropout": 0.0,
         "direction": "both", "cuda_graph": True, "goal": goal, "ours_ms": ours_ms, "frozen_ms": 1.0, "eager_ms": 1.2,
@@ -54,7 +56,7 @@ def record(ours_ms, *, goal=True, **more):
     }  # fmt: skip
 
 
-def test_the_report_names_what_misses_and_what_is_slower_than_eager(tmp_path):
+def test_the_report_names_what_misses_and_what_is_slower_than_eager(tmp_path: Path) -> None:
     records = [record(1.0), record(1.21, T=8192), record(1.3, goal=False, cuda_graph=False, T=2048)]
     found = summary(records)
     assert found["goal rows, 1 adapter(s), p = 0.0"] == {
@@ -72,9 +74,11 @@ def test_the_report_names_what_misses_and_what_is_slower_than_eager(tmp_path):
     assert paths[2].stat().st_size > 1000
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said without a GPU")
 @pytest.mark.parametrize("command", [commands.bench_kernels, commands.tune])
-def test_without_a_gpu_a_command_says_so_and_ends_with_2(command, capsys):
+def test_without_a_gpu_a_command_says_so_and_ends_with_2(
+    command: Callable[[], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as ended:
         command()
     assert ended.value.code == 2

@@ -1,9 +1,12 @@
 """The frozen product that carries the LoRA product with it, through the interpreter's tensor descriptors."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
+from torch import Tensor
 
 from loraplex.kernels import fused, gemm, tiles
 from loraplex.kernels.layout import DEFAULT_CONFIG, GemmConfig
@@ -41,12 +44,12 @@ CASES = {
 }  # fmt: skip
 
 
-def can_use_tma_anywhere(*matrices):
+def can_use_tma_anywhere(*matrices: Tensor) -> bool:
     return all(m.element_size() == 2 and m.stride(0) % 8 == 0 for m in matrices)
 
 
 @pytest.fixture
-def calls(monkeypatch, device):
+def calls(monkeypatch: pytest.MonkeyPatch, device: str) -> dict[str, int]:
     """How often each product was taken; on the CPU the interpreter stands in for the copy engine."""
     counted = {"forward": 0, "backward": 0}
     monkeypatch.setattr(fused, "choose_config", lambda *_, **__: CONFIG)
@@ -58,20 +61,22 @@ def calls(monkeypatch, device):
     for direction in counted:
         launch = getattr(gemm, f"fused_{direction}")
 
-        def counting(*args, launch=launch, direction=direction, **kwargs):
+        def counting(
+            *args: object, launch: Callable[..., None] = launch, direction: str = direction, **kwargs: object
+        ) -> None:
             counted[direction] += 1
-            return launch(*args, **kwargs)
+            launch(*args, **kwargs)
 
         monkeypatch.setattr(passes, f"fused_{direction}", counting)
     return counted
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_fused_product_is_the_references(name, device, calls):
+def test_the_fused_product_is_the_references(name: str, device: str, calls: dict[str, int]) -> None:
     case, dtype = CASES[name], torch.float16
     values = rounded(case.inputs(), dtype, device)
     weight = torch.cat(values["weights"])
-    values["weights"] = list(weight.split(case.out_features))
+    values["weights"] = list(torch.split(weight, list(case.out_features)))
     found = run(fused.fused_linears, values, routing=case.routing(device), targets=targets_of(case))
     errors = relative_errors(found, expected(case, dtype))
     assert {which: error for which, error in errors.items() if not error < 2e-3} == {}
@@ -79,13 +84,17 @@ def test_the_fused_product_is_the_references(name, device, calls):
 
 
 @pytest.mark.parametrize("where", ["x", "lora_b"])
-def test_a_block_of_two_owners_keeps_nan_apart(where, device, calls):
+def test_a_block_of_two_owners_keeps_nan_apart(
+    where: Literal["x", "lora_b"], device: str, calls: dict[str, int]
+) -> None:
     case = CASES["borders inside blocks"]
     values = case.inputs()
     if where == "x":
         values["x"][200] = float("nan")
     else:
-        values["lora_b"][0][2][:] = float("nan")
+        matrix = values["lora_b"][0][2]
+        assert matrix is not None
+        matrix[:] = float("nan")
     found = run(fused.fused_linears, rounded(values, torch.float16, device), routing=case.routing(device), targets=(0,))
     others = torch.ones(600, dtype=torch.bool)
     others[193:393] = False
@@ -94,7 +103,7 @@ def test_a_block_of_two_owners_keeps_nan_apart(where, device, calls):
     assert all(torch.isfinite(found[f"lora_{m} 0 {a}"]).all() for m in "ab" for a in (0, 1))
 
 
-def test_many_short_segments_go_to_the_librarys_product(device, calls):
+def test_many_short_segments_go_to_the_librarys_product(device: str, calls: dict[str, int]) -> None:
     case = Case(
         num_rows=160, num_features=64, out_features=(64,), segments=tuple((10 * a, 10, a) for a in range(16)),
         lora_ranks=((4,) * 16,), dropout=(0.0,) * 16,

@@ -5,10 +5,11 @@ import types
 
 import pytest
 import torch
+from torch import Tensor
 
 from loraplex.kernels import fused, multi_lora_linear, nf4
 from loraplex.kernels.nf4 import NF4_CODE, Nf4Weight, quantize_nf4
-from loraplex.tests.kernels.cases import Case, relative_errors, rounded, run
+from loraplex.tests.kernels.cases import Case, Values, relative_errors, rounded, run
 
 CASE = Case(
     num_rows=40, num_features=128, out_features=(96,), segments=((0, 25, 0), (25, 15, 1)), lora_ranks=((4, 8),),
@@ -16,7 +17,7 @@ CASE = Case(
 )  # fmt: skip
 
 
-def test_the_first_of_two_weights_stands_in_the_high_half_of_its_byte():
+def test_the_first_of_two_weights_stands_in_the_high_half_of_its_byte() -> None:
     weight = Nf4Weight(
         packed=torch.tensor([0x0F, 0x70], dtype=torch.uint8), absmax=torch.tensor([2.0]), code=torch.tensor(NF4_CODE),
         block_size=4, shape=(1, 4), dtype=torch.float32,
@@ -24,7 +25,7 @@ def test_the_first_of_two_weights_stands_in_the_high_half_of_its_byte():
     assert weight.dequantize().tolist() == [[-2.0, 2.0, 0.0, -2.0]]
 
 
-def test_rounding_takes_the_nearest_level(device):
+def test_rounding_takes_the_nearest_level(device: str) -> None:
     dense = torch.randn(8, 128, device=device)
     weight = quantize_nf4(dense)
     blocks = dense.view(-1, 64)
@@ -34,35 +35,44 @@ def test_rounding_takes_the_nearest_level(device):
     torch.testing.assert_close(weight.dequantize(), wanted)
 
 
-def test_the_op_on_an_nf4_weight_is_the_op_on_what_it_stands_for(device, monkeypatch):
+def test_the_op_on_an_nf4_weight_is_the_op_on_what_it_stands_for(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nf4, "BUFFER_BYTES", 40 * 128 * 2)
     values = rounded(CASE.inputs(), torch.float16, device)
     packed = quantize_nf4(values["weights"][0])
-    dense = {**rounded(CASE.inputs(), torch.float16, device), "weights": [packed.dequantize()]}
-    found = run(fused.fused_linears, {**values, "weights": [packed]}, routing=CASE.routing(device), targets=(0,))
+    dense = rounded(CASE.inputs(), torch.float16, device)
+    dense["weights"] = [packed.dequantize()]
+    quantized: Values[Nf4Weight] = {
+        "x": values["x"], "weights": [packed], "biases": values["biases"],
+        "lora_a": values["lora_a"], "lora_b": values["lora_b"], "dy": values["dy"],
+    }  # fmt: skip
+    found = run(fused.fused_linears, quantized, routing=CASE.routing(device), targets=(0,))
     wanted = run(fused.fused_linears, dense, routing=CASE.routing(device), targets=(0,))
     errors = relative_errors(found, {name: tensor.cpu().double() for name, tensor in wanted.items()})
     assert {which: error for which, error in errors.items() if not error < 1e-3} == {}
 
 
-def test_the_public_op_takes_an_nf4_weight(device):
+def test_the_public_op_takes_an_nf4_weight(device: str) -> None:
     values = rounded(CASE.inputs(), torch.float32, device)
     packed = quantize_nf4(values["weights"][0])
-    more = {"routing": CASE.routing(device), "target": 0}
-    matrices = [values["lora_a"][0], values["lora_b"][0]]
-    found = multi_lora_linear(values["x"], packed, None, *matrices, **more)
-    torch.testing.assert_close(found, multi_lora_linear(values["x"], packed.dequantize(), None, *matrices, **more))
+    routing = CASE.routing(device)
+
+    def linear(weight: Tensor | Nf4Weight) -> Tensor:
+        return multi_lora_linear(
+            values["x"], weight, None, values["lora_a"][0], values["lora_b"][0], routing=routing, target=0
+        )
+
+    torch.testing.assert_close(linear(packed), linear(packed.dequantize()))
 
 
-def test_without_bitsandbytes_the_error_says_what_to_install(monkeypatch):
+def test_without_bitsandbytes_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
     with pytest.raises(ImportError, match="pip install bitsandbytes"):
         Nf4Weight.from_bitsandbytes(None)
 
 
-def test_nested_statistics_are_unfolded(monkeypatch):
+def test_nested_statistics_are_unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
     functional = types.ModuleType("bitsandbytes.functional")
-    functional.dequantize_blockwise = lambda absmax, state: absmax.float() * state
+    monkeypatch.setattr(functional, "dequantize_blockwise", lambda absmax, state: absmax.float() * state, raising=False)
     monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
     monkeypatch.setitem(sys.modules, "bitsandbytes.functional", functional)
     state = types.SimpleNamespace(
@@ -78,7 +88,7 @@ def test_nested_statistics_are_unfolded(monkeypatch):
         Nf4Weight.from_bitsandbytes(parameter)
 
 
-def test_sizes_that_do_not_fit_are_refused():
+def test_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="K = 100, which is no multiple of block_size = 64"):
         quantize_nf4(torch.zeros(2, 100))
     with pytest.raises(ValueError, match=r"packed has 3 bytes.* give 64 and 2"):
@@ -89,7 +99,7 @@ def test_sizes_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_bitsandbytes_own_weights_come_out_bit_for_bit(nested):
+def test_bitsandbytes_own_weights_come_out_bit_for_bit(nested: bool) -> None:
     pytest.importorskip("bitsandbytes")
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 

@@ -1,20 +1,36 @@
 """The drop-in against PEFT itself, on a small Llama."""
 
 import copy
+from pathlib import Path
+from typing import Literal, TypedDict, Unpack
 
+import peft
 import pytest
 import torch
+import transformers
+from torch import Tensor, nn
 
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
-
-from loraplex.kernels.peft_patch import patch_peft, route, unpatch_peft  # noqa: E402 (after the skips)
-from loraplex.kernels.routing import Routing, Segment  # noqa: E402
+from loraplex.kernels.peft_patch import patch_peft, route, unpatch_peft
+from loraplex.kernels.routing import Routing, Segment
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def base_model():
+class Options(TypedDict, total=False):
+    """The options of `LoraConfig` that these tests set."""
+
+    r: int
+    lora_alpha: int
+    target_modules: list[str]
+    lora_dropout: float
+    init_lora_weights: bool
+    use_rslora: bool
+    use_dora: bool
+    bias: Literal["none", "all", "lora_only"]
+    rank_pattern: dict[str, int]
+
+
+def base_model() -> transformers.LlamaForCausalLM:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -23,16 +39,18 @@ def base_model():
     return transformers.LlamaForCausalLM(config)
 
 
-def peft_model(device="cpu", **more):
-    settings = {"r": 4, "lora_alpha": 12, "target_modules": LINEARS, "lora_dropout": 0.0, "init_lora_weights": False}
-    return peft.get_peft_model(base_model(), peft.LoraConfig(**{**settings, **more})).to(device)
+def peft_model(device: str = "cpu", **more: Unpack[Options]) -> peft.PeftModel:
+    settings: Options = {
+        "r": 4, "lora_alpha": 12, "target_modules": LINEARS, "lora_dropout": 0.0, "init_lora_weights": False, **more,
+    }  # fmt: skip
+    return peft.get_peft_model(base_model(), peft.LoraConfig(**settings)).to(device)
 
 
-def tokens(device="cpu"):
+def tokens(device: str = "cpu") -> Tensor:
     return torch.arange(22, device=device).view(2, 11) * 3 % 50
 
 
-def loss_and_gradients(model, device="cpu"):
+def loss_and_gradients(model: nn.Module, device: str = "cpu") -> tuple[Tensor, dict[str, Tensor]]:
     model.zero_grad()
     out = model(input_ids=tokens(device), labels=tokens(device))
     out.loss.backward()
@@ -42,7 +60,7 @@ def loss_and_gradients(model, device="cpu"):
 @pytest.mark.parametrize("more", [
     {}, {"use_rslora": True}, {"bias": "all"}, {"rank_pattern": {"q_proj": 7}}, {"target_modules": ["down_proj"]},
 ], ids=str)  # fmt: skip
-def test_outputs_and_gradients_are_pefts(more, device):
+def test_outputs_and_gradients_are_pefts(more: Options, device: str) -> None:
     model = peft_model(device, **more)
     logits, grads = loss_and_gradients(model, device)
     summary = patch_peft(model)
@@ -55,7 +73,7 @@ def test_outputs_and_gradients_are_pefts(more, device):
         torch.testing.assert_close(fused_grads[name], grads[name], rtol=1e-3, atol=1e-4)
 
 
-def test_unpatching_restores_every_forward():
+def test_unpatching_restores_every_forward() -> None:
     model = peft_model()
     before = {name: module.forward.__func__ for name, module in model.named_modules()}
     keys = list(model.state_dict())
@@ -66,7 +84,7 @@ def test_unpatching_restores_every_forward():
     assert not hasattr(model, "_loraplex_state")
 
 
-def test_disabled_merged_and_unmerged_adapters_are_pefts():
+def test_disabled_merged_and_unmerged_adapters_are_pefts() -> None:
     model = peft_model()
     patch_peft(model)
     logits, _ = loss_and_gradients(model)
@@ -79,16 +97,16 @@ def test_disabled_merged_and_unmerged_adapters_are_pefts():
         torch.testing.assert_close(model(input_ids=tokens()).logits, logits, rtol=1e-3, atol=1e-4)
 
 
-def test_a_saved_adapter_loads_into_an_unpatched_model(tmp_path):
+def test_a_saved_adapter_loads_into_an_unpatched_model(tmp_path: Path) -> None:
     model = peft_model()
     patch_peft(model)
     logits, _ = loss_and_gradients(model)
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(str(tmp_path))
     loaded = peft.PeftModel.from_pretrained(base_model(), tmp_path)
     torch.testing.assert_close(loaded(input_ids=tokens()).logits, logits, rtol=1e-4, atol=1e-4)
 
 
-def test_what_cannot_be_fused_is_left_and_named():
+def test_what_cannot_be_fused_is_left_and_named() -> None:
     model = peft_model(target_modules=["q_proj", "embed_tokens"])
     assert set(patch_peft(model).left.values()) == {"an embedding"}
     model = peft_model(use_dora=True, target_modules=["q_proj"])
@@ -99,14 +117,16 @@ def test_what_cannot_be_fused_is_left_and_named():
     torch.testing.assert_close(loss_and_gradients(model)[0], expected)
 
 
-def test_dropout_is_fresh_at_every_pass_off_in_evaluation_and_the_same_when_recomputed():
+def test_dropout_is_fresh_at_every_pass_off_in_evaluation_and_the_same_when_recomputed() -> None:
     model = peft_model(lora_dropout=0.5)
     patch_peft(model)
     model.train()
     first, grads = loss_and_gradients(model)
     assert not torch.equal(loss_and_gradients(model)[0], first)
     model._loraplex_state.step = 0
-    model.base_model.model.gradient_checkpointing_enable({"use_reentrant": False})
+    llama = model.get_base_model()
+    assert isinstance(llama, transformers.LlamaForCausalLM)
+    llama.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
     model.enable_input_require_grads()
     again, recomputed = loss_and_gradients(model)
     assert torch.equal(again, first)
@@ -116,7 +136,7 @@ def test_dropout_is_fresh_at_every_pass_off_in_evaluation_and_the_same_when_reco
     assert torch.equal(model(input_ids=tokens()).logits, model(input_ids=tokens()).logits)
 
 
-def test_rows_of_two_adapters_in_one_pass_are_each_adapters_own():
+def test_rows_of_two_adapters_in_one_pass_are_each_adapters_own() -> None:
     model = peft_model()
     model.add_adapter("other", peft.LoraConfig(r=3, lora_alpha=5, target_modules=["v_proj"], init_lora_weights=False))
     alone = []
@@ -133,7 +153,7 @@ def test_rows_of_two_adapters_in_one_pass_are_each_adapters_own():
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_is_patched_once_and_only_if_it_has_lora():
+def test_a_model_is_patched_once_and_only_if_it_has_lora() -> None:
     model = peft_model()
     patch_peft(model)
     with pytest.raises(ValueError, match="patched already"):

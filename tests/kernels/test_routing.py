@@ -1,20 +1,42 @@
 """Routing: what it refuses, the tiles it cuts, and whom it gives each block of rows."""
 
+from collections.abc import Sequence
+from typing import TypedDict, Unpack
+
 import pytest
 import torch
+from torch import Tensor
 
 from loraplex.kernels import multi_lora_linear, multi_lora_linears
 from loraplex.kernels.routing import Routing, Segment
 
-TWO = {"scaling": [1.0, 2.0], "dropout": [0.0, 0.1], "seeds": [0, 1], "global_batches": [0, 0]}
+Triple = tuple[int, int, int]
+"""First row, rows, adapter."""
 
 
-def segments(*triples):
-    return [Segment(first_row=first, num_rows=rows, adapter=adapter) for first, rows, adapter in triples]
+class Changed(TypedDict, total=False):
+    """What a call of `build` gives in place of its two adapters' values."""
+
+    num_rows: int
+    scaling: list[float]
+    dropout: list[float]
+    seeds: list[int]
+    token_index: list[int]
 
 
-def build(*triples, num_rows=300, **more):
-    return Routing.build(num_rows=num_rows, segments=segments(*triples), **{**TWO, **more})
+def build(
+    *triples: Triple, num_rows: int = 300, scaling: Sequence[float] = (1.0, 2.0), dropout: Sequence[float] = (0.0, 0.1),
+    seeds: Sequence[int] = (0, 1), token_index: Sequence[int] | None = None,
+) -> Routing:  # fmt: skip
+    return Routing.build(
+        num_rows=num_rows,
+        segments=[Segment(first_row=first, num_rows=rows, adapter=adapter) for first, rows, adapter in triples],
+        scaling=scaling,
+        dropout=dropout,
+        seeds=seeds,
+        global_batches=[0, 0],
+        token_index=token_index,
+    )
 
 
 @pytest.mark.parametrize(
@@ -33,12 +55,12 @@ def build(*triples, num_rows=300, **more):
         ([], {"num_rows": -1}, r"num_rows = -1 is negative"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name_and_value(triples, more, message):
+def test_what_does_not_fit_is_refused_by_name_and_value(triples: list[Triple], more: Changed, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(*triples, **more)
 
 
-def test_tiles_never_hold_two_owners_and_stand_adapter_by_adapter():
+def test_tiles_never_hold_two_owners_and_stand_adapter_by_adapter() -> None:
     tiles = build((3, 130, 1), (133, 64, 0), (197, 65, 1), num_rows=270).tiles(64)
     assert tiles.table[:, :3].tolist() == [
         [133, 197, 0],
@@ -49,14 +71,14 @@ def test_tiles_never_hold_two_owners_and_stand_adapter_by_adapter():
     assert tiles.num_owned == 6
 
 
-def test_blocks_of_one_owner_and_the_rows_beside_them():
+def test_blocks_of_one_owner_and_the_rows_beside_them() -> None:
     blocks = build((0, 128, 0), (128, 100, 1), (228, 60, 0), num_rows=300).blocks(64)
     assert blocks.owners.tolist() == [0, 0, 1, -1, -1]
     assert blocks.borders.table[:, :3].tolist() == [[228, 256, 0], [256, 288, 0], [192, 228, 1]]
     assert blocks.num_border_rows == 96
 
 
-def test_a_refresh_writes_into_the_same_memory():
+def test_a_refresh_writes_into_the_same_memory() -> None:
     routing = build((0, 300, 0))
     before, address = routing.words.clone(), routing.words.data_ptr()
     routing.refresh(global_batches=[1, 0])
@@ -66,8 +88,18 @@ def test_a_refresh_writes_into_the_same_memory():
         routing.refresh(global_batches=[1])
 
 
-def arguments(**changed):
-    given = {
+class Arguments(TypedDict, total=False):
+    """The tensors of one call, or those of them that a test replaces."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    lora_a: list[Tensor | None]
+    lora_b: list[Tensor | None]
+
+
+def arguments(**changed: Unpack[Arguments]) -> Arguments:
+    given: Arguments = {
         "x": torch.zeros(300, 8), "weight": torch.zeros(6, 8), "bias": None,
         "lora_a": [torch.zeros(2, 8), None], "lora_b": [torch.zeros(6, 2), None],
     }  # fmt: skip
@@ -93,13 +125,13 @@ def arguments(**changed):
         ({"x": torch.zeros(300, 8, device="meta")}, r"x is on meta, weight on cpu"),
     ],
 )
-def test_a_call_that_does_not_fit_is_refused_by_name_and_value(changed, message):
+def test_a_call_that_does_not_fit_is_refused_by_name_and_value(changed: Arguments, message: str) -> None:
     given = arguments(**changed)
     with pytest.raises(ValueError, match=message):
-        multi_lora_linear(*given.values(), routing=build((0, 300, 0)), target=0)
+        multi_lora_linear(**given, routing=build((0, 300, 0)), target=0)
 
 
-def test_lists_of_targets_have_one_length():
+def test_lists_of_targets_have_one_length() -> None:
     x, weight = torch.zeros(300, 8), torch.zeros(6, 8)
     with pytest.raises(ValueError, match=r"'targets': 2.* give them equal lengths"):
         multi_lora_linears(x, [weight], [None], [[None] * 2], [[None] * 2], routing=build(), targets=[0, 1])
