@@ -1,14 +1,11 @@
-"""Without a GPU the kernels run through Triton's interpreter; unwritten memory is NaN, so that nobody leans on it."""
+"""Unwritten memory is NaN, so that no kernel leans on it; without a GPU they run interpreted (tests/conftest.py)."""
 
-import os
 from collections.abc import Callable
 
 import pytest
 import torch
 
 GPU = torch.cuda.is_available()
-if not GPU:
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

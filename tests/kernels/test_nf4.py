@@ -100,7 +100,6 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_bitsandbytes_own_weights_come_out_bit_for_bit(nested: bool) -> None:
-    pytest.importorskip("bitsandbytes")
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     dense = torch.randn(96, 128)
