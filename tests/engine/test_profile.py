@@ -68,9 +68,9 @@ def test_an_ends_surplus_is_fitted_and_never_negative() -> None:
 
 @pytest.fixture
 def profiles(model_folder: Path, three_jobs: Any) -> list[CostProfile]:
-    """What two workers make of the small model."""
+    """What three workers make of the small model; the third takes no part in measuring the link."""
     base = BaseModel(name="small", folder=model_folder, family="llama", num_layers=4, max_tokens=4096)
-    board = Switchboard(2, timeout_s=60)
+    board = Switchboard(3, timeout_s=60)
     found: dict[int, CostProfile] = {}
 
     def work(worker: int) -> None:
@@ -79,23 +79,23 @@ def profiles(model_folder: Path, three_jobs: Any) -> list[CostProfile]:
             model_folder,
             three_jobs(dropout=0.1),
             RendezvousTransport(board, worker),
-            num_stages=2,
+            num_stages=3,
             capacity_tokens=60,
             seconds=0.1,
         )
 
-    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(2)]
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return [found[worker] for worker in range(2)]
+    return [found[worker] for worker in range(3)]
 
 
 def test_a_measured_profile_is_whole_and_survives_its_file(profiles: list[CostProfile], tmp_path: Path) -> None:
     profile = profiles[0]
     assert (profile.name, profile.origin, profile.num_layers) == ("small-cpu", "measured", 4)
-    assert "2 processes side by side" in profile.source
+    assert "3 processes side by side" in profile.source
     profile.save(tmp_path / "profile.json")
     assert CostProfile.load(tmp_path / "profile.json") == profile
     for stage in profile.stages(num_stages=2):
@@ -127,7 +127,7 @@ def test_a_link_is_measured_by_round_trips() -> None:
     for thread in threads:
         thread.join()
     assert all(ms > 0 for worker in (0, 1) for ms in found[worker])
-    assert found[2] == [0.0, 0.0]
+    assert found[2] == []
 
 
 @pytest.mark.parametrize(
