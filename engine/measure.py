@@ -1,13 +1,14 @@
 """Measures stages and links with the engine's own code, in processes side by side as in training."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..planner.jobs import Job
 from ..planner.loads import Loads
@@ -41,6 +42,8 @@ class StagePoints:
     """Of the frozen weights."""
     adapter_bytes: float
     """Of one adapter's weights, mean over adapters."""
+    kept_bytes: Float
+    """What each microbatch's forward keeps for its backward, weights left out."""
 
 
 def measure_stages(
@@ -60,8 +63,7 @@ def measure_stages(
     plan = measuring_plan(jobs, capacity_tokens=capacity_tokens, num_stages=layouts[0].num_stages)
     stages = [make_stage_of(folder, plan.jobs, layout) for layout in layouts]
     begin_ns = now_ns()
-    for stage in stages:
-        _round(stage, plan)
+    kept = [_kept_bytes(stage, plan) for stage in stages]
     afforded = min(7, max(1, int(seconds * 1e9 / (now_ns() - begin_ns))))
     rounds = _agreed(afforded, transport, num_workers)
     taken: list[dict[ActionKind, list[Float]]] = [defaultdict(list) for _ in stages]
@@ -71,7 +73,9 @@ def measure_stages(
             spans = _round(stage, plan)
             for kind in (ActionKind.FORWARD, ActionKind.BACKWARD, ActionKind.STEP):
                 found[kind].append(np.array([ms for action, ms in spans if action.kind is kind]))
-    return tuple(_points(stage, found, plan) for stage, found in zip(stages, taken, strict=True))
+    return tuple(
+        _points(stage, found, plan, kept_bytes=own) for stage, found, own in zip(stages, taken, kept, strict=True)
+    )
 
 
 def _agreed(rounds: int, transport: Transport, num_workers: int) -> int:
@@ -82,7 +86,7 @@ def _agreed(rounds: int, transport: Transport, num_workers: int) -> int:
     return int(afforded.min().item())
 
 
-def _points(stage: Stage, taken: Mapping[ActionKind, Sequence[Float]], plan: Plan) -> StagePoints:
+def _points(stage: Stage, taken: Mapping[ActionKind, Sequence[Float]], plan: Plan, *, kept_bytes: Float) -> StagePoints:
     adapters = [sum(weight.nbytes for weight in adapter.parameters.values()) for adapter in stage.adapters]
     return StagePoints(
         loads=Loads.of(plan.microbatches),
@@ -91,6 +95,7 @@ def _points(stage: Stage, taken: Mapping[ActionKind, Sequence[Float]], plan: Pla
         step_ms=float(_usual(taken[ActionKind.STEP]).mean()),
         weight_bytes=sum(weight.nbytes for weight in stage.model.parameters()),
         adapter_bytes=float(np.mean(adapters)),
+        kept_bytes=kept_bytes,
     )
 
 
@@ -98,7 +103,31 @@ def _usual(rounds: Sequence[Float]) -> Float:
     return np.asarray(np.median(np.stack(rounds), axis=0), dtype=np.float64)
 
 
-def _round(stage: Stage, plan: Plan) -> list[tuple[Action, float]]:
+def _kept_bytes(stage: Stage, plan: Plan) -> Float:
+    # One round, counting each storage that autograd saves once, however many views of it are saved.
+    weights = [*stage.model.parameters(), *(w for adapter in stage.adapters for w in adapter.parameters.values())]
+    own = {weight.untyped_storage().data_ptr() for weight in weights}
+    saved: dict[int, int] = {}
+    found = []
+
+    def save(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def count(leg: Leg) -> None:
+        # The next leg is the forward's own backward, so all that was saved is of one microbatch.
+        if leg.action.kind is ActionKind.BACKWARD:
+            found.append(sum(saved.values()))
+        saved.clear()
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        _round(stage, plan, before_leg=count)
+    return np.array(found, dtype=np.float64)
+
+
+def _round(stage: Stage, plan: Plan, *, before_leg: Callable[[Leg], None] | None = None) -> list[tuple[Action, float]]:
     index = stage.layout.stage
     for adapter in stage.adapters:
         adapter.version = 0
@@ -113,6 +142,7 @@ def _round(stage: Stage, plan: Plan) -> list[tuple[Action, float]]:
         Packer(plan.jobs, RandomTokens(config.vocab_size)),
         LoopbackTransport(legs, wire, worker=index),
         recorder=recorder,
+        before_leg=before_leg,
     ).run(legs)
     computed = [(end - start) / 1e6 for kind, _, _, start, end, _ in recorder.rows if kind == "compute"]
     return [(leg.action, ms) for leg, ms in zip(legs, computed, strict=True)]

@@ -158,7 +158,10 @@ def _link(ms: Sequence[float], wire: Wire) -> LinkCosts:
 
 
 def _memory(first: StagePoints, middle: StagePoints, last: StagePoints, *, num_layers: int, wire: Wire) -> MemoryCosts:
-    # Counted, not measured; what activations and logits take is not in this profile.
+    # All of it counted: weights, and what one forward of each microbatch was seen to keep for its backward. What a pass
+    # needs in passing and frees before it ends is not in it.
+    tokens, targets = middle.loads.tokens, last.loads.targets
+    per_token = _per_unit(tokens, middle.kept_bytes)
     return MemoryCosts(
         layer_weight_bytes=middle.weight_bytes / num_layers,
         embedding_weight_bytes=first.weight_bytes - middle.weight_bytes,
@@ -166,8 +169,15 @@ def _memory(first: StagePoints, middle: StagePoints, last: StagePoints, *, num_l
         # Weights, gradients and AdamW's two moments.
         adapter_bytes_per_layer=4 * middle.adapter_bytes / num_layers,
         adapter_gradient_bytes_per_layer=middle.adapter_bytes / num_layers,
+        activation_bytes_per_token_layer=per_token / num_layers,
         boundary_bytes_per_token=wire.hidden_size * wire.dtype.itemsize,
+        logit_bytes_per_target=max(0.0, _per_unit(targets, last.kept_bytes - middle.kept_bytes)),
     )
+
+
+def _per_unit(counts: NDArray[np.int64], num_bytes: Float) -> float:
+    # Least squares through the origin: an adapter without dropout keeps less than one with it, so it is a mean of both.
+    return float((counts * num_bytes).sum() / (counts.astype(np.float64) ** 2).sum())
 
 
 def _source(base: BaseModel, *, num_stages: int, num_layers: int) -> str:

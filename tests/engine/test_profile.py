@@ -12,8 +12,9 @@ import torch
 
 from loraplex.engine import profile as profile_module
 from loraplex.engine.commands import profile as profile_command
-from loraplex.engine.measure import measure_link
+from loraplex.engine.measure import measure_link, measure_stages
 from loraplex.engine.message import Wire
+from loraplex.engine.model import Layout
 from loraplex.engine.profile import _surplus, measure_profile, profile_model
 from loraplex.engine.profile_plan import default_jobs, measuring_plan, measuring_program
 from loraplex.engine.rendezvous import RendezvousTransport, Switchboard
@@ -111,6 +112,32 @@ def test_a_measured_profile_is_whole_and_survives_its_file(profiles: list[CostPr
     assert profile.memory.embedding_weight_bytes == 4 * 64 * 32
     assert profile.memory.head_weight_bytes == 4 * (64 * 32 + 32)
     assert profile.memory.boundary_bytes_per_token == 4 * 32
+
+
+def test_what_a_forward_keeps_is_foretold_for_microbatches_of_another_size(
+    model_folder: Path, three_jobs: Any, profiles: list[CostProfile]
+) -> None:
+    # The profile saw microbatches of up to 60 tokens in stages of two layers; here they hold up to 200, in one layer.
+    board = Switchboard(1, timeout_s=60)
+    layouts = [Layout(stage=place, num_stages=3, first_layer=0, end_layer=1) for place in range(3)]
+    _, middle, last = measure_stages(
+        model_folder,
+        three_jobs(dropout=0.1),
+        layouts,
+        RendezvousTransport(board, 0),
+        num_workers=1,
+        capacity_tokens=200,
+        seconds=0.1,
+    )
+    large = middle.loads.tokens > 60
+    assert large.sum() > 5
+    memory = profiles[0].memory
+    layer = memory.activation_bytes_per_token_layer * middle.loads.tokens
+    logits = memory.logit_bytes_per_target * last.loads.targets
+    assert layer[large].sum() == pytest.approx(middle.kept_bytes[large].sum(), rel=0.1)
+    assert (layer + logits)[large].sum() == pytest.approx(last.kept_bytes[large].sum(), rel=0.1)
+    # At the least the log-probabilities of the 64 words in float32.
+    assert memory.logit_bytes_per_target > 4 * 64
 
 
 def test_a_link_is_measured_by_round_trips() -> None:
