@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ..planner.errors import PlanError
 from ..planner.program import Program
+from ..planner.resume import remaining
 from .adapters import StageAdapter
-from .cut import Copy, remaining
+from .cut import Copy
 from .itinerary import Batch
 from .mailbox import Sums
 from .output import CHECKPOINTS
@@ -48,7 +49,7 @@ class Restored:
 
     def rest_of(self, program: Program) -> Program:
         """What is left to do."""
-        return remaining(program, after=self.after, versions=self.versions, pending=self._by_batch("total"))
+        return remaining(program, slot=self.after, versions=self.versions, pending=self._by_batch("total"))
 
     def sums(self) -> Sums:
         """Losses of batches in the making and norms of those that wait for their step."""

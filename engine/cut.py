@@ -3,17 +3,18 @@
 By the time stage 0 ends the backward of microbatch m it has taken some optimizer steps. The cut after m holds exactly
 those steps on every stage: a later stage, which takes them a little later, has its adapter copied right after the last
 of them. Nothing else touches that adapter in between: its next forward comes after the step. Forwards beyond m have no
-lasting effect, so a resumed run sends m + 1 and all that follow through an empty pipeline and gets the same bits.
+lasting effect, so a resumed run sends m + 1 and all that follow through an empty pipeline and gets the same bits
+(planner/resume.py says what is left).
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..planner.errors import PlanError
-from ..planner.program import Action, ActionColumns, ActionKind, Program
+from ..planner.program import Action, ActionKind, Program
 from .itinerary import Batch
 
 
@@ -26,16 +27,6 @@ class Copy:
     adapter: int
     completes: bool
     """Whether it is this stage's last copy for that cut."""
-
-
-def remaining(program: Program, *, after: int, versions: Sequence[int], pending: Collection[Batch]) -> Program:
-    """What is left to do after the cut behind microbatch `after`, on any number of stages.
-
-    `versions` are the steps each adapter has taken, `pending` the batches whose gradients are whole but not stepped:
-    their steps come first, since all that they need is in the checkpoint.
-    """
-    workers = tuple(_remaining(columns, after=after, versions=versions, pending=pending) for columns in program.workers)
-    return replace(program, workers=workers)
 
 
 def copies(program: Program, *, stage: int, num_adapters: int, cuts: Iterable[int]) -> dict[int, tuple[Copy, ...]]:
@@ -80,21 +71,6 @@ def _stepped(program: Program, *, after: int) -> frozenset[Batch]:
         elif action.kind is ActionKind.BACKWARD and action.microbatch == after:
             return frozenset(found)
     raise PlanError(f"the Program has no backward of microbatch {after}; the checkpoint is of another plan")
-
-
-def _remaining(
-    columns: ActionColumns, *, after: int, versions: Sequence[int], pending: Collection[Batch]
-) -> ActionColumns:
-    first, later = [], []
-    for action in columns:
-        if action.kind is not ActionKind.STEP:
-            if action.microbatch > after:
-                later.append(action)
-        elif (action.adapter, action.global_batch) in pending:
-            first.append(action)
-        elif action.global_batch >= versions[action.adapter]:
-            later.append(action)
-    return ActionColumns.of([*first, *later])
 
 
 def _key(action: Action) -> tuple[ActionKind, int, int]:

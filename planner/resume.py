@@ -1,34 +1,91 @@
-"""What is left of a Program after a checkpoint: a cut after a slot, with everything as of that slot's backward."""
+"""What is left of a Program after a checkpoint, for the engine that resumes and for the simulator that foretells it.
 
+The cut behind a slot (a microbatch, with one replica) lies where stage 0 ends the backward of that slot. Every stage then
+holds the steps that stage 0 had taken; gradients of later slots are dropped, and their forwards and backwards run anew.
+"""
+
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from .plan import Plan
 from .program import ActionColumns, ActionKind, Program
 
+Batch = tuple[int, int]
+"""(adapter, global batch)."""
 _GRADIENTS = (int(ActionKind.BACKWARD), int(ActionKind.BACKWARD_WEIGHT))
 
 
-def program_after(program: Program, *, slot: int) -> Program:
-    """The actions still to run when every worker has finished the backward of `slot` (-1: all of them).
+def program_after(program: Program, plan: Plan, *, slot: int) -> Program:
+    """What is left after the cut behind `slot` (-1: everything), told from plan and Program alone.
 
-    Forwards and backwards of later slots are run anew, even if they had been through by then; Steps and Reduces remain
-    if they stand after the backward of `slot` on their worker. With one replica a slot is a microbatch.
+    What a checkpoint of the engine behind the same microbatch leaves, and the same for Programs that it does not run.
     """
-    workers = tuple(_after(columns, slot=slot, num_replicas=program.num_replicas) for columns in program.workers)
+    last = {
+        batch: place // program.num_replicas
+        for place, held in enumerate(plan.microbatches)
+        for batch in held.global_batches()
+    }
+    whole = {batch for batch, at in last.items() if at <= slot}
+    stepped, reduced = set(whole), set(whole)
+    for replica in range(program.num_replicas):
+        columns = program.columns(stage=0, replica=replica)
+        done = _rows(columns, np.arange(_cut(columns, slot=slot, num_replicas=program.num_replicas)))
+        stepped &= _batches(done, ActionKind.STEP)
+        if program.num_replicas > 1:
+            reduced &= _batches(done, ActionKind.REDUCE)
+    versions = [0] * len(plan.jobs)
+    for adapter, _ in stepped:
+        versions[adapter] += 1
+    return remaining(program, slot=slot, versions=versions, pending=reduced - stepped)
+
+
+def remaining(program: Program, *, slot: int, versions: Sequence[int], pending: Collection[Batch]) -> Program:
+    """What is left to do after the cut behind `slot`, on any number of stages.
+
+    `versions` are the steps each adapter has taken, `pending` the batches whose gradients are whole (with replicas:
+    reduced) but not stepped: their steps come first, since all that they need is in the checkpoint.
+    """
+    workers = tuple(
+        _remaining(columns, first=slot + 1, versions=versions, pending=pending, num_replicas=program.num_replicas)
+        for columns in program.workers
+    )
     return replace(program, workers=workers)
 
 
-def _after(columns: ActionColumns, *, slot: int, num_replicas: int) -> ActionColumns:
-    on_microbatch = columns.microbatch >= 0
-    earlier = on_microbatch & (columns.microbatch // num_replicas <= slot)
+def _cut(columns: ActionColumns, *, slot: int, num_replicas: int) -> int:
+    # How many of a worker's actions lie before the cut.
+    earlier = (columns.microbatch >= 0) & (columns.microbatch // num_replicas <= slot)
     gradients = np.flatnonzero(earlier & np.isin(columns.kind, _GRADIENTS))
-    cut = int(gradients[-1]) if len(gradients) else -1
-    kept = np.where(on_microbatch, ~earlier, np.arange(len(columns)) > cut)
+    return int(gradients[-1]) + 1 if len(gradients) else 0
+
+
+def _batches(columns: ActionColumns, kind: ActionKind) -> set[Batch]:
+    own = columns.kind == int(kind)
+    return set(zip(columns.adapter[own].tolist(), columns.global_batch[own].tolist(), strict=True))
+
+
+def _remaining(
+    columns: ActionColumns, *, first: int, versions: Sequence[int], pending: Collection[Batch], num_replicas: int
+) -> ActionColumns:
+    on_microbatch = columns.microbatch >= 0
+    waits = np.zeros(len(columns), dtype=bool)
+    for adapter, global_batch in pending:
+        waits |= ~on_microbatch & (columns.adapter == adapter) & (columns.global_batch == global_batch)
+    # Adapter -1 of an action on a microbatch looks up a version that is not read.
+    untaken = columns.global_batch >= np.asarray(versions)[columns.adapter]
+    later: NDArray[np.bool_] = np.where(on_microbatch, columns.microbatch >= first * num_replicas, untaken & ~waits)
+    opening = waits & (columns.kind == int(ActionKind.STEP))
+    return _rows(columns, np.concatenate([np.flatnonzero(opening), np.flatnonzero(later)]))
+
+
+def _rows(columns: ActionColumns, places: NDArray[np.int64]) -> ActionColumns:
     return ActionColumns(
-        kind=columns.kind[kept],
-        microbatch=columns.microbatch[kept],
-        chunk=columns.chunk[kept],
-        adapter=columns.adapter[kept],
-        global_batch=columns.global_batch[kept],
+        kind=columns.kind[places],
+        microbatch=columns.microbatch[places],
+        chunk=columns.chunk[places],
+        adapter=columns.adapter[places],
+        global_batch=columns.global_batch[places],
     )

@@ -14,7 +14,8 @@ def last_checkpoint(graph: ProgramGraph, completion: Completion, restart: Restar
     """The last slot whose checkpoint was whole when the run died; -1 where there was none.
 
     A checkpoint is taken after every `checkpoint_every`-th slot and is whole once every worker has finished all
-    gradients up to that slot.
+    gradients up to that slot. (The engine's is whole a little later where a stage behind the first still has to take a
+    step that stage 0 had taken.)
     """
     gradients = np.isin(graph.kind, (int(ActionKind.BACKWARD), int(ActionKind.BACKWARD_WEIGHT)))
     slots = graph.microbatch[gradients] // graph.program.num_replicas

@@ -68,7 +68,7 @@ def simulate(program: Program, plan: Plan, hardware: Hardware, *, method: Method
     timeline = _timeline(costs, completion, plan, hardware)
     restart = hardware.cluster.restart
     if restart is not None and restart.at_ms < completion.makespan_ms():
-        rest = program_after(program, slot=last_checkpoint(costs.graph, completion, restart))
+        rest = program_after(program, plan, slot=last_checkpoint(costs.graph, completion, restart))
         again = hardware_costs(rest, plan, hardware, run=1)
         rerun = run_once(again, hardware, method=chosen, begin_ms=restart.at_ms + restart.for_ms)
         timeline = joined(timeline, _timeline(again, rerun, plan, hardware), restart)

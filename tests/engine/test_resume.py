@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loraplex.engine.checkpoint import CheckpointWriter, Restored, newest_checkpoint
-from loraplex.engine.cut import Copy, check_can_cut, copies, cut_points, remaining
+from loraplex.engine.cut import Copy, check_can_cut, copies, cut_points
 from loraplex.engine.mailbox import Sums
 from loraplex.engine.metrics import StepRecord
 from loraplex.engine.output import CHECKPOINTS
@@ -20,6 +20,7 @@ from loraplex.planner.build_program import build_program
 from loraplex.planner.errors import PlanError
 from loraplex.planner.plan import Plan
 from loraplex.planner.program import Program
+from loraplex.planner.resume import program_after, remaining
 
 FINGERPRINT = "a plan"
 TWO_STAGES = """\
@@ -98,6 +99,9 @@ def test_resumed_from_a_random_kill_point_the_bits_are_the_same(case: Any, tmp_p
     with pytest.raises(KilledError):
         train(fresh(), plan, program, tokens, tmp_path / "killed", every=every, kill=(stage, place))
     restored = newest_checkpoint(tmp_path / "killed", plan_fingerprint=FINGERPRINT)
+    if restored is not None:
+        # What the simulator replays after a restart is what the engine runs.
+        assert restored.rest_of(program) == program_after(program, plan, slot=restored.after)
     resumed = fresh()
     rest = train(resumed, plan, program, tokens, tmp_path / "killed", every=every, restored=restored)
     for one, other in zip(state(whole), state(resumed), strict=True):
@@ -149,7 +153,7 @@ def test_a_checkpoint_knows_nothing_of_stages(
 def test_what_is_left_after_a_cut() -> None:
     # Stage 0 is at the end of 0B1; (0, 0) has been stepped there, (1, 0) is whole and waits for its step.
     program = Program.from_text(TWO_STAGES, num_stages=2)
-    left = remaining(program, after=1, versions=(1, 0), pending={(1, 0)})
+    left = remaining(program, slot=1, versions=(1, 0), pending={(1, 0)})
     assert left.to_text() == "0S1.0 0F2 0F3 0B2 0B3 0S0.1 0S1.1\n1S1.0 1F2 1B2 1F3 1B3 1S0.1 1S1.1\n"
 
 
