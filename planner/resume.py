@@ -1,7 +1,7 @@
 """What is left of a Program after a checkpoint, for the engine that resumes and for the simulator that foretells it.
 
 The cut behind a slot (a microbatch, with one replica) lies where stage 0 ends the backward of that slot. Every stage
-then holds the steps that stage 0 had taken; gradients of later slots are dropped, their forwards and backwards run anew.
+then holds the steps that stage 0 had taken; gradients of later slots are dropped, their passes run anew.
 """
 
 from collections.abc import Collection, Sequence
