@@ -1,8 +1,11 @@
-"""Writing files so that no reader ever sees half of one."""
+"""Reading JSON with an error that names the file, and writing so that no reader ever sees half of one."""
 
 import errno
+import json
 import os
 from pathlib import Path
+
+from .errors import TraceError
 
 
 def write_atomically(path: Path | str, text: str) -> None:
@@ -17,3 +20,14 @@ def write_atomically(path: Path | str, text: str) -> None:
         os.replace(unfinished, target)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def read_json(path: Path | str, *, what: str, writer: str) -> object:
+    """Content of a JSON file. Raises TraceError that says `what` file is meant and which `writer` makes one."""
+    try:
+        content: object = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read ({error.strerror}); give a {what} file") from error
+    except ValueError as error:
+        raise TraceError(f"{path}: is no JSON ({error}); write it with {writer}") from error
+    return content

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .costs import CostProfile
 from .errors import TraceError
-from .files import write_atomically
+from .files import read_json, write_atomically
 
 FORMAT = "loraplex-profile"
 VERSION = 1
@@ -32,12 +32,7 @@ def save_profile(profile: CostProfile, path: Path | str) -> None:
 
 def load_profile_file(path: Path | str) -> CostProfile:
     """Read what `save_profile` wrote. Raises TraceError naming the file, the field and its value."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TraceError(f"{path}: cannot be read ({error.strerror}); give a profile file") from error
-    except ValueError as error:
-        raise TraceError(f"{path}: is no JSON ({error}); write it with `loraplex profile`") from error
+    content = read_json(path, what="profile", writer="`loraplex profile`")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise TraceError(f"{path}: is no cost profile (it lacks format={FORMAT!r}); write it with `loraplex profile`")
     if content.get("version") != VERSION:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .errors import TraceError
-from .files import write_atomically
+from .files import read_json, write_atomically
 from .timeline import COUNTER_COLUMNS, Timeline, no_counters
 
 FORMAT = "loraplex-timeline"
@@ -52,12 +52,7 @@ def save_timeline(timeline: Timeline, path: Path | str) -> None:
 
 def load_timeline(path: Path | str) -> Timeline:
     """Read what `save_timeline` wrote. Raises TraceError naming the file and the first value that breaks a rule."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TraceError(f"{path}: cannot be read ({error.strerror}); give a timeline file") from error
-    except ValueError as error:
-        raise TraceError(f"{path}: is no JSON ({error}); write it with Timeline.save") from error
+    content = read_json(path, what="timeline", writer="Timeline.save")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise TraceError(f"{path}: is no timeline (its 'format' must be '{FORMAT}'); write it with Timeline.save")
     if content.get("version") != VERSION:
