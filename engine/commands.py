@@ -16,6 +16,12 @@ def train(
     checkpoint_every: Annotated[
         int | None, typer.Option(help="Microbatches between checkpoints.", min=1, show_default="none are written")
     ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Draw the base model's weights; lengths become random tokens.")
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="A config.json in place of base_model.", show_default="the job file's model")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in ms).")] = False,
 ) -> None:
     """Train all adapters of a job file on this machine: one process per pipeline stage, adapters ready for PEFT."""
@@ -25,13 +31,19 @@ def train(
 
     from rich.console import Console
 
+    from ..planner.inputs.override import Override
     from .errors import STOPPED, EngineError, InterruptedRunError
     from .prepare import RunSettings
     from .show import LoadBars, train_table
     from .train import train as run
 
     settings = RunSettings(
-        job_file=job_file, plan_file=plan, output_dir=output, resume=resume, checkpoint_every=checkpoint_every
+        job_file=job_file,
+        plan_file=plan,
+        output_dir=output,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        override=Override(random_weights=random_weights, config_file=config),
     )
     try:
         with LoadBars() as bars:
@@ -40,6 +52,7 @@ def train(
         print(f"loraplex: {error}", file=sys.stderr)
         if checkpoint_every is not None:
             words = ["loraplex", "train", str(job_file), *([] if output is None else ["-o", str(output)]), "--resume"]
+            words += settings.override.arguments()
             print(f"loraplex: go on with {shlex.join(words)}", file=sys.stderr)
         raise typer.Exit(STOPPED if isinstance(error, InterruptedRunError) else 1) from None
     if json:
@@ -51,7 +64,7 @@ def train(
 
 
 def profile(
-    model: Annotated[str, typer.Argument(help="A model folder, a hub id, or tiny.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="A model folder, a hub id, tiny, or a shape.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.", show_default=False)],
     job: Annotated[
         Path | None,
@@ -64,6 +77,9 @@ def profile(
     microbatch_tokens: Annotated[
         int | None, typer.Option(help="Largest microbatch, in tokens.", min=2, show_default="the job's, else 1024")
     ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Draw the weights: a config.json or a shape is enough.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in ms).")] = False,
 ) -> None:
     """Measure what this machine takes for the work of a stage, and write it as a cost profile."""
@@ -87,6 +103,7 @@ def profile(
                 model,
                 output=output,
                 job_file=job,
+                random_weights=random_weights,
                 num_stages=stages or (fields.pipeline.stages if fields else 2),
                 capacity_tokens=microbatch_tokens
                 or ((fields.microbatch_tokens or fields.sequence_len) if fields else 1024),

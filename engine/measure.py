@@ -24,6 +24,7 @@ from .profile_plan import RandomTokens, measuring_plan, measuring_program
 from .recorder import Recorder, now_ns
 from .stage import Stage, make_stage_of
 from .transport import Direction, Edge, Transport
+from .weight_source import FROM_FOLDER, WeightSource
 
 Float = NDArray[np.float64]
 
@@ -54,6 +55,7 @@ def measure_stages(
     *,
     num_workers: int,
     capacity_tokens: int,
+    weights: WeightSource = FROM_FOLDER,
     seconds: float = 12.0,
 ) -> tuple[StagePoints, ...]:
     """Run stages of several kinds over made-up messages, in turn, for about `seconds` and at most 7 times.
@@ -61,7 +63,7 @@ def measure_stages(
     All workers call it together, so that they keep each other's cores busy as in a run.
     """
     plan = measuring_plan(jobs, capacity_tokens=capacity_tokens, num_stages=layouts[0].num_stages)
-    stages = [make_stage_of(folder, plan.jobs, layout) for layout in layouts]
+    stages = [make_stage_of(folder, plan.jobs, layout, weights=weights) for layout in layouts]
     begin_ns = now_ns()
     kept = [_kept_bytes(stage, plan) for stage in stages]
     afforded = min(7, max(1, int(seconds * 1e9 / (now_ns() - begin_ns))))

@@ -13,6 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from ..planner.errors import JobError
 from ..traces.costs import split_layers
 from .attention import register_attention
+from .random_weights import DEFAULT_STD, random_weights
+from .weight_source import FROM_FOLDER, WeightSource
 from .weights import load_weights
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
@@ -126,17 +128,23 @@ def build_stage(
     folder: str | os.PathLike[str],
     layout: Layout,
     *,
+    weights: WeightSource = FROM_FOLDER,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> StageModel:
-    """Build one stage of the model in `folder` and load its frozen weights from the shards that hold them.
+    """Build one stage of the model in `folder`; its frozen weights are read from the shards that hold them, or drawn.
 
     `dtype` defaults to the one in config.json, float32 where it names none.
     """
     config = read_config(folder)
     chosen = dtype or getattr(config, "dtype", None) or torch.float32
     module = StageModel(_without_weights(config), config, layout)
-    load_weights(module, Path(folder), dtype=chosen, device=device, tied_head=bool(config.tie_word_embeddings))
+    tied = bool(config.tie_word_embeddings)
+    if weights.random_seed is None:
+        load_weights(module, Path(folder), dtype=chosen, device=device, tied_head=tied)
+    else:
+        std = getattr(config, "initializer_range", None) or DEFAULT_STD
+        random_weights(module, seed=weights.random_seed, dtype=chosen, device=device, std=std, tied_head=tied)
     _rebuild_rotary(module, config, device)
     left = [name for name, tensor in _tensors(module) if tensor.is_meta]
     if left:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..planner.build_program import build_program
+from ..planner.errors import JobError
 from ..planner.inputs.loaded_jobs import LoadedJobs
 from ..planner.jobs import Job, Sample
 from ..planner.make_plan import make_plan
@@ -62,8 +63,10 @@ def check_parity(
     """Train the first `num_steps` steps of every adapter both ways, in this process, with the job's stages as threads.
 
     Against peft with dropout off on both sides (its masks cannot be had elsewhere); where an adapter has dropout, also
-    alone in our engine with dropout on. `folder` holds the base model.
+    alone in our engine with dropout on. `folder` holds the base model. Raises JobError where its weights are random.
     """
+    if loaded.settings.base_model.random_weights:
+        raise JobError("random_weights: both sides must read the same weights; give a base_model that has some")
     jobs = tuple(replace(job, global_batches=job.global_batches[:num_steps]) for job in loaded.jobs)
     dry = tuple(replace(job, lora=replace(job.lora, lora_dropout=0.0)) for job in jobs)
     wet = [index for index, job in enumerate(jobs) if job.lora.lora_dropout > 0]

@@ -9,10 +9,12 @@ from ..planner.check_program import check_program
 from ..planner.errors import PlanError
 from ..planner.inputs.load_jobs import load_jobs
 from ..planner.inputs.loaded_jobs import LoadedJobs
+from ..planner.inputs.override import AS_WRITTEN, Override
 from ..planner.plan import Plan
 from ..planner.plan_file import load_plan
 from ..planner.program import Program
 from ..traces.run_folder import PLAN
+from .base_folder import check_has_weights
 from .itinerary import check_runnable
 
 ProgressCallback = Callable[[str, float], None]
@@ -30,6 +32,8 @@ class RunSettings:
     resume: bool = False
     checkpoint_every: int | None = None
     """Microbatches between checkpoints; none are written when absent."""
+    override: Override = AS_WRITTEN
+    """What is said of the base model instead of the job file."""
 
     def arguments(self) -> list[str]:
         """The command line of a worker that does what these settings ask."""
@@ -40,6 +44,7 @@ class RunSettings:
             ("--checkpoint-every", self.checkpoint_every),
         ):
             words += [] if value is None else [option, str(value)]
+        words += self.override.arguments()
         return [*words, "--resume"] if self.resume else words
 
 
@@ -55,7 +60,8 @@ class Prepared:
 
 def prepare(settings: RunSettings, *, progress: ProgressCallback | None = None) -> Prepared:
     """Read job file, texts and plan and check that they belong together. Raises JobError or PlanError."""
-    loaded = load_jobs(settings.job_file, progress=progress)
+    loaded = load_jobs(settings.job_file, override=settings.override, progress=progress)
+    check_has_weights(loaded.settings.base_model)
     output_dir = settings.output_dir or loaded.settings.output_dir
     path = settings.plan_file or output_dir / PLAN
     if not path.is_file():
@@ -71,6 +77,8 @@ def prepare(settings: RunSettings, *, progress: ProgressCallback | None = None) 
 def check_plan_belongs(plan: Plan, loaded: LoadedJobs, *, path: Path) -> None:
     """Raise PlanError, naming what differs, for a plan that was made for other data or another job."""
     mend = f"make it anew with loraplex plan {loaded.settings.job_file}"
+    if loaded.settings.base_model.random_weights and not plan.data_fingerprint:
+        mend = f"write random_weights: true into {loaded.settings.job_file} and make it anew, or leave out --plan"
     if plan.data_fingerprint != loaded.fingerprint:
         raise PlanError(f"{path} was made for other data (fingerprint {plan.data_fingerprint[:12] or 'none'}); {mend}")
     names, own_names = [job.name for job in plan.jobs], [job.name for job in loaded.jobs]

@@ -15,50 +15,64 @@ from numpy.typing import NDArray
 from ..planner.errors import JobError
 from ..planner.inputs.base_model import BaseModel, find_base_model
 from ..planner.inputs.load_jobs import load_jobs
+from ..planner.inputs.override import Override
 from ..planner.jobs import Job
 from ..traces.costs import CostProfile, CostTerms, EndCosts, LinkCosts, MemoryCosts, PassCosts
 from ..traces.fit import CostPoints, fit, fit_terms, predicted_ms
+from .base_folder import check_has_weights
 from .launch import launch
 from .measure import Float, StagePoints, measure_link, measure_stages
 from .message import Wire
 from .model import Layout, read_config
 from .transport import Transport
+from .weight_source import WeightSource
 
 _LINK_SIZES = (1, 64, 256, 1024)
 
 
 def profile_model(
-    model: str, *, output: Path, job_file: Path | None = None, num_stages: int = 2, capacity_tokens: int = 1024
+    model: str,
+    *,
+    output: Path,
+    job_file: Path | None = None,
+    random_weights: bool = False,
+    num_stages: int = 2,
+    capacity_tokens: int = 1024,
 ) -> CostProfile:
     """Measure on this machine's CPU, with as many processes as a run would have, and write the profile to `output`.
 
-    With a job file, its adapters and lengths are measured, else two adapters of r = 16. Takes 20 to 60 s for a small
-    model. Raises JobError for a model that does not fit, EngineError when a process ends.
+    With a job file, its adapters and lengths are measured, else two adapters of r = 16. With `random_weights` the model
+    needs no weights of its own. Takes 20 to 60 s for a small model. Raises JobError for a model that does not fit,
+    EngineError when a process ends.
     """
-    _check_request(model, output=output, job_file=job_file, num_stages=num_stages, capacity_tokens=capacity_tokens)
+    base = find_base_model(model, relative_to=Path.cwd(), random_weights=random_weights)
+    check_has_weights(base)
+    _check_request(base, output=output, job_file=job_file, num_stages=num_stages, capacity_tokens=capacity_tokens)
     with tempfile.TemporaryDirectory(prefix="loraplex-profile-") as folder:
         arguments = [model, str(output), "--work", folder, "--stages", str(num_stages)]
         arguments += ["--microbatch-tokens", str(capacity_tokens)]
         arguments += [] if job_file is None else ["--job", str(job_file)]
+        arguments += ["--random-weights"] if random_weights else []
         launch("loraplex.engine.profile_worker", arguments, work_dir=Path(folder), num_workers=num_stages)
     return CostProfile.load(output)
 
 
-def _check_request(model: str, *, output: Path, job_file: Path | None, num_stages: int, capacity_tokens: int) -> None:
+def _check_request(
+    base: BaseModel, *, output: Path, job_file: Path | None, num_stages: int, capacity_tokens: int
+) -> None:
     # Here, so that a mistake is told once and not by every process.
-    base = find_base_model(model, relative_to=Path.cwd())
     if num_stages > base.num_layers:
-        raise JobError(f"{num_stages} stages exceed the {base.num_layers} layers of {model}; lower --stages")
+        raise JobError(f"{num_stages} stages exceed the {base.num_layers} layers of {base.name}; lower --stages")
     if output.is_dir():
         raise JobError(f"{output}: is a folder; name a file to write with -o")
     if job_file is None:
         if capacity_tokens > base.max_tokens:
             raise JobError(
-                f"--microbatch-tokens {capacity_tokens} exceeds the {base.max_tokens} positions of {model}; lower it, "
-                "or give --job with samples that are shorter"
+                f"--microbatch-tokens {capacity_tokens} exceeds the {base.max_tokens} positions of {base.name}; lower "
+                "it, or give --job with samples that are shorter"
             )
         return
-    loaded = load_jobs(job_file)
+    loaded = load_jobs(job_file, override=Override(random_weights=base.random_weights))
     longest = max(sample.num_tokens for job in loaded.jobs for batch in job.global_batches for sample in batch)
     if longest > capacity_tokens:
         raise JobError(f"{job_file}: the longest sample has {longest} tokens; raise --microbatch-tokens to hold it")
@@ -84,7 +98,14 @@ def measure_profile(
     num_layers = -(-base.num_layers // num_stages)
     layouts = [Layout(stage=place, num_stages=3, first_layer=0, end_layer=num_layers) for place in range(3)]
     first, middle, last = measure_stages(
-        folder, jobs, layouts, transport, num_workers=num_stages, capacity_tokens=capacity_tokens, seconds=seconds
+        folder,
+        jobs,
+        layouts,
+        transport,
+        num_workers=num_stages,
+        capacity_tokens=capacity_tokens,
+        weights=WeightSource.of(base),
+        seconds=seconds,
     )
     config = read_config(folder)
     wire = Wire(hidden_size=config.hidden_size, dtype=getattr(config, "dtype", None) or torch.float32)

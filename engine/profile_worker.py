@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..planner.inputs.base_model import find_base_model
 from ..planner.inputs.load_jobs import load_jobs
+from ..planner.inputs.override import Override
 from .base_folder import base_model_folder
 from .gloo import close_gloo, open_gloo
 from .position import PositionFile, position_path
@@ -23,18 +24,20 @@ def main() -> None:
     parser.add_argument("--stages", type=int, required=True)
     parser.add_argument("--microbatch-tokens", type=int, required=True)
     parser.add_argument("--job", type=Path)
+    parser.add_argument("--random-weights", action="store_true")
     given = parser.parse_args()
     transport = open_gloo(num_stages=given.stages)
     position = PositionFile(position_path(given.work, transport.worker))
     start_watchdog(lambda: f"worker {transport.worker} at {position.text}")
     position.move("measuring", -1)
-    base = find_base_model(given.model, relative_to=Path.cwd())
+    base = find_base_model(given.model, relative_to=Path.cwd(), random_weights=given.random_weights)
     if transport.worker == 0:
         base_model_folder(base, output_dir=given.work)
     transport.barrier()
     folder = base_model_folder(base, output_dir=given.work)
     capacity = given.microbatch_tokens
-    jobs = default_jobs(sequence_len=capacity) if given.job is None else load_jobs(given.job).jobs
+    override = Override(random_weights=given.random_weights)
+    jobs = default_jobs(sequence_len=capacity) if given.job is None else load_jobs(given.job, override=override).jobs
     profile = measure_profile(base, folder, jobs, transport, num_stages=given.stages, capacity_tokens=capacity)
     if transport.worker == 0:
         profile.save(given.output)

@@ -11,6 +11,7 @@ from .adapters import StageAdapter, make_adapters
 from .lora_linear import RoutingSlot, insert_lora
 from .model import Layout, StageModel, build_stage, read_config, whole_linears
 from .targets import check_targets, targeted
+from .weight_source import FROM_FOLDER, WeightSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ def make_stage(
     stage: int,
     num_stages: int,
     replica: int = 0,
+    weights: WeightSource = FROM_FOLDER,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> Stage:
@@ -47,7 +49,7 @@ def make_stage(
     Adapters are float32, float64 where the model is. Raises JobError for a model or targets that do not fit.
     """
     layout = Layout.of(num_layers=read_config(folder).num_hidden_layers, stage=stage, num_stages=num_stages)
-    return make_stage_of(folder, jobs, layout, replica=replica, dtype=dtype, device=device)
+    return make_stage_of(folder, jobs, layout, replica=replica, weights=weights, dtype=dtype, device=device)
 
 
 def make_stage_of(
@@ -56,6 +58,7 @@ def make_stage_of(
     layout: Layout,
     *,
     replica: int = 0,
+    weights: WeightSource = FROM_FOLDER,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> Stage:
@@ -67,7 +70,7 @@ def make_stage_of(
         for place, name in enumerate(linears)
         if any(targeted(name, job.lora.target_modules) for job in jobs)
     }
-    model = build_stage(folder, layout, dtype=dtype, device=device)
+    model = build_stage(folder, layout, weights=weights, dtype=dtype, device=device)
     slot = RoutingSlot()
     inserted = insert_lora(model, target_ids=ids, num_adapters=len(jobs), slot=slot)
     wide = torch.float64 if next(model.parameters()).dtype is torch.float64 else torch.float32

@@ -10,6 +10,7 @@ from ..planner.make_plan import make_plan
 from ..planner.plan_file import save_plan
 from ..traces.run_folder import MEASURED, PLAN, metrics_name
 from ..traces.timeline import Timeline
+from .base_folder import check_has_weights
 from .cut import check_can_cut
 from .launch import launch
 from .metrics import StepRecord, read_metrics
@@ -102,7 +103,8 @@ def train(
 
 
 def _plan(settings: RunSettings, *, progress: Callable[[str, float], None] | None) -> None:
-    loaded = load_jobs(settings.job_file, progress=progress)
+    loaded = load_jobs(settings.job_file, override=settings.override, progress=progress)
+    check_has_weights(loaded.settings.base_model)
     wanted = loaded.settings
     plan = make_plan(
         loaded.jobs,

@@ -52,7 +52,7 @@ def load_weights(
             for key, names in keys.items():
                 tensor = file.get_tensor(key).to(device=device, dtype=dtype)
                 for name in names:
-                    _replace(module, name, tensor)
+                    replace_weight(module, name, tensor)
     return tuple(wanted)
 
 
@@ -63,7 +63,8 @@ def _opened(path: Path) -> safe_open:
         raise JobError(f"{path} cannot be read as safetensors ({error}); download the model anew") from None
 
 
-def _replace(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+def replace_weight(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Put a frozen weight in place of the module's parameter `name`. Raises JobError where the shapes differ."""
     owner_name, _, attribute = name.rpartition(".")
     owner = module.get_submodule(owner_name)
     expected = getattr(owner, attribute).shape

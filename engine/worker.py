@@ -32,6 +32,7 @@ from .stage import Stage, make_stage
 from .transport import Transport
 from .validate import Validation
 from .watchdog import start_watchdog
+from .weight_source import WeightSource
 
 
 class Listener(Protocol):
@@ -60,7 +61,8 @@ def run_worker(settings: RunSettings, listener: Listener) -> None:
     position = PositionFile(position_path(prepared.output_dir / WORK, transport.worker))
     start_watchdog(lambda: f"pp_rank {index} at {position.text}")
     folder = _base_folder(prepared, transport)
-    stage = make_stage(folder, plan.jobs, stage=index, num_stages=plan.num_stages, replica=replica)
+    weights = WeightSource.of(prepared.loaded.settings.base_model, seed=prepared.loaded.settings.seed)
+    stage = make_stage(folder, plan.jobs, stage=index, num_stages=plan.num_stages, replica=replica, weights=weights)
     restored = _restore(settings, prepared, stage, transport)
     recorder = Recorder(stage=index, replica=replica)
     recorder.clock_offset_ns = clock_offset_ns(transport, num_workers=plan.num_stages * plan.num_replicas)

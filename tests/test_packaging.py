@@ -12,7 +12,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 ROOMS = ("analysis", "engine", "kernels", "planner", "simulator", "traces")
-DATA_FOLDERS = {"analysis": ("assets",), "kernels": ("tuned",), "planner": ("inputs/demo",), "traces": ("data",)}
+DATA_FOLDERS = {
+    "analysis": ("assets",),
+    "kernels": ("tuned",),
+    "planner": ("inputs/demo", "inputs/shapes"),
+    "traces": ("data",),
+}
 
 
 def test_every_package_folder_is_listed() -> None:

@@ -3,12 +3,13 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import JobError
+from .built_in_shapes import shape_config, shape_names
 from .tiny_tokenizer import tiny_tokenizer
 
 if TYPE_CHECKING:
@@ -61,12 +62,16 @@ class BaseModel:
     name: str
     """As the job file gives it."""
     folder: Path | None
-    """Where its files lie; None for the embedded model."""
+    """Where its files lie; None for the embedded model, a built-in shape and a config.json without anything beside."""
     family: str
     """The `model_type` of its config.json."""
     num_layers: int
     max_tokens: int
     """Positions it was made for."""
+    random_weights: bool = False
+    """Drawn from a seed where the model runs, in place of the weights of its folder."""
+    config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """Its whole config.json."""
 
     def targets(self, names: Sequence[str]) -> tuple[str, ...]:
         """Short names of the linears that `target_modules` names, in the layer's order.
@@ -93,24 +98,44 @@ def _meant(linear: str, name: str) -> bool:
     return linear == name or linear.endswith(f".{name}")
 
 
-def find_base_model(name: str, *, relative_to: Path) -> BaseModel:
-    """The base model of that name: the embedded one, a folder, or a Hugging Face hub id (its small files only).
+def find_base_model(
+    name: str, *, relative_to: Path, random_weights: bool = False, num_layers: int | None = None
+) -> BaseModel:
+    """The base model of that name: the embedded one, a folder, a config.json, a built-in shape, or a hub id.
 
-    Raises JobError when it is nowhere or of a family that cannot be trained.
+    Of a model on the Hugging Face hub only the small files are read. `num_layers` replaces the model's own number, for
+    random weights only. Raises JobError when it is nowhere or of a family that cannot be trained.
     """
+    folder, config = _found(name, relative_to=relative_to)
+    described = _described(name, folder, config, random_weights=random_weights)
+    if num_layers is None:
+        return described
+    if not random_weights:
+        raise JobError(f"num_layers={num_layers} goes with random weights only; set random_weights or leave it out")
+    return replace(described, num_layers=num_layers, config={**described.config, "num_hidden_layers": num_layers})
+
+
+def _found(name: str, *, relative_to: Path) -> tuple[Path | None, Any]:
     if name == TINY:
-        return _described(name, None, TINY_CONFIG)
-    folder = relative_to / Path(name).expanduser()
-    if not folder.is_dir():
-        folder = _from_hub(name, relative_to=relative_to)
-    path = folder / "config.json"
+        return None, TINY_CONFIG
+    path = relative_to / Path(name).expanduser()
+    if path.is_dir():
+        return path, _read_config(path / "config.json")
+    if path.suffix == ".json" and path.is_file():
+        return None, _read_config(path)
+    if name in shape_names():
+        return None, shape_config(name)
+    folder = _from_hub(name, relative_to=relative_to)
+    return folder, _read_config(folder / "config.json")
+
+
+def _read_config(path: Path) -> Any:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise JobError(f"{path}: cannot be read ({error.strerror}); give the folder of a transformers model") from error
     except ValueError as error:
         raise JobError(f"{path}: not readable as JSON ({error}); download the model again") from error
-    return _described(name, folder, config)
 
 
 def load_tokenizer(model: BaseModel) -> "PreTrainedTokenizerFast":
@@ -122,8 +147,10 @@ def load_tokenizer(model: BaseModel) -> "PreTrainedTokenizerFast":
             "reading texts needs transformers and tokenizers, which are not installed; "
             "get them with `pip install 'loraplex[train]'`"
         ) from error
-    if model.folder is None:
+    if model.name == TINY:
         return tiny_tokenizer()
+    if model.folder is None:
+        raise JobError(f"{model.name!r} is a shape without a tokenizer; give a model folder, or data of type lengths")
     if not (model.folder / "tokenizer.json").is_file():
         raise JobError(f"{model.folder}: has no tokenizer.json; save its fast tokenizer there")
     try:
@@ -136,7 +163,10 @@ def load_tokenizer(model: BaseModel) -> "PreTrainedTokenizerFast":
 
 def _from_hub(name: str, *, relative_to: Path) -> Path:
     if not _HUB_ID.fullmatch(name):
-        raise JobError(f"{name!r} is no folder below {relative_to}, no hub id and not {TINY!r}; mend it")
+        shapes = ", ".join(shape_names())
+        raise JobError(
+            f"{name!r} is no folder below {relative_to}, no hub id and not {TINY!r}; mend it, or name a shape: {shapes}"
+        )
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -153,13 +183,14 @@ def _from_hub(name: str, *, relative_to: Path) -> Path:
         ) from error
 
 
-def _described(name: str, folder: Path | None, config: Any) -> BaseModel:
+def _described(name: str, folder: Path | None, config: Any, *, random_weights: bool) -> BaseModel:
     if not isinstance(config, Mapping):
         raise JobError(f"the config.json of {name!r} is no list of settings; download the model again")
     family = str(config.get("model_type"))
     if family not in LINEARS:
         raise JobError(f"{name!r} is of the family {family!r}; trained are {', '.join(LINEARS)}")
-    for number in ("num_hidden_layers", "max_position_embeddings"):
+    needed = ("num_hidden_layers", "max_position_embeddings")
+    for number in (*needed, "vocab_size") if random_weights else needed:
         if not isinstance(config.get(number), int):
             raise JobError(f"the config.json of {name!r} holds no whole number {number}; download the model again")
     return BaseModel(
@@ -168,4 +199,6 @@ def _described(name: str, folder: Path | None, config: Any) -> BaseModel:
         family=family,
         num_layers=config["num_hidden_layers"],
         max_tokens=config["max_position_embeddings"],
+        random_weights=random_weights,
+        config=config,
     )

@@ -151,7 +151,13 @@ class JobFile(_Entry):
 
     base_model: str = Field(
         min_length=1,
-        description="A model folder relative to the job file, a Hugging Face hub id, or `tiny`, which is built in.",
+        description="A model folder relative to the job file, a Hugging Face hub id, `tiny` (built in), or a shape.",
+    )
+    random_weights: bool = Field(
+        default=False, description="Draw the base model's weights instead of reading them, to measure and to try."
+    )
+    num_layers: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="With random_weights, so many decoder layers instead of the model's own number."
     )
     sequence_len: Annotated[int, Field(ge=2)] = Field(default=2048, description="Most tokens of one sample.")
     long_samples: LongSamples = Field(default="error", description="What happens to samples above sequence_len.")

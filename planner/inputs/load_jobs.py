@@ -8,6 +8,7 @@ from ..jobs import Job, LoraSettings, OptimizerSettings, Sample
 from .base_model import BaseModel, find_base_model, load_tokenizer
 from .jobfile import AdapterEntry, DatasetEntry
 from .loaded_jobs import DataCounts, JobSettings, LoadedJobs, data_fingerprint
+from .override import AS_WRITTEN, Override
 from .read_jobfile import ReadJobFile, read_jobfile
 from .read_table import ReadTable, data_path, read_table
 from .tokens import Progress, Tokenizer, TokenTable
@@ -17,20 +18,23 @@ MAX_SAMPLES = 10_000_000
 """Samples in all steps of an adapter; a mistyped number must not eat all memory (a sample takes about 200 bytes)."""
 
 
-def load_jobs(path: Path, *, allow_lengths: bool = False, progress: Progress | None = None) -> LoadedJobs:
+def load_jobs(
+    path: Path, *, allow_lengths: bool = False, override: Override = AS_WRITTEN, progress: Progress | None = None
+) -> LoadedJobs:
     """Read a job file and its texts, tokenise, shuffle and cut into global batches.
 
-    With `allow_lengths`, data sets of the type `lengths` are taken too: their jobs can be planned, not trained.
-    `progress` hears (what is being read, share done). Raises JobError naming file, line or field.
+    With `allow_lengths`, data sets of the type `lengths` are taken too: their jobs can be planned, not trained, unless
+    the base model's weights are random and so may be the tokens. `progress` hears (what is being read, share done).
+    Raises JobError naming file, line or field.
     """
-    read = read_jobfile(path)
-    if not allow_lengths:
+    read = override.applied(read_jobfile(path))
+    if not allow_lengths and not read.fields.random_weights:
         _refuse_lengths(read)
     model = _base_model(read)
     _check_limits(read, model)
     targets = tuple(_targets(read, number, model) for number in range(len(read.adapters)))
     only_lengths = all(dataset.type == "lengths" for adapter in read.adapters for dataset in adapter.datasets)
-    tables = _tables(read, None if only_lengths else _tokenizer(read, model), progress)
+    tables = _tables(read, model, None if only_lengths else _tokenizer(read, model), progress)
     orders = tuple(_order(read, number, table.table) for number, table in enumerate(tables))
     return LoadedJobs(
         jobs=tuple(
@@ -58,12 +62,20 @@ def _refuse_lengths(read: ReadJobFile) -> None:
         for position, dataset in enumerate(adapter.datasets):
             if dataset.type == "lengths":
                 place = read.adapter_place(number, "datasets", position, "type")
-                raise JobError(f"{place}: lengths can be planned and simulated, but here texts are needed; give texts")
+                raise JobError(
+                    f"{place}: lengths can be planned and simulated, but here texts are needed; give texts, or set "
+                    "random_weights to train on random tokens"
+                )
 
 
 def _base_model(read: ReadJobFile) -> BaseModel:
     try:
-        return find_base_model(read.fields.base_model, relative_to=read.text.path.parent)
+        return find_base_model(
+            read.fields.base_model,
+            relative_to=read.text.path.parent,
+            random_weights=read.fields.random_weights,
+            num_layers=read.fields.num_layers,
+        )
     except JobError as error:
         raise JobError(f"{read.place('base_model')}: {error}") from error
 
@@ -111,7 +123,9 @@ def _tokenizer(read: ReadJobFile, model: BaseModel) -> Tokenizer:
     return tokenizer
 
 
-def _tables(read: ReadJobFile, tokenizer: Tokenizer | None, progress: Progress | None) -> tuple[ReadTable, ...]:
+def _tables(
+    read: ReadJobFile, model: BaseModel, tokenizer: Tokenizer | None, progress: Progress | None
+) -> tuple[ReadTable, ...]:
     # The adapters of a sweep read the same files: they share one table.
     known: dict[tuple[DatasetEntry, ...], ReadTable] = {}
     for number, adapter in enumerate(read.adapters):
@@ -123,6 +137,7 @@ def _tables(read: ReadJobFile, tokenizer: Tokenizer | None, progress: Progress |
                 tokenizer=tokenizer,
                 sequence_len=read.fields.sequence_len,
                 long_samples=read.fields.long_samples,
+                random_vocabulary=model.config["vocab_size"] if model.random_weights else None,
                 progress=progress,
             )
     return tuple(known[adapter.datasets] for adapter in read.adapters)

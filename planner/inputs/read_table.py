@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...traces.workloads import read_lengths
 from ..errors import JobError
-from .jobfile import DataFormat, DatasetEntry, LongSamples, TextFormat
+from .jobfile import DatasetEntry, LongSamples, TextFormat
 from .texts import read_examples
 from .token_cache import cached_table
 from .tokens import Progress, Tokenizer, TokenTable, joined, tokenize
@@ -35,32 +35,35 @@ def read_table(
     tokenizer: Tokenizer | None,
     sequence_len: int,
     long_samples: LongSamples = "error",
+    random_vocabulary: int | None = None,
     progress: Progress | None = None,
 ) -> ReadTable:
     """The tokens of all files in order, relative paths taken from `folder`. Raises JobError naming file and line.
 
-    Without a tokenizer only lengths can be read.
+    Without a tokenizer only lengths can be read; with `random_vocabulary` they are filled with random tokens.
     """
     if len({entry.type == "lengths" for entry in datasets}) > 1:
         raise JobError(f"{datasets[0].path}: lengths and texts cannot be mixed in one adapter; keep one kind")
-    tables = [
-        _file_table(data_path(entry.path, folder=folder), entry.type, tokenizer=tokenizer, progress=progress)
-        for entry in datasets
-    ]
+    tables = []
+    for position, entry in enumerate(datasets):
+        path = data_path(entry.path, folder=folder)
+        if entry.type == "lengths":
+            tables.append(_lengths_table(path, random_vocabulary=random_vocabulary, seed=position))
+        else:
+            make = partial(_tokenized, path, entry.type, tokenizer, progress)
+            tables.append(cached_table(path, tokenizer=tokenizer, data_format=entry.type, make=make))
     table = tables[0] if len(tables) == 1 else joined(tables)
     read = _fitted(table, sequence_len=sequence_len, long_samples=long_samples)
     _check_targets(read, sequence_len=sequence_len)
     return read
 
 
-def _file_table(
-    path: Path, data_format: DataFormat, *, tokenizer: Tokenizer | None, progress: Progress | None
-) -> TokenTable:
-    if data_format == "lengths":
-        lengths = read_lengths(path)
-        return TokenTable.of_lengths(lengths, places=[f"{path}, record {number + 1}" for number in range(len(lengths))])
-    make = partial(_tokenized, path, data_format, tokenizer, progress)
-    return cached_table(path, tokenizer=tokenizer, data_format=data_format, make=make)
+def _lengths_table(path: Path, *, random_vocabulary: int | None, seed: int) -> TokenTable:
+    lengths = read_lengths(path)
+    places = [f"{path}, record {number + 1}" for number in range(len(lengths))]
+    if random_vocabulary is None:
+        return TokenTable.of_lengths(lengths, places=places)
+    return TokenTable.of_random(lengths, places=places, vocabulary=random_vocabulary, seed=seed)
 
 
 def _tokenized(path: Path, data_format: TextFormat, tokenizer: Tokenizer, progress: Progress | None) -> TokenTable:

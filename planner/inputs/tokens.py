@@ -59,6 +59,13 @@ class TokenTable:
             places=tuple(places),
         )
 
+    @classmethod
+    def of_random(cls, lengths: Sequence[int], *, places: Sequence[str], vocabulary: int, seed: int) -> "TokenTable":
+        """A table of random texts of these lengths, all of it learned: what a model with random weights is fed."""
+        starts = _starts(lengths)
+        token_ids = np.random.default_rng(seed).integers(0, vocabulary, int(starts[-1]), dtype=np.int32)
+        return cls(token_ids=token_ids, learned=np.ones(len(token_ids), np.bool_), starts=starts, places=tuple(places))
+
     def has_tokens(self) -> bool:
         """Whether there are tokens, not only lengths."""
         return len(self.token_ids) == int(self.starts[-1])
