@@ -91,7 +91,7 @@ def _agreed(rounds: int, transport: Transport, num_workers: int) -> int:
 def _points(stage: Stage, taken: Mapping[ActionKind, Sequence[Float]], plan: Plan, *, kept_bytes: Float) -> StagePoints:
     adapters = [sum(weight.nbytes for weight in adapter.parameters.values()) for adapter in stage.adapters]
     return StagePoints(
-        loads=Loads.of(plan.microbatches),
+        loads=Loads.of(plan.microbatches, jobs=plan.jobs),
         forward_ms=_usual(taken[ActionKind.FORWARD]),
         backward_ms=_usual(taken[ActionKind.BACKWARD]),
         step_ms=float(_usual(taken[ActionKind.STEP]).mean()),

@@ -51,7 +51,7 @@ def choose_program(
     if len(graphs) == 1 or _alike(*(graph.program for graph in graphs)):
         return graphs[0]
     profile = profile or token_profile(num_layers=plan.num_stages)
-    loads = loads or Loads.of(plan.microbatches, pad_multiple=plan.pad_multiple)
+    loads = loads or Loads.of(plan.microbatches, jobs=plan.jobs, pad_multiple=plan.pad_multiple)
     costs = [program_costs(graph.program, plan, profile, graph=graph, loads=loads) for graph in graphs]
     return min(costs, key=makespan_ms).graph
 

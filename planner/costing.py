@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..traces.costs import CostProfile, Kernels, LinkCosts, StageCost
+from ..traces.costs import CostProfile, Kernels, LinkCosts, RecomputeMode, StageCost
 from .errors import PlanError
 from .graph import ProgramGraph, program_graph
 from .loads import Loads
@@ -37,7 +37,7 @@ def program_costs(
     *,
     kernels: Kernels | None = None,
     layers_per_stage: Sequence[int] | None = None,
-    recompute: bool = False,
+    recompute: RecomputeMode = "none",
     links: Sequence[LinkCosts] | None = None,
     replica_link: LinkCosts | None = None,
     graph: ProgramGraph | None = None,
@@ -63,7 +63,7 @@ def program_costs(
         layers_per_stage=layers_per_stage,
         recompute=recompute,
     )
-    loads = loads or Loads.of(plan.microbatches, pad_multiple=plan.pad_multiple)
+    loads = loads or Loads.of(plan.microbatches, jobs=plan.jobs, pad_multiple=plan.pad_multiple)
     hops = _links(len(program.workers), profile.link, links)
     duration = _pass_ms(graph, loads, parts)
     steps = np.array([stage.step_ms for stage in parts]).reshape(program.num_chunks, -1).sum(axis=0)

@@ -12,6 +12,7 @@ from ..planner.plan_file import load_plan
 from ..planner.program import Program
 from ..planner.systems import sequential_packed
 from ..traces.costs import CostProfile, Kernels
+from ..traces.memory_costs import recompute_mode
 from ..traces.profiles import load_profile
 from .cluster import Cluster
 from .cluster_file import load_cluster
@@ -34,7 +35,7 @@ class Question:
     schedule: str | None = None
     kernels: str | None = None
     layers: str | None = None
-    recompute: bool = False
+    recompute: str = "none"
     method: str = "auto"
     compare_systems: bool = False
     num_stages: int = 4
@@ -64,7 +65,7 @@ def answer(question: Question, *, progress: Progress) -> Answer:
         cluster=load_cluster(question.cluster) if question.cluster else Cluster(),
         kernels=_kernels(question.kernels),
         layers_per_stage=_layers(question.layers),
-        recompute=question.recompute,
+        recompute=recompute_mode(question.recompute),
     )
     method = _method(question.method)
     progress("building the program", 0.0)

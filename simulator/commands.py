@@ -45,7 +45,9 @@ def simulate(
     layers: Annotated[
         str | None, typer.Option(help="Layers of each stage, such as 8,8,8,8.", show_default="even")
     ] = None,
-    recompute: Annotated[bool, typer.Option("--recompute", help="Recompute activations in the backward.")] = False,
+    recompute: Annotated[
+        str, typer.Option(help="What the backward computes again: none, selective (norms, SwiGLU) or full (layers).")
+    ] = "none",
     method: Annotated[str, typer.Option(help="simpy, recurrence (no contention, no pauses) or auto.")] = "auto",
     compare_systems: Annotated[
         bool, typer.Option("--compare-systems", help="Also replay rival systems on the plan's jobs.")

@@ -13,13 +13,11 @@ from ..planner.graph import ProgramGraph
 from ..planner.loads import Loads
 from ..planner.program import ActionKind
 from ..planner.recurrence import Completion
-from ..traces.costs import MemoryCosts, StageCost
+from ..planner.stage_memory import FREEING, PASSES, pass_bytes, static_memory
+from ..traces.costs import MemoryCosts, RecomputeMode, StageCost
 from ..traces.timeline import no_counters
 
 Float = NDArray[np.float64]
-_BACKWARDS = (int(ActionKind.BACKWARD), int(ActionKind.BACKWARD_INPUT))
-_FREEING = (int(ActionKind.BACKWARD), int(ActionKind.BACKWARD_WEIGHT))
-"""What frees a microbatch's activations: its whole backward, or the weight part of a split one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,27 +52,26 @@ def memory_curves(
     parts: Sequence[StageCost],
     loads: Loads,
     num_adapters: int,
-    recompute: bool = False,
+    recompute: RecomputeMode = "none",
 ) -> tuple[Curve, ...]:
     """Bytes held by every worker whenever they change.
 
     Throughout: weights of its layers, of embedding and head where it has them, adapters with gradients and optimizer,
-    overhead. From the start of a forward to the end of the last backward part of the same microbatch: activations (or,
-    with `recompute`, its input, and during the backward the activations too), and on the last part the logits.
+    overhead. From the start of a forward to the end of the last backward part of the same microbatch: what `recompute`
+    keeps of the activations, and on the last part the logits. While a pass runs: what it needs and computes again.
     """
-    kept, rebuilt = _bytes_of_passes(graph, memory=memory, parts=parts, loads=loads, recompute=recompute)
-    static = static_bytes(memory, parts, num_stages=graph.program.num_stages, num_adapters=num_adapters)
+    found = pass_bytes(graph, memory=memory, parts=parts, loads=loads, recompute=recompute)
+    kept, passing = found.kept(), found.passing
+    static = static_memory(memory, parts, num_stages=graph.program.num_stages, num_adapters=num_adapters)
     curves = []
     for worker, (first, last) in enumerate(pairwise(graph.offsets.tolist())):
         own = slice(first, last)
         kind, start, end = graph.kind[own], completion.start_ms[own], completion.end_ms[own]
-        opens, closes = kind == int(ActionKind.FORWARD), np.isin(kind, _FREEING)
-        moments, changes = [start[opens], end[closes]], [kept[own][opens], -kept[own][closes]]
-        if recompute:
-            backward = np.isin(kind, _BACKWARDS)
-            moments += [start[backward], end[backward]]
-            changes += [rebuilt[own][backward], -rebuilt[own][backward]]
-        curves.append(_curve(np.concatenate(moments), np.concatenate(changes), static[worker % len(static)]))
+        opens, closes, runs = kind == int(ActionKind.FORWARD), np.isin(kind, FREEING), np.isin(kind, PASSES)
+        moments = [start[opens], end[closes], start[runs], end[runs]]
+        changes = [kept[own][opens], -kept[own][closes], passing[own][runs], -passing[own][runs]]
+        held = static[worker % len(static)].peak_bytes()
+        curves.append(_curve(np.concatenate(moments), np.concatenate(changes), held))
     return tuple(curves)
 
 
@@ -91,36 +88,6 @@ def memory_counters(curves: Sequence[Curve], *, num_stages: int) -> pd.DataFrame
             "bytes": np.concatenate([curve.bytes for curve in curves]),
         }
     )
-
-
-def _bytes_of_passes(
-    graph: ProgramGraph, *, memory: MemoryCosts, parts: Sequence[StageCost], loads: Loads, recompute: bool
-) -> tuple[Float, Float]:
-    # Per action on a microbatch: bytes kept between forward and backward, and bytes that the backward rebuilds.
-    on_microbatch = graph.microbatch >= 0
-    microbatch, part = graph.microbatch[on_microbatch], graph.part[on_microbatch]
-    layers = np.array([stage.num_layers for stage in parts])
-    kept, rebuilt = np.zeros(graph.num_actions()), np.zeros(graph.num_actions())
-    full = memory.activation_bytes_per_token_layer * loads.tokens[microbatch] * layers[part]
-    inputs = memory.boundary_bytes_per_token * loads.tokens[microbatch] * layers[part]
-    logits = memory.logit_bytes_per_target * loads.targets[microbatch]
-    kept[on_microbatch] = (inputs if recompute else full) + np.where(part == len(parts) - 1, logits, 0.0)
-    # One layer at a time is rebuilt.
-    rebuilt[on_microbatch] = full / layers[part]
-    return kept, rebuilt
-
-
-def static_bytes(
-    memory: MemoryCosts, parts: Sequence[StageCost], *, num_stages: int, num_adapters: int
-) -> tuple[float, ...]:
-    """What each stage holds throughout, whatever runs."""
-    held = [memory.overhead_bytes] * num_stages
-    for part, cost in enumerate(parts):
-        per_layer = memory.layer_weight_bytes + num_adapters * memory.adapter_bytes_per_layer
-        held[part % num_stages] += cost.num_layers * per_layer
-    held[0] += memory.embedding_weight_bytes
-    held[-1] += memory.head_weight_bytes
-    return tuple(held)
 
 
 def _curve(moments: Float, changes: Float, static: float) -> Curve:

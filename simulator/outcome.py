@@ -46,7 +46,7 @@ class Prepared:
     @classmethod
     def of(cls, plan: Plan) -> "Prepared":
         """Made once, used for many replays."""
-        loads = Loads.of(plan.microbatches, pad_multiple=plan.pad_multiple)
+        loads = Loads.of(plan.microbatches, jobs=plan.jobs, pad_multiple=plan.pad_multiple)
         return cls(plan=plan, loads=loads, num_tokens=plan.num_tokens())
 
 

@@ -12,8 +12,9 @@ from ..planner.graph import ProgramGraph, program_graph
 from ..planner.make_plan import make_plan
 from ..planner.plan import Plan
 from ..planner.plan_file import load_plan
-from ..traces.costs import CostProfile
+from ..traces.costs import CostProfile, RecomputeMode
 from ..traces.errors import InputError
+from ..traces.memory_costs import recompute_mode
 from .cluster import Cluster
 from .cluster_file import cluster_of
 from .errors import SimulationError
@@ -105,7 +106,7 @@ def _outcome(content: Mapping[str, Any], bench: _Bench, *, folder: Path) -> dict
         cluster=cluster_of(content["cluster"], where="cluster") if content.get("cluster") else Cluster(),
         kernels=pipeline.get("kernels"),
         layers_per_stage=tuple(pipeline["layers_per_stage"]) if pipeline.get("layers_per_stage") else None,
-        recompute=bool(pipeline.get("recompute", False)),
+        recompute=_recompute(pipeline.get("recompute", False)),
     )
     asked = pipeline.get("schedule")
     # As in `loraplex simulate`: unasked, the Program that the engine makes of the plan.
@@ -115,6 +116,11 @@ def _outcome(content: Mapping[str, Any], bench: _Bench, *, folder: Path) -> dict
         "num_microbatches": len(plan.microbatches),
         "program": graph.program.schedule,
     }
+
+
+def _recompute(given: Any) -> RecomputeMode:
+    # true and false are what sweep files said before there was anything between them.
+    return recompute_mode({False: "none", True: "full"}[given] if isinstance(given, bool) else str(given))
 
 
 def _plan(content: Mapping[str, Any], folder: Path) -> Plan:

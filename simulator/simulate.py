@@ -13,7 +13,7 @@ from ..planner.plan import Plan
 from ..planner.program import Program
 from ..planner.recurrence import Completion, completion_times
 from ..planner.resume import program_after
-from ..traces.costs import CostProfile, Kernels
+from ..traces.costs import CostProfile, Kernels, RecomputeMode
 from ..traces.timeline import Timeline
 from .cluster import Cluster
 from .errors import SimulationError
@@ -36,8 +36,8 @@ class Hardware:
     """How target linears are computed; None: the fastest the profile has."""
     layers_per_stage: tuple[int, ...] | None = None
     """Layers of each model part; None: as even as possible."""
-    recompute: bool = False
-    """Whether activations are recomputed in the backward instead of kept."""
+    recompute: RecomputeMode = "none"
+    """Which activations are computed again in the backward instead of kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -142,7 +142,7 @@ def run_once(costs: ProgramCosts, hardware: Hardware, *, method: Method, begin_m
 
 def _timeline(costs: ProgramCosts, completion: Completion, plan: Plan, hardware: Hardware) -> Timeline:
     graph, profile = costs.graph, hardware.profile
-    loads = Loads.of(plan.microbatches, pad_multiple=plan.pad_multiple)
+    loads = Loads.of(plan.microbatches, jobs=plan.jobs, pad_multiple=plan.pad_multiple)
     curves = hardware_memory(graph, completion, hardware, loads=loads, num_adapters=len(plan.jobs))
     return to_timeline(
         costs,

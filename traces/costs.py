@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import TraceError
+from .memory_costs import MemoryCosts as MemoryCosts
+from .memory_costs import RecomputeMode as RecomputeMode
 
 Origin = Literal["measured", "published", "textbook"]
 Kernels = Literal["fused", "eager", "frozen"]
@@ -22,41 +24,43 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostTerms:
-    """Milliseconds of one piece of work on a microbatch: a sum of four terms, never negative."""
+    """Milliseconds of one piece of work on a microbatch: a sum of terms, but never less than the floor.
+
+    The floor is the time in which the host can launch the work, which a GPU waits for when a microbatch is small.
+    Terms of pieces that run one after another add up, floors too: launches are one queue.
+    """
 
     fixed_ms: float = 0.0
     per_token_ms: float = 0.0
     per_square_ms: float = 0.0
     """Per unit of the sum over samples of the squared length in tokens."""
     per_adapter_ms: float = 0.0
+    per_dropped_ms: float = 0.0
+    """Per token of an adapter that trains with dropout, beside `per_token_ms`."""
+    floor_ms: float = 0.0
+    floor_per_adapter_ms: float = 0.0
 
-    def ms(self, *, tokens: ArrayLike, squares: ArrayLike = 0.0, adapters: ArrayLike = 1.0) -> Float:
+    def ms(
+        self, *, tokens: ArrayLike, squares: ArrayLike = 0.0, adapters: ArrayLike = 1.0, dropped: ArrayLike = 0.0
+    ) -> Float:
         """Cost of microbatches given by arrays of one shape; 0 where a microbatch has no tokens."""
-        count = np.asarray(tokens, dtype=np.float64)
-        cost = (
+        count, owners = np.asarray(tokens, dtype=np.float64), np.asarray(adapters, dtype=np.float64)
+        work = (
             self.fixed_ms
             + self.per_token_ms * count
             + self.per_square_ms * np.asarray(squares, dtype=np.float64)
-            + self.per_adapter_ms * np.asarray(adapters, dtype=np.float64)
+            + self.per_adapter_ms * owners
+            + self.per_dropped_ms * np.asarray(dropped, dtype=np.float64)
         )
+        cost = np.maximum(work, self.floor_ms + self.floor_per_adapter_ms * owners)
         return np.where(count > 0, np.maximum(cost, 0.0), 0.0)
 
     def __add__(self, other: "CostTerms") -> "CostTerms":
-        return CostTerms(
-            fixed_ms=self.fixed_ms + other.fixed_ms,
-            per_token_ms=self.per_token_ms + other.per_token_ms,
-            per_square_ms=self.per_square_ms + other.per_square_ms,
-            per_adapter_ms=self.per_adapter_ms + other.per_adapter_ms,
-        )
+        return CostTerms(**{name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__})
 
     def scaled(self, factor: float) -> "CostTerms":
         """The cost of `factor` times the work."""
-        return CostTerms(
-            fixed_ms=self.fixed_ms * factor,
-            per_token_ms=self.per_token_ms * factor,
-            per_square_ms=self.per_square_ms * factor,
-            per_adapter_ms=self.per_adapter_ms * factor,
-        )
+        return CostTerms(**{name: getattr(self, name) * factor for name in self.__dataclass_fields__})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,28 +108,6 @@ class LinkCosts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryCosts:
-    """What a stage keeps in device memory, in bytes."""
-
-    layer_weight_bytes: float = 0.0
-    embedding_weight_bytes: float = 0.0
-    head_weight_bytes: float = 0.0
-    adapter_bytes_per_layer: float = 0.0
-    """Weights, gradients and optimizer state of one adapter in one layer."""
-    adapter_gradient_bytes_per_layer: float = 0.0
-    """Of these, the gradients: what replicas reduce before a step."""
-    activation_bytes_per_token_layer: float = 0.0
-    """Kept from forward to backward."""
-    boundary_bytes_per_token: float = 0.0
-    """A stage's input, kept when a layer is recomputed, and in transfer."""
-    logit_bytes_per_target: float = 0.0
-    """Peak of head and loss on the last stage."""
-    overhead_bytes: float = 0.0
-    """Context, workspaces, fragmentation."""
-    capacity_bytes: float = float("inf")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class StageCost:
     """Composed cost of one stage, in ms, for arrays of microbatches: what a profile foretells."""
 
@@ -141,19 +123,33 @@ class StageCost:
     step_ms: float = 0.0
     num_layers: int = 0
 
-    def forward_ms(self, *, tokens: ArrayLike, squares: ArrayLike, targets: ArrayLike, adapters: ArrayLike) -> Float:
+    def forward_ms(
+        self,
+        *,
+        tokens: ArrayLike,
+        squares: ArrayLike,
+        targets: ArrayLike,
+        adapters: ArrayLike,
+        dropped: ArrayLike = 0.0,
+    ) -> Float:
         """Forward of each microbatch."""
         end_tokens = targets if self.end_by_targets else tokens
-        return self.forward_terms.ms(tokens=tokens, squares=squares, adapters=adapters) + self.end_forward.ms(
-            tokens=end_tokens, adapters=0.0
-        )
+        layers = self.forward_terms.ms(tokens=tokens, squares=squares, adapters=adapters, dropped=dropped)
+        return layers + self.end_forward.ms(tokens=end_tokens, adapters=0.0)
 
-    def backward_ms(self, *, tokens: ArrayLike, squares: ArrayLike, targets: ArrayLike, adapters: ArrayLike) -> Float:
+    def backward_ms(
+        self,
+        *,
+        tokens: ArrayLike,
+        squares: ArrayLike,
+        targets: ArrayLike,
+        adapters: ArrayLike,
+        dropped: ArrayLike = 0.0,
+    ) -> Float:
         """Whole backward of each microbatch."""
         end_tokens = targets if self.end_by_targets else tokens
-        return self.backward_terms.ms(tokens=tokens, squares=squares, adapters=adapters) + self.end_backward.ms(
-            tokens=end_tokens, adapters=0.0
-        )
+        layers = self.backward_terms.ms(tokens=tokens, squares=squares, adapters=adapters, dropped=dropped)
+        return layers + self.end_backward.ms(tokens=end_tokens, adapters=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +164,12 @@ class CostProfile:
     forward: PassCosts
     backward: PassCosts
     weight_share: float = 0.0
+    stage_forward: CostTerms = field(default_factory=CostTerms)
+    """What a stage's forward takes beside its layers, however many: packing, bookkeeping."""
+    stage_backward: CostTerms = field(default_factory=CostTerms)
+    recomputation: Mapping[RecomputeMode, CostTerms] = field(default_factory=dict)
+    """What one layer's backward takes more under a way of recomputing. A way that is not here costs, if full, one more
+    forward of the layer, and if selective, one more forward of its elementwise kernels."""
     ends: EndCosts = field(default_factory=EndCosts)
     step_ms_per_layer: float = 0.0
     """One adapter's optimizer step over one layer."""
@@ -202,12 +204,12 @@ class CostProfile:
         num_stages: int,
         kernels: Kernels | None = None,
         layers_per_stage: Sequence[int] | None = None,
-        recompute: bool = False,
+        recompute: RecomputeMode = "none",
     ) -> tuple[StageCost, ...]:
         """Cost of each of `num_stages` stages.
 
         `kernels` defaults to `fastest_kernels`, `layers_per_stage` to `split_layers`.
-        With `recompute` a backward pays one more forward of its layers.
+        With `recompute` a backward pays for what it computes again.
         Raises TraceError when the layers do not add up.
         """
         layers = tuple(layers_per_stage) if layers_per_stage else split_layers(self.num_layers, num_stages)
@@ -218,11 +220,11 @@ class CostProfile:
             )
         chosen = kernels or self.fastest_kernels()
         forward = self.forward.layer(chosen)
-        backward = self.backward.layer(chosen) + forward.scaled(float(recompute))
+        backward = self.backward.layer(chosen) + self._recomputed(recompute, chosen)
         return tuple(
             StageCost(
-                forward_terms=forward.scaled(count),
-                backward_terms=backward.scaled(count),
+                forward_terms=forward.scaled(count) + self.stage_forward,
+                backward_terms=backward.scaled(count) + self.stage_backward,
                 weight_share=self.weight_share,
                 end_forward=_ends_of(stage, num_stages, self.ends.embedding_forward, self.ends.head_forward),
                 end_backward=_ends_of(stage, num_stages, self.ends.embedding_backward, self.ends.head_backward),
@@ -232,6 +234,13 @@ class CostProfile:
             )
             for stage, count in enumerate(layers)
         )
+
+    def _recomputed(self, recompute: RecomputeMode, kernels: Kernels) -> CostTerms:
+        if recompute in self.recomputation:
+            return self.recomputation[recompute]
+        if recompute == "full":
+            return self.forward.layer(kernels)
+        return self.forward.elementwise if recompute == "selective" else CostTerms()
 
 
 def _ends_of(stage: int, num_stages: int, embedding: CostTerms, head: CostTerms) -> CostTerms:

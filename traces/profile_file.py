@@ -1,7 +1,7 @@
 """The file of a CostProfile: versioned JSON with the field names of costs.py; what holds its default may be left out.
 
 ```
-{"format": "loraplex-profile", "version": 1, "name": "...", "origin": "measured", "source": "...", "num_layers": 32,
+{"format": "loraplex-profile", "version": 2, "name": "...", "origin": "measured", "source": "...", "num_layers": 32,
  "forward": {"linears": {"fused": {"fixed_ms": 0.1, "per_token_ms": 0.0005}}, "attention": {...}}, "backward": {...}}
 ```
 No number may be negative or infinite; no limit (bandwidth, memory) is said by leaving it out.
@@ -20,7 +20,9 @@ from .errors import TraceError
 from .files import read_json, write_atomically
 
 FORMAT = "loraplex-profile"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
+"""Version 1 knew fewer terms; what it leaves out holds its default."""
 
 
 def save_profile(profile: CostProfile, path: Path | str) -> None:
@@ -35,8 +37,9 @@ def load_profile_file(path: Path | str) -> CostProfile:
     content = read_json(path, what="profile", writer="`loraplex profile`")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise TraceError(f"{path}: is no cost profile (it lacks format={FORMAT!r}); write it with `loraplex profile`")
-    if content.get("version") != VERSION:
-        raise TraceError(f"{path}: version={content.get('version')!r} is unknown; this loraplex reads {VERSION}")
+    if content.get("version") not in READABLE:
+        known = " and ".join(map(str, READABLE))
+        raise TraceError(f"{path}: version={content.get('version')!r} is unknown; this loraplex reads {known}")
     content = {name: value for name, value in content.items() if name not in ("format", "version")}
     profile: CostProfile = _decode(CostProfile, content, str(path))
     check_profile(profile, where=str(path))

@@ -95,6 +95,6 @@ def predicted_makespan_ms(plan: Plan, profile: CostProfile) -> float:
 
 def full_slot_ms(profile: CostProfile, *, plan: Plan) -> float:
     """Mean time a slot of this plan takes on its slowest stage."""
-    loads = Loads.of(plan.microbatches, pad_multiple=plan.pad_multiple)
+    loads = Loads.of(plan.microbatches, jobs=plan.jobs, pad_multiple=plan.pad_multiple)
     stages = profile.stages(num_stages=plan.num_stages)
     return max(float((loads.forward_ms(stage) + loads.backward_ms(stage)).mean()) for stage in stages)

@@ -8,7 +8,7 @@ from loraplex.planner.build_program import build_program
 from loraplex.planner.costing import ProgramCosts, program_costs, sends
 from loraplex.planner.errors import PlanError
 from loraplex.planner.graph import action_text
-from loraplex.planner.jobs import job_from_lengths
+from loraplex.planner.jobs import LoraSettings, job_from_lengths
 from loraplex.planner.plan import Plan, microbatch
 from loraplex.planner.program import ActionKind
 from loraplex.tests.random_plans import even_plan
@@ -21,6 +21,7 @@ from loraplex.traces.costs import (
     PassCosts,
     uniform_profile,
 )
+from loraplex.traces.memory_costs import RECOMPUTE_MODES
 
 PROFILE = CostProfile(
     name="made-up",
@@ -89,11 +90,22 @@ def test_recomputation_is_paid_in_the_backward() -> None:
     plan = two_adapters()
     program = build_program(plan)
     plain, recomputed = (
-        words(program_costs(program, plan, PROFILE, recompute=recompute), "duration_ms") for recompute in (False, True)
+        words(program_costs(program, plan, PROFILE, recompute=mode), "duration_ms") for mode in RECOMPUTE_MODES[::2]
     )
     # The layers are run again, the head is not.
     assert recomputed["1B0"] - plain["1B0"] == pytest.approx(2 * (12.0 + 0.34 + 1.0))
     assert recomputed["1F0"] == plain["1F0"]
+
+
+def test_dropout_is_paid_for_the_tokens_that_have_it() -> None:
+    plan = two_adapters()
+    jobs = (plan.jobs[0], replace(plan.jobs[1], lora=LoraSettings(lora_dropout=0.1)))
+    dropping = replace(PROFILE.forward.linears["fused"], per_dropped_ms=0.5)
+    profile = replace(PROFILE, forward=PassCosts(linears={"fused": dropping}))
+    plain = words(program_costs(build_program(plan), plan, profile), "duration_ms")
+    found = words(program_costs(build_program(plan), replace(plan, jobs=jobs), profile), "duration_ms")
+    # Two layers and the 5 tokens of the second adapter.
+    assert found["0F0"] - plain["0F0"] == pytest.approx(2 * 5 * 0.5)
 
 
 def test_replicas_reduce_in_a_ring() -> None:

@@ -82,11 +82,32 @@ def test_a_curve_word_for_word() -> None:
 def test_recomputation_keeps_inputs_only_and_one_layer_at_a_time() -> None:
     plan = even_plan(1, 1, num_tokens=3)
     memory = MemoryCosts(activation_bytes_per_token_layer=100.0, boundary_bytes_per_token=1.0)
-    found = simulate(build_program(plan), plan, Hardware(profile=profile_of(2, memory), recompute=True))
+    found = simulate(build_program(plan), plan, Hardware(profile=profile_of(2, memory), recompute="full"))
+    # The layer's input is there already when the rest of its 100 bytes a token is computed again.
     assert list(found.timeline.counters.itertuples(index=False, name=None)) == [
         (0, 0, 0.0, 2 * 3),
-        (0, 0, 2.0, 2 * 3 + 300),
+        (0, 0, 2.0, 2 * 3 + 297),
         (0, 0, 8.0, 0),
+    ]
+
+
+def test_what_passes_need_for_themselves_goes_when_they_end() -> None:
+    plan = even_plan(1, 1, num_tokens=3)
+    memory = MemoryCosts(
+        activation_bytes_per_token_layer=100.0,
+        selective_bytes_per_token_layer=60.0,
+        stage_bytes_per_token=1.0,
+        workspace_bytes_per_token=10.0,
+        logit_bytes_per_target=2.0,
+        head_workspace_bytes=50.0,
+    )
+    found = simulate(build_program(plan), plan, Hardware(profile=profile_of(2, memory), recompute="selective"))
+    kept = 3 * (2 * 60 + 1 + 2)
+    # Forward: the head's 50 are more than the layers' 3 x 10. Backward: 3 x (10 + 40) for one layer are more still.
+    assert list(found.timeline.counters.itertuples(index=False, name=None)) == [
+        (0, 0, 0.0, kept + 50),
+        (0, 0, 2.0, kept + 150),
+        (0, 0, 6.0, 0),
     ]
 
 

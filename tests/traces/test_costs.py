@@ -1,5 +1,7 @@
 """How kernels compose into stages."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,11 +11,13 @@ from loraplex.traces.costs import (
     EndCosts,
     LinkCosts,
     PassCosts,
+    RecomputeMode,
     StageCost,
     split_layers,
     uniform_profile,
 )
 from loraplex.traces.errors import TraceError
+from loraplex.traces.memory_costs import RECOMPUTE_MODES, MemoryCosts, recompute_mode
 
 PROFILE = CostProfile(
     name="made-up",
@@ -54,15 +58,45 @@ def test_other_kernels_and_uneven_layers_can_be_swapped_in() -> None:
     assert [float(s.backward_ms(tokens=1, squares=1, targets=1, adapters=1)) for s in stages] == [4.0, 16.0 + 3.0]
 
 
-def test_recomputation_adds_one_forward_of_the_layers_to_the_backward() -> None:
-    plain, recomputed = (PROFILE.stages(num_stages=1, recompute=recompute)[0] for recompute in (False, True))
+@pytest.mark.parametrize(("recompute", "more_ms"), [("none", 0.0), ("selective", 1.0), ("full", 8.0)])
+def test_recomputation_adds_what_it_runs_again_to_the_backward(recompute: RecomputeMode, more_ms: float) -> None:
+    plain, recomputed = (PROFILE.stages(num_stages=1, recompute=mode)[0] for mode in ("none", recompute))
     load = {"tokens": 100, "squares": 5000, "targets": 40, "adapters": 2}
-    assert recomputed.backward_ms(**load) - plain.backward_ms(**load) == pytest.approx(5 * 8.0)
+    # Unmeasured, a forward's elementwise kernels (0.5 ms for each of two adapters here), or the whole forward.
+    assert recomputed.backward_ms(**load) - plain.backward_ms(**load) == pytest.approx(5 * more_ms)
+    assert forward_ms(recomputed, **load) == forward_ms(plain, **load)
+
+
+def test_measured_recomputation_counts_instead() -> None:
+    measured = replace(PROFILE, recomputation={"full": CostTerms(fixed_ms=0.25)})
+    plain, recomputed = (measured.stages(num_stages=1, recompute=mode)[0] for mode in RECOMPUTE_MODES[::2])
+    load = {"tokens": 100, "squares": 5000, "targets": 40, "adapters": 2}
+    assert recomputed.backward_ms(**load) - plain.backward_ms(**load) == pytest.approx(5 * 0.25)
+
+
+def test_what_a_stage_takes_beside_its_layers_counts_once() -> None:
+    profile = replace(PROFILE, stage_forward=CostTerms(fixed_ms=0.5), stage_backward=CostTerms(per_token_ms=0.25))
+    load = {"tokens": 100, "squares": 5000, "targets": 40, "adapters": 2}
+    for stage, plain in zip(profile.stages(num_stages=2), PROFILE.stages(num_stages=2), strict=True):
+        assert forward_ms(stage, **load) - forward_ms(plain, **load) == pytest.approx(0.5)
+        assert stage.backward_ms(**load) - plain.backward_ms(**load) == pytest.approx(25.0)
 
 
 def test_an_empty_microbatch_costs_nothing() -> None:
-    terms = CostTerms(fixed_ms=1.0, per_adapter_ms=1.0)
+    terms = CostTerms(fixed_ms=1.0, per_adapter_ms=1.0, floor_ms=1.0)
     assert terms.ms(tokens=np.array([0, 3])).tolist() == [0.0, 2.0]
+
+
+def test_work_that_is_shorter_than_its_launch_takes_as_long_as_the_launch() -> None:
+    terms = CostTerms(per_token_ms=0.01, floor_ms=1.0, floor_per_adapter_ms=0.5)
+    assert terms.ms(tokens=[100, 200, 400], adapters=[1, 2, 2]).tolist() == [1.5, 2.0, 4.0]
+    # Two layers are launched and run one after another: both sums grow, and the larger is the time.
+    assert terms.scaled(2).ms(tokens=400, adapters=2) == 8.0
+    assert (terms + CostTerms(per_token_ms=0.01)).ms(tokens=100, adapters=2) == 2.0
+
+
+def test_tokens_with_dropout_cost_more() -> None:
+    assert CostTerms(per_token_ms=1.0, per_dropped_ms=0.5).ms(tokens=[10, 10], dropped=[0, 4]).tolist() == [10.0, 12.0]
 
 
 @pytest.mark.parametrize(("num_layers", "num_stages", "layers"), [(5, 2, (3, 2)), (4, 4, (1, 1, 1, 1)), (7, 1, (7,))])
@@ -94,3 +128,20 @@ def test_textbook_chunks_share_the_cost_of_their_stage() -> None:
 def test_what_cannot_be_composed_is_refused(ask, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(TraceError, match=message):
         ask()
+
+
+def test_what_each_way_of_recomputing_keeps() -> None:
+    memory = MemoryCosts(
+        activation_bytes_per_token_layer=100.0, selective_bytes_per_token_layer=70.0, boundary_bytes_per_token=10.0
+    )
+    assert [memory.kept_bytes_per_token_layer(mode) for mode in RECOMPUTE_MODES] == [100.0, 70.0, 10.0]
+    assert [memory.rebuilt_bytes_per_token(mode) for mode in RECOMPUTE_MODES] == [0.0, 30.0, 90.0]
+    # What was not measured is never promised.
+    unknown = replace(memory, selective_bytes_per_token_layer=0.0)
+    assert unknown.kept_bytes_per_token_layer("selective") == 100.0
+
+
+def test_ways_of_recomputing_are_known_by_name() -> None:
+    assert [recompute_mode(mode) for mode in RECOMPUTE_MODES] == list(RECOMPUTE_MODES)
+    with pytest.raises(TraceError, match="recompute='some' is unknown; choose one of none, selective, full"):
+        recompute_mode("some")

@@ -15,7 +15,7 @@ from loraplex.traces.profile_file import load_profile_file, save_profile
 from loraplex.traces.profiles import load_profile, profile_names
 
 costs = st.floats(0, 1e12, allow_nan=False)
-terms = st.builds(CostTerms, fixed_ms=costs, per_token_ms=costs, per_square_ms=costs, per_adapter_ms=costs)
+terms = st.builds(CostTerms, **dict.fromkeys(CostTerms.__dataclass_fields__, costs))
 
 
 @st.composite
@@ -34,6 +34,8 @@ def profiles(draw: st.DrawFn) -> CostProfile:
         forward=forward,
         backward=backward,
         weight_share=draw(st.floats(0, 1)),
+        stage_forward=draw(terms),
+        recomputation=draw(st.dictionaries(st.sampled_from(["selective", "full"]), terms)),
         link=LinkCosts(latency_ms=draw(costs), bytes_per_ms=draw(costs | st.just(float("inf"))), overlapped=False),
         memory=MemoryCosts(capacity_bytes=draw(costs | st.just(float("inf")))),
         fit_error_median=draw(st.none() | costs),
@@ -77,7 +79,7 @@ def test_what_is_left_out_holds_its_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "version=2 is unknown"),
+        ({"version": 3}, "version=3 is unknown; this loraplex reads 1 and 2"),
         ({"format": "else"}, "is no cost profile"),
         ({"num_layers": 0}, "num_layers=0 must be at least 1"),
         ({"num_layers": 1.5}, "num_layers=1.5 must be of type int"),
