@@ -1,7 +1,8 @@
 """Multi-LoRA linears: tensors in, tensors out; knows no plan. Importing this needs neither torch nor triton.
 
 `multi_lora_linear` (one linear), `multi_lora_linears` (several over one input) and `lora_linear` (one adapter) pick the
-fused kernels on a CUDA device and the plain PyTorch reference elsewhere.
+fused kernels on a CUDA device and the plain PyTorch reference elsewhere. So do the ops between the linears, each in its own
+module: `rms_norm`, `rope`, `swiglu`, `cross_entropy`.
 """
 
 from __future__ import annotations
