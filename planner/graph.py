@@ -48,8 +48,8 @@ class ProgramGraph:
     extra_action: Index
     extra_hops: Index
     """Stages that the short message of a further wait passes through."""
-    run_first: Index
-    run_end: Index
+    run_first: Column
+    run_end: Column
     """Stretches of actions of one worker which, one stretch after the other, run each action after all it waits for."""
 
     def num_actions(self) -> int:
@@ -60,7 +60,7 @@ class ProgramGraph:
         """All actions, each after everything it waits for."""
         lengths = self.run_end - self.run_first
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        order: Index = np.repeat(self.run_first, lengths) + within
+        order: Index = np.repeat(self.run_first, lengths).astype(np.int64) + within
         return order
 
     def stage(self) -> Column:
@@ -75,7 +75,7 @@ def program_graph(program: Program) -> ProgramGraph:
     extras = sorted(further_waits(program, offsets=offsets))
     extra_first = np.searchsorted([action for action, _, _ in extras], np.arange(len(kind) + 1)).astype(np.int64)
     extra_action = np.array([awaited for _, awaited, _ in extras], dtype=np.int64)
-    run_first, run_end = np.empty(len(kind), dtype=np.int64), np.empty(len(kind), dtype=np.int64)
+    run_first, run_end = np.empty(len(kind), dtype=np.int32), np.empty(len(kind), dtype=np.int32)
     num_runs = _walk()(offsets, sender, extra_first, extra_action, run_first, run_end)
     run_first, run_end = run_first[:num_runs].copy(), run_end[:num_runs].copy()
     num_ordered = int((run_end - run_first).sum())

@@ -200,10 +200,10 @@ def exact_makespan(plan: Plan, schedule: str, *, forward: Fraction, backward: Fr
     nothing = [Fraction(0)] * max(graph.num_actions(), len(graph.extra_action))
     start, end = list(nothing), list(nothing)
     recurrence._pass(
-        graph.offsets.tolist(),
-        graph.worker.tolist(),
         graph.run_first.tolist(),
         graph.run_end.tolist(),
+        graph.worker[graph.run_first].tolist(),
+        [Fraction(0)] * (len(graph.offsets) - 1),
         graph.sender.tolist(),
         graph.has_extras.tolist(),
         graph.extra_first.tolist(),
