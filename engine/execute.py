@@ -67,9 +67,10 @@ class Executor:
         self._held: dict[int, Held] = {}
         self._begin_ns = 0
         parameter = next(stage.model.parameters())
+        self._device = parameter.device
         self._mailbox = Mailbox(
             transport,
-            Wire(hidden_size=stage.model.config.hidden_size, dtype=parameter.dtype),
+            Wire(hidden_size=stage.model.config.hidden_size, dtype=parameter.dtype, device=parameter.device),
             sums=self.sums,
             recorder=recorder,
             name=stage.name(plan.num_replicas),
@@ -85,14 +86,14 @@ class Executor:
             self._mailbox.post(leg.post)
             if leg.receive is not None:
                 self._mailbox.take(leg.receive, leg)
-            start_ns = now_ns()
+            start = self._recorder.mark()
             payload = self._act(leg)
-            self._recorder.add("compute", leg.word, microbatch=microbatch, start_ns=start_ns, end_ns=now_ns())
+            self._recorder.add("compute", leg.word, microbatch=microbatch, start=start, end=self._recorder.mark())
             if leg.send is not None:
                 self._mailbox.send(leg.send, payload, leg)
             if self._after_leg is not None:
                 self._after_leg(place)
-        self._transport.finish()
+        self._mailbox.finish()
 
     def _act(self, leg: Leg) -> Tensor | None:
         payload = None
@@ -109,7 +110,7 @@ class Executor:
             case _:
                 self._step(batch, leg)
         for adapter, step in leg.closes:
-            after = self.sums.totals.pop((adapter, step), zero())
+            after = self.sums.totals.pop((adapter, step), zero(self._device))
             self.sums.totals[adapter, step] = self.stage.adapters[adapter].close(step, after=after)
         return payload
 
@@ -156,7 +157,7 @@ class Executor:
 
     def _add(self, losses: BatchLosses) -> None:
         for batch, loss in losses:
-            self.sums.losses[batch] = self.sums.losses.get(batch, zero()) + loss
+            self.sums.losses[batch] = self.sums.losses.get(batch, zero(self._device)) + loss
 
     def _backward(self, leg: Leg) -> Tensor | None:
         held = self._held.pop(leg.action.microbatch)
@@ -174,7 +175,7 @@ class Executor:
             self._transport.reduce(gradient, workers=workers)
             parameter.grad = gradient
         if self.stage.layout.is_last:
-            loss = self.sums.losses.get(batch, zero())
+            loss = self.sums.losses.get(batch, zero(self._device))
             self._transport.reduce(loss, workers=workers)
             self.sums.losses[batch] = loss
 
@@ -182,7 +183,7 @@ class Executor:
         self._check_version(batch, leg)
         total = self.sums.totals.pop(batch)
         self._check_finite(total.item(), batch, what="squared gradient norm")
-        before = self.sums.updates.pop(batch, zero())
+        before = self.sums.updates.pop(batch, zero(self._device))
         report = self.stage.adapters[batch[0]].step(total_squares=total, update_squares=before)
         if self.stage.layout.is_last:
             self._report(batch, learning_rate=report.learning_rate, total=total, update=report.update_squares)

@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .errors import PeerLostError
-from .transport import Direction, Edge
+from .recorder import now_ns
+from .transport import Direction, Edge, Transport
 
 MAX_OUTSTANDING_SENDS = 4
 """On each edge. Enough that a stage never waits for a receiver one microbatch behind, few enough to bound memory."""
@@ -28,6 +29,9 @@ class GlooReceive:
             self._work.wait()
         except RuntimeError as error:
             raise PeerLostError(f"worker {self._edge.source} is gone ({_brief(error)})") from None
+        return self._buffer
+
+    def on_host(self) -> Tensor | None:
         return self._buffer
 
 
@@ -52,8 +56,19 @@ class GlooTransport:
     def worker(self) -> int:
         return self._worker
 
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
+    def host(self) -> Transport:
+        return self
+
     def post(self, edge: Edge, num_bytes: int) -> GlooReceive:
-        buffer = torch.empty(num_bytes, dtype=torch.uint8)
+        return self.post_into(edge, torch.empty(num_bytes, dtype=torch.uint8))
+
+    def post_into(self, edge: Edge, buffer: Tensor) -> GlooReceive:
+        """As `post`, into uint8 memory of the caller's."""
         try:
             work = dist.irecv(buffer, src=edge.source, group=self._channels[edge.direction])
         except RuntimeError as error:
@@ -62,7 +77,7 @@ class GlooTransport:
             raise PeerLostError(f"worker {self._worker} is not part of the run; start it with torchrun")
         return GlooReceive(edge, work, buffer)
 
-    def send(self, edge: Edge, message: Tensor) -> None:
+    def send(self, edge: Edge, message: Tensor) -> int:
         waiting = self._outstanding.setdefault(edge, deque())
         try:
             while len(waiting) >= MAX_OUTSTANDING_SENDS:
@@ -72,6 +87,7 @@ class GlooTransport:
             raise PeerLostError(f"worker {edge.target} is gone ({_brief(error)})") from None
         if work is not None:
             waiting.append((work, message))
+        return now_ns()
 
     def reduce(self, tensor: Tensor, *, workers: Sequence[int]) -> None:
         try:
@@ -92,6 +108,9 @@ class GlooTransport:
                     waiting.popleft()[0].wait()
                 except RuntimeError as error:
                     raise PeerLostError(f"worker {edge.target} is gone ({_brief(error)})") from None
+
+    def close(self) -> None:
+        dist.destroy_process_group()
 
     def _connect(self, *, num_stages: int, num_replicas: int) -> None:
         # One message over every edge in a fixed order: a connection that cannot be made fails here, not in the middle.
@@ -119,11 +138,6 @@ def open_gloo(*, num_stages: int, num_replicas: int = 1, timeout_s: float = 1800
             f"replicas: use torchrun --nproc-per-node {needed}"
         )
     return GlooTransport(num_stages=num_stages, num_replicas=num_replicas, timeout=timeout)
-
-
-def close_gloo() -> None:
-    """Leave the run."""
-    dist.destroy_process_group()
 
 
 def _brief(error: RuntimeError) -> str:

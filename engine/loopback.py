@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from .itinerary import Leg
-from .message import NORMS_PER_BATCH, Message, Wire
-from .transport import Direction, Edge
+from .message import Message, Wire
+from .recorder import now_ns
+from .transport import Direction, Edge, Transport
 
 
 class MadeUp:
@@ -20,6 +21,9 @@ class MadeUp:
     def wait(self) -> Tensor:
         return self._content
 
+    def on_host(self) -> Tensor | None:
+        return self._content if self._content.device.type == "cpu" else None
+
 
 class LoopbackTransport:
     """Gives a stage, in the order in which its legs ask, well-formed messages of small random numbers."""
@@ -27,7 +31,7 @@ class LoopbackTransport:
     def __init__(self, legs: Sequence[Leg], wire: Wire, *, worker: int, seed: int = 0) -> None:
         self._worker = worker
         self._wire = wire
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator(wire.device).manual_seed(seed)
         self._due: dict[Direction, deque[Message]] = defaultdict(deque)
         for leg in legs:
             for message in leg.post:
@@ -37,16 +41,26 @@ class LoopbackTransport:
     def worker(self) -> int:
         return self._worker
 
+    @property
+    def device(self) -> torch.device:
+        return self._wire.device
+
+    @property
+    def host(self) -> Transport:
+        return self
+
     def post(self, edge: Edge, num_bytes: int) -> MadeUp:
         message = self._due[edge.direction].popleft()
-        payload = torch.randn(message.shape(self._wire.hidden_size), generator=self._generator)
+        shape, device = message.shape(self._wire.hidden_size), self._wire.device
+        payload = torch.randn(shape, generator=self._generator, device=device)
         if message.direction is Direction.UP:
             payload *= 1e-3
-        norms = torch.ones(len(message.batches) * NORMS_PER_BATCH[message.direction], dtype=torch.float64)
+        norms = torch.ones(message.num_norms(), dtype=torch.float64, device=device)
         return MadeUp(self._wire.pack(message, payload=payload.to(self._wire.dtype), norms=norms, clock_ns=0))
 
-    def send(self, edge: Edge, message: Tensor) -> None:
+    def send(self, edge: Edge, message: Tensor) -> int:
         """Dropped."""
+        return now_ns()
 
     def reduce(self, tensor: Tensor, *, workers: Sequence[int]) -> None:
         """Alone, a sum is what one brings."""
@@ -56,3 +70,6 @@ class LoopbackTransport:
 
     def finish(self) -> None:
         """Nothing is under way."""
+
+    def close(self) -> None:
+        """There is no run to leave."""

@@ -7,20 +7,21 @@ import torch
 from torch import Tensor
 
 from .errors import PeerLostError
+from .header_check import HeaderCheck
 from .itinerary import Batch, Leg
 from .message import NORMS_PER_BATCH, Message, Wire
 from .recorder import Recorder, now_ns
 from .transport import Direction, Edge, Receive, Transport
 
 
-def zero() -> Tensor:
+def zero(device: torch.device | str = "cpu") -> Tensor:
     """Where sums begin: a float64 scalar."""
-    return torch.zeros((), dtype=torch.float64)
+    return torch.zeros((), dtype=torch.float64, device=device)
 
 
 @dataclass(slots=True, kw_only=True)
 class Sums:
-    """Numbers under way, by batch: float64 scalars."""
+    """Numbers under way, by batch: float64 scalars on the stage's device."""
 
     losses: dict[Batch, Tensor] = field(default_factory=dict)
     """Last stage: the loss so far of batches in the making."""
@@ -39,6 +40,7 @@ class Mailbox:
         self._sums = sums
         self._recorder = recorder
         self._name = name
+        self._check = HeaderCheck(wire)
         self._posted: dict[Message, Receive] = {}
         self._payloads: dict[Message, Tensor] = {}
 
@@ -57,15 +59,19 @@ class Mailbox:
         receive = self._posted.pop(message, None)
         if receive is None:
             return
-        start_ns = now_ns()
+        start = self._recorder.mark()
         try:
             buffer = receive.wait()
         except PeerLostError as error:
             raise PeerLostError(f"{self._name} waited for {message.name()} at {leg.word}: {error}") from None
-        self._recorder.add("wait", leg.word, microbatch=message.microbatch, start_ns=start_ns, end_ns=now_ns())
-        payload, norms, _ = self._wire.unpack(message, buffer)
+        self._recorder.add("wait", leg.word, microbatch=message.microbatch, start=start, end=self._recorder.mark())
+        self._check.note(message, receive, buffer)
+        payload, norms = self._wire.unpack(message, buffer)
         if message.num_tokens:
             self._payloads[message] = payload
+        if not message.batches:
+            return
+        # Copied, so that a scalar does not keep the whole message.
         columns = norms.clone().view(-1, NORMS_PER_BATCH[message.direction])
         for batch, values in zip(message.batches, columns, strict=True):
             self._sums.totals[batch] = values[0]
@@ -78,25 +84,25 @@ class Mailbox:
 
     def send(self, message: Message, payload: Tensor | None, leg: Leg) -> None:
         """Send a payload with the norms of the message's batches, which leave the sums."""
-        start_ns = now_ns()
+        start = self._recorder.mark()
         norms = []
         for batch in message.batches:
             norms.append(self._sums.totals.pop(batch))
             if message.direction is Direction.DOWN:
                 norms.append(self._sums.updates.pop(batch))
-        packed = torch.stack(norms) if norms else torch.empty(0, dtype=torch.float64)
-        buffer = self._wire.pack(message, payload=payload, norms=packed, clock_ns=start_ns)
+        packed = torch.stack(norms) if norms else torch.empty(0, dtype=torch.float64, device=self._wire.device)
+        buffer = self._wire.pack(message, payload=payload, norms=packed, clock_ns=now_ns())
         target = self._transport.worker + (1 if message.direction is Direction.DOWN else -1)
         edge = Edge(source=self._transport.worker, target=target, direction=message.direction)
         try:
-            self._transport.send(edge, buffer)
+            left = self._transport.send(edge, buffer)
         except PeerLostError as error:
             raise PeerLostError(f"{self._name} sent {message.name()} after {leg.word}: {error}") from None
         self._recorder.add(
-            "transfer",
-            leg.word,
-            microbatch=message.microbatch,
-            start_ns=start_ns,
-            end_ns=now_ns(),
-            num_bytes=len(buffer),
+            "transfer", leg.word, microbatch=message.microbatch, start=start, end=left, num_bytes=len(buffer)
         )
+
+    def finish(self) -> None:
+        """Wait until everything has left, and check what came and was not checked yet."""
+        self._transport.finish()
+        self._check.settle(wait=True)

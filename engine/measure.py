@@ -146,8 +146,7 @@ def _round(stage: Stage, plan: Plan, *, before_leg: Callable[[Leg], None] | None
         recorder=recorder,
         before_leg=before_leg,
     ).run(legs)
-    computed = [(end - start) / 1e6 for kind, _, _, start, end, _ in recorder.rows if kind == "compute"]
-    return [(leg.action, ms) for leg, ms in zip(legs, computed, strict=True)]
+    return [(leg.action, ms) for leg, ms in zip(legs, recorder.compute_ms(), strict=True)]
 
 
 def measure_link(transport: Transport, wire: Wire, *, num_tokens: Sequence[int], rounds: int = 30) -> list[float]:
@@ -171,7 +170,7 @@ def measure_link(transport: Transport, wire: Wire, *, num_tokens: Sequence[int],
                 transport.send(out, wire.pack(message, payload=payload, norms=none, clock_ns=0))
                 wire.unpack(message, receive.wait())
             else:
-                came, _, _ = wire.unpack(message, receive.wait())
+                came, _ = wire.unpack(message, receive.wait())
                 transport.send(out, wire.pack(message, payload=came, norms=none, clock_ns=0))
             trips.append((now_ns() - start_ns) / 2e6)
         transport.finish()

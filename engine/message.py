@@ -1,11 +1,11 @@
 """What travels between stages: hidden states or their gradients, and the norms that ride along. One buffer each.
 
 Layout: 8 int64 (mark, microbatch, number of norms, payload bytes, sender's clock in ns, 3 spare), the norms as float64,
-zeros up to a multiple of 64 bytes, the payload. The receiver knows all of it beforehand and checks it: gloo would not
-notice a message that is shorter than the buffer it lands in.
+whatever up to a multiple of 64 bytes, the payload. The receiver knows all of it beforehand and checks it: gloo would
+not notice a message that is shorter than the buffer it lands in.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from .transport import Direction
 
 _MARK = 0x4C6F5261506C6578
 _HEADER_WORDS = 8
+HEADER_BYTES = 8 * _HEADER_WORDS
 _ALIGNMENT = 64
 NORMS_PER_BATCH = {Direction.UP: 1, Direction.DOWN: 2}
 """Up: the squared gradient norm of this stage and those after it. Down: the total, and the squared update so far."""
@@ -52,12 +53,13 @@ class Wire:
 
     hidden_size: int
     dtype: torch.dtype
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def payload_bytes(self, message: Message) -> int:
         return message.num_tokens * self.hidden_size * self.dtype.itemsize
 
     def payload_offset(self, message: Message) -> int:
-        head = 8 * (_HEADER_WORDS + message.num_norms())
+        head = HEADER_BYTES + 8 * message.num_norms()
         return -(-head // _ALIGNMENT) * _ALIGNMENT
 
     def num_bytes(self, message: Message) -> int:
@@ -65,25 +67,39 @@ class Wire:
         return self.payload_offset(message) + self.payload_bytes(message)
 
     def pack(self, message: Message, *, payload: Tensor | None, norms: Tensor, clock_ns: int) -> Tensor:
-        """The buffer to send: `payload [1, T, H]` (None without tokens), `norms` float64 `[num_norms]`."""
-        buffer = torch.zeros(self.num_bytes(message), dtype=torch.uint8)
-        header = [_MARK, message.microbatch, message.num_norms(), self.payload_bytes(message), clock_ns, 0, 0, 0]
-        buffer[: 8 * _HEADER_WORDS].view(torch.int64).copy_(torch.tensor(header, dtype=torch.int64))
-        buffer[8 * _HEADER_WORDS : 8 * (_HEADER_WORDS + message.num_norms())].view(torch.float64).copy_(norms)
+        """The buffer to send: `payload [1, T, H]` (None without tokens), `norms` float64 `[num_norms]`.
+
+        On a GPU three launches on the current stream, for which the host does not wait.
+        """
+        buffer = torch.empty(self.num_bytes(message), dtype=torch.uint8, device=self.device)
+        words = [_MARK, message.microbatch, message.num_norms(), self.payload_bytes(message), clock_ns, 0, 0, 0]
+        header = torch.tensor(words, dtype=torch.int64, pin_memory=self.device.type == "cuda")
+        buffer[:HEADER_BYTES].view(torch.int64).copy_(header, non_blocking=True)
+        if message.num_norms():
+            self._norms(message, buffer).copy_(norms)
         if payload is not None:
             buffer[self.payload_offset(message) :].view(self.dtype).copy_(payload.reshape(-1))
         return buffer
 
-    def unpack(self, message: Message, buffer: Tensor) -> tuple[Tensor, Tensor, int]:
-        """(payload `[1, T, H]`, norms, sender's clock in ns). Raises EngineError if another message came."""
-        header = buffer[: 8 * _HEADER_WORDS].view(torch.int64).tolist()
+    def check(self, message: Message, header: Tensor) -> int:
+        """Read the first HEADER_BYTES of a message on the host: the sender's clock in ns.
+
+        Raises EngineError if another message came than was due.
+        """
+        words = header[:HEADER_BYTES].view(torch.int64).tolist()
         expected = [_MARK, message.microbatch, message.num_norms(), self.payload_bytes(message)]
-        if header[:4] != expected:
+        if words[:4] != expected:
             raise EngineError(
-                f"received a message of microbatch {header[1]} with {header[2]} norms and {header[3]} bytes where "
+                f"received a message of microbatch {words[1]} with {words[2]} norms and {words[3]} bytes where "
                 f"{message.name()} with {expected[2]} norms and {expected[3]} bytes was due; "
                 "the workers do not run the same plan: start them with one plan and one version of loraplex"
             )
-        norms = buffer[8 * _HEADER_WORDS : 8 * (_HEADER_WORDS + message.num_norms())].view(torch.float64)
+        return int(words[4])
+
+    def unpack(self, message: Message, buffer: Tensor) -> tuple[Tensor, Tensor]:
+        """(payload `[1, T, H]`, norms float64 `[num_norms]`), views of the buffer; the header is for `check`."""
         payload = buffer[self.payload_offset(message) :].view(self.dtype).view(message.shape(self.hidden_size))
-        return payload, norms, int(header[4])
+        return payload, self._norms(message, buffer)
+
+    def _norms(self, message: Message, buffer: Tensor) -> Tensor:
+        return buffer[HEADER_BYTES : HEADER_BYTES + 8 * message.num_norms()].view(torch.float64)

@@ -8,7 +8,7 @@ from ..planner.inputs.base_model import find_base_model
 from ..planner.inputs.load_jobs import load_jobs
 from ..planner.inputs.override import Override
 from .base_folder import base_model_folder
-from .gloo import close_gloo, open_gloo
+from .gloo import open_gloo
 from .position import PositionFile, position_path
 from .profile import measure_profile
 from .profile_plan import default_jobs
@@ -42,7 +42,7 @@ def main() -> None:
     if transport.worker == 0:
         profile.save(given.output)
     transport.barrier()
-    close_gloo()
+    transport.close()
 
 
 if __name__ == "__main__":

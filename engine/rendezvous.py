@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .errors import EngineError, PeerLostError
-from .transport import Edge
+from .recorder import now_ns
+from .transport import Edge, Transport
 
 
 class Switchboard:
@@ -86,6 +87,9 @@ class PostedBuffer:
     def wait(self) -> Tensor:
         return self._board.take(self)
 
+    def on_host(self) -> Tensor | None:
+        return self.content
+
 
 class RendezvousTransport:
     """One thread's end of a Switchboard."""
@@ -99,13 +103,22 @@ class RendezvousTransport:
     def worker(self) -> int:
         return self._worker
 
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
+    def host(self) -> Transport:
+        return self
+
     def post(self, edge: Edge, num_bytes: int) -> PostedBuffer:
         buffer = PostedBuffer(self._board, edge, num_bytes)
         self._board.post(buffer)
         return buffer
 
-    def send(self, edge: Edge, message: Tensor) -> None:
+    def send(self, edge: Edge, message: Tensor) -> int:
         self._board.fill(edge, message)
+        return now_ns()
 
     def reduce(self, tensor: Tensor, *, workers: Sequence[int]) -> None:
         self._num_sums += 1
@@ -116,3 +129,6 @@ class RendezvousTransport:
 
     def finish(self) -> None:
         """Nothing is ever under way: every send has been received when it returns."""
+
+    def close(self) -> None:
+        self._board.leave(self._worker, "it has left the run")

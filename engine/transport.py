@@ -3,6 +3,9 @@
 A worker is (replica, stage) as one number, replica * num_stages + stage. Between two neighbours there are two edges:
 one down (activations) and one up (gradients). On each edge messages arrive in the order in which they were sent, and
 both ends know every message's size beforehand.
+
+Messages live on the worker's device. Where that is a GPU, none of these calls waits for work on it that need not be
+done: what a call needs of the current stream comes first on the GPU, and later work there comes after what it gives.
 """
 
 from collections.abc import Sequence
@@ -10,7 +13,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+from .recorder import Left
 
 
 class Direction(StrEnum):
@@ -35,7 +41,14 @@ class Receive(Protocol):
     """A receive that has been posted."""
 
     def wait(self) -> Tensor:
-        """The message's bytes, uint8 `[num_bytes]`. Raises PeerLostError when the sender is gone."""
+        """The message's bytes, uint8 `[num_bytes]` on the transport's device, for work on the current stream.
+
+        Raises PeerLostError when the sender is gone; where only a GPU waits, the process ends instead (lifeline.py).
+        """
+        ...
+
+    def on_host(self) -> Tensor | None:
+        """The same bytes on the host once `wait` has returned; None where they never were there."""
         ...
 
 
@@ -45,12 +58,23 @@ class Transport(Protocol):
     @property
     def worker(self) -> int: ...
 
+    @property
+    def device(self) -> torch.device:
+        """Where messages live."""
+        ...
+
+    @property
+    def host(self) -> "Transport":
+        """The same workers' transport for messages on the host; itself on a CPU. Reaches every worker, not only
+        neighbours."""
+        ...
+
     def post(self, edge: Edge, num_bytes: int) -> Receive:
         """Make room for the next message on an edge that ends here; returns at once."""
         ...
 
-    def send(self, edge: Edge, message: Tensor) -> None:
-        """Send uint8 `[num_bytes]` on an edge that begins here.
+    def send(self, edge: Edge, message: Tensor) -> Left:
+        """Send uint8 `[num_bytes]` on an edge that begins here; when it had left.
 
         May wait until the receiver has posted; the caller does not touch `message` again.
         Raises PeerLostError when the receiver is gone.
@@ -58,7 +82,10 @@ class Transport(Protocol):
         ...
 
     def reduce(self, tensor: Tensor, *, workers: Sequence[int]) -> None:
-        """Sum a tensor in place over these workers, of whom this is one; all call in the same order."""
+        """Sum a tensor in place over these workers, of whom this is one; all call in the same order.
+
+        It may be on the transport's device or on the host.
+        """
         ...
 
     def barrier(self) -> None:
@@ -67,4 +94,8 @@ class Transport(Protocol):
 
     def finish(self) -> None:
         """Wait until everything that was sent has left."""
+        ...
+
+    def close(self) -> None:
+        """Leave the run; all workers call it together, when everything has been received."""
         ...

@@ -19,7 +19,7 @@ from .clock import clock_offset_ns
 from .cut import check_can_cut, copies, cut_points
 from .execute import Executor
 from .export import export_adapters, save_part
-from .gloo import close_gloo, open_gloo
+from .gloo import open_gloo
 from .itinerary import itinerary
 from .mailbox import Sums
 from .metrics import MetricsWriter, StepRecord
@@ -78,7 +78,7 @@ def run_worker(settings: RunSettings, listener: Listener) -> None:
     if transport.worker == 0:
         _publish(prepared, folder)
     transport.barrier()
-    close_gloo()
+    transport.close()
 
 
 def _base_folder(prepared: Prepared, transport: Transport) -> Path:
