@@ -42,7 +42,8 @@ class DeviceMark:
     def host_ns(self) -> int:
         """The host's clock at that moment; waits for it."""
         self.event.synchronize()
-        return self.anchor.host_ns + round(self.anchor.event.elapsed_time(self.event) * self.anchor.host_ns_per_ms)
+        since_ms: float = self.anchor.event.elapsed_time(self.event)
+        return self.anchor.host_ns + round(since_ms * self.anchor.host_ns_per_ms)
 
 
 class DeviceClock:
