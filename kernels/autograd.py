@@ -13,6 +13,7 @@ from .packing import pack_a, pack_b, unpack_a, unpack_b
 from .passes import FrozenProduct, run_backward, run_forward
 from .routing import Routing
 from .streams import on_device
+from .tiles import as_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +47,8 @@ class FusedLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         call: Call = ctx.call
         x, s, a, b = ctx.saved_tensors
-        if dy.stride(-1) != 1:
-            dy = dy.contiguous()
         dx, da, db = run_backward(
-            dy, x, s, call.base, a, b, layout=call.layout, routing=call.routing, targets=call.targets,
+            as_rows(dy), x, s, call.base, a, b, layout=call.layout, routing=call.routing, targets=call.targets,
             grad_dtype=call.grad_dtype, needs_dx=ctx.needs_input_grad[1],
         )  # fmt: skip
         dbias = dy.sum(dim=0) if ctx.needs_input_grad[2] else None

@@ -11,6 +11,7 @@ from .routing import Routing
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .bank import AdapterBank
     from .nf4 import Nf4Weight
 
 MAX_LORA_RANK = 256
@@ -26,6 +27,22 @@ def check_linear(
     routing: Routing,
 ) -> None:
     """Raise `ValueError` naming the argument that does not fit, its value, and what would."""
+    check_frozen(x, weight, bias, routing=routing)
+    n, k = weight.shape
+    if not len(lora_a) == len(lora_b) == routing.num_adapters:
+        raise ValueError(
+            f"lora_a has {len(lora_a)} and lora_b {len(lora_b)} entries, but routing has {routing.num_adapters} "
+            "adapters: give one entry per adapter, None where it does not target this linear"
+        )
+    for adapter, (a, b) in enumerate(zip(lora_a, lora_b, strict=True)):
+        if a is not None and b is not None:
+            _check_pair(adapter, a, b, n=n, k=k, x=x)
+        elif a is not b:
+            raise ValueError(f"lora_a[{adapter}] or lora_b[{adapter}] is None and the other is not: give both or none")
+
+
+def check_frozen(x: Tensor, weight: Tensor | Nf4Weight, bias: Tensor | None, *, routing: Routing) -> None:
+    """Raise `ValueError` unless input, frozen linear and routing fit together."""
     if weight.ndim != 2:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: give [N, K]")
     n, k = weight.shape
@@ -46,23 +63,13 @@ def check_linear(
         )
     if bias is not None and (bias.shape != (n,) or bias.device != x.device):
         raise ValueError(f"bias has shape {tuple(bias.shape)} on {bias.device}: give [{n}] on {x.device}")
-    if not len(lora_a) == len(lora_b) == routing.num_adapters:
-        raise ValueError(
-            f"lora_a has {len(lora_a)} and lora_b {len(lora_b)} entries, but routing has {routing.num_adapters} "
-            "adapters: give one entry per adapter, None where it does not target this linear"
-        )
-    for adapter, (a, b) in enumerate(zip(lora_a, lora_b, strict=True)):
-        if a is not None and b is not None:
-            _check_pair(adapter, a, b, n=n, k=k, x=x)
-        elif a is not b:
-            raise ValueError(f"lora_a[{adapter}] or lora_b[{adapter}] is None and the other is not: give both or none")
 
 
 def check_targets(
     weights: Sequence[Tensor | Nf4Weight],
     biases: Sequence[Tensor | None],
-    lora_a: Sequence[Sequence[Tensor | None]],
-    lora_b: Sequence[Sequence[Tensor | None]],
+    lora_a: Sequence[object],
+    lora_b: Sequence[object],
     targets: Sequence[int],
 ) -> None:
     """Raise `ValueError` unless every list has one entry per target and the targets can run as one call."""
@@ -76,6 +83,35 @@ def check_targets(
         raise ValueError(f"weights has {len(weights)} entries: one call serves 1 to {MAX_TARGETS} linears")
     if len(weights) > 1 and any(type(weight).__name__ == "Nf4Weight" for weight in weights):
         raise ValueError("weights holds an NF4 weight among several: call once for each NF4 linear")
+
+
+def check_banked(
+    x: Tensor,
+    weights: Sequence[Tensor | Nf4Weight],
+    biases: Sequence[Tensor | None],
+    bank: AdapterBank,
+    *,
+    routing: Routing,
+    targets: Sequence[int],
+) -> None:
+    """Raise `ValueError` unless the frozen linears are those that the bank was made for."""
+    check_targets(weights, biases, bank.lora_ranks, bank.lora_ranks, targets)
+    for weight, bias, n in zip(weights, biases, bank.out_features, strict=True):
+        if weight.shape != (n, bank.in_features):
+            raise ValueError(
+                f"weight has shape {tuple(weight.shape)}, but the bank was made for {n} x {bank.in_features}: "
+                "make a bank of this shape"
+            )
+        check_frozen(x, weight, bias, routing=routing)
+    if routing.num_adapters != bank.num_adapters:
+        raise ValueError(
+            f"routing has {routing.num_adapters} adapters, but the bank {bank.num_adapters}: number them alike"
+        )
+    if x.dtype != bank.a.dtype or x.device != bank.a.device:
+        raise ValueError(
+            f"x has dtype {x.dtype} on {x.device}, but the bank {bank.a.dtype} on {bank.a.device}: make the bank in "
+            "the compute dtype, on its device"
+        )
 
 
 def _check_pair(adapter: int, a: Tensor, b: Tensor, *, n: int, k: int, x: Tensor) -> None:

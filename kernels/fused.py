@@ -13,6 +13,7 @@ from .layout import Layout, padded_rank
 from .nf4 import Nf4Product, Nf4Weight
 from .passes import DenseProduct, FrozenProduct
 from .routing import Routing
+from .tiles import as_rows
 from .tuning import choose_config
 
 
@@ -27,9 +28,7 @@ def fused_linears(
     targets: Sequence[int],
 ) -> Tensor:
     """`multi_lora_linears` by the Triton kernels; arguments are taken as checked."""
-    rows = x.reshape(-1, x.shape[-1])
-    if rows.stride(-1) != 1:
-        rows = rows.contiguous()
+    rows = as_rows(x)
     bias = joined_bias(weights, biases)
     a, b = interleave(lora_a), interleave(lora_b)
     sizes = tuple(weight.shape[0] for weight in weights)

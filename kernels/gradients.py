@@ -140,9 +140,9 @@ class Shares:
     parts: Tensor
     tiles: Tiles
 
-    def total(self, *, num_adapters: int, dtype: torch.dtype) -> Tensor:
-        """The adapters' gradients `[adapters, ...]`."""
-        return sum_tiles(self.parts, tiles=self.tiles, num_adapters=num_adapters, dtype=dtype)
+    def total(self, *, num_adapters: int, dtype: torch.dtype, sums: Tensor | None) -> Tensor:
+        """The adapters' gradients `[adapters, ...]`, added to `sums` where given."""
+        return sum_tiles(self.parts, tiles=self.tiles, num_adapters=num_adapters, dtype=dtype, sums=sums)
 
 
 def input_gradients(

@@ -16,6 +16,7 @@ from .layout import padded_rank
 from .packing import pack_a, pack_b, unpack_a, unpack_b
 from .passes import run_backward, run_forward
 from .routing import Routing
+from .tiles import as_rows
 
 _ROUTING = "Tensor description, Tensor words, Tensor thresholds, Tensor branch_scale, Tensor token_index"
 _ADAPTERS = "Tensor[] lora_a, Tensor[] lora_b, int[] slots, int[] targets"
@@ -65,7 +66,7 @@ def multi_lora_backward(
     layout = make_layout(x, tuple(weight.shape[0] for weight in weights), lora_a, routing=routing)
     num_pairs = layout.num_adapters * layout.num_targets
     dx, da, db = run_backward(
-        dy if dy.stride(-1) == 1 else dy.contiguous(), x, s, frozen_product(weights),
+        as_rows(dy), x, s, frozen_product(weights),
         pack_a(_spread(lora_a, slots, num_pairs), layout=layout, like=x),
         pack_b(_spread(lora_b, slots, num_pairs), layout=layout, like=x),
         layout=layout, routing=routing, targets=targets, grad_dtype=lora_a[0].dtype, needs_dx=needs_dx,

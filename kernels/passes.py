@@ -74,9 +74,11 @@ def run_forward(
 def run_backward(
     dy: Tensor, x: Tensor, s: Tensor, base: FrozenProduct, a: Tensor, b: Tensor,
     *, layout: Layout, routing: Routing, targets: Sequence[int], grad_dtype: torch.dtype, needs_dx: bool,
+    sums: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
 ) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
     """(dx `[T, K]` or None, dA `[adapters, C, K]`, dB `[adapters, N, R]`) from `dy [T, N]`.
 
+    Where `sums` (of dA and of dB, float32) are given, the gradients are added to them, and they are returned.
     The critical path is dS, then dx. dA and dB have no part in it and run beside the frozen product, except where
     the library's GEMM adds to what the pass for dA has written into dx.
     """
@@ -86,8 +88,8 @@ def run_backward(
     ds = shrink_output_grad(dy, b, layout=layout, routing=routing, overlap=overlap)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if needs_dx else None
 
-    def total(shares: Shares) -> Tensor:
-        return shares.total(num_adapters=layout.num_adapters, dtype=grad_dtype)
+    def total(shares: Shares, sums: Tensor | None) -> Tensor:
+        return shares.total(num_adapters=layout.num_adapters, dtype=grad_dtype, sums=sums)
 
     if fused or dx is None:
         with beside(dy.device, enabled=layout.config.overlap and dx is not None) as join:
@@ -96,13 +98,13 @@ def run_backward(
                     dx, dy, weight, ds, a, layout=layout, routing=routing, target=targets[0], overlap=overlap
                 )
             with join:
-                db = total(output_gradients(dy, s, layout=layout, routing=routing))
-                da = total(input_gradients(x, ds, a, None, layout=layout, routing=routing, targets=targets))
+                db = total(output_gradients(dy, s, layout=layout, routing=routing), sums[1])
+                da = total(input_gradients(x, ds, a, None, layout=layout, routing=routing, targets=targets), sums[0])
         return dx, da, db
     da_shares = input_gradients(x, ds, a, dx, layout=layout, routing=routing, targets=targets)
     with beside(dy.device, enabled=layout.config.overlap) as join:
         base.add_backward(dx, dy)
         with join:
-            db = total(output_gradients(dy, s, layout=layout, routing=routing))
-            da = total(da_shares)
+            db = total(output_gradients(dy, s, layout=layout, routing=routing), sums[1])
+            da = total(da_shares, sums[0])
     return dx, da, db

@@ -23,11 +23,14 @@ def sum_splits_kernel(parts_ptr, s_ptr, size, SPLITS: tl.constexpr, BLOCK: tl.co
 
 
 @triton.jit
-def sum_tiles_kernel(parts_ptr, grad_ptr, ranges_ptr, size, TILES: tl.constexpr, BLOCK: tl.constexpr):
-    """`[adapters, size]`: each adapter's own shares of `[tiles, size]` added; zero for an adapter without rows."""
-    i_block, adapter = tl.program_id(0), tl.program_id(1)
-    first = tl.load(ranges_ptr + 2 * adapter)
-    end = tl.load(ranges_ptr + 2 * adapter + 1)
+def sum_tiles_kernel(
+    parts_ptr, grad_ptr, ranges_ptr, size, ADD: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr
+):
+    """`[adapters, size]`: each adapter's own shares of `[tiles, size]` added, with ADD to what stands there."""
+    i_block, i_range = tl.program_id(0), tl.program_id(1)
+    adapter = tl.load(ranges_ptr + 4 * i_range)
+    first = tl.load(ranges_ptr + 4 * i_range + 1)
+    end = tl.load(ranges_ptr + 4 * i_range + 2)
     # [TILES], [BLOCK]
     o_tile = tl.arange(0, TILES)
     offset = i_block * BLOCK + tl.arange(0, BLOCK)
@@ -39,7 +42,10 @@ def sum_tiles_kernel(parts_ptr, grad_ptr, ranges_ptr, size, TILES: tl.constexpr,
         acc += tl.load(p_part, mask=(tile + o_tile < end)[:, None] & mask[None, :], other=0.0)
         p_part += TILES * size
     p_grad = grad_ptr + adapter.to(tl.int64) * size + offset
-    tl.store(p_grad, tl.sum(acc, axis=0).to(grad_ptr.dtype.element_ty), mask=mask)
+    total = tl.sum(acc, axis=0)
+    if ADD:
+        total += tl.load(p_grad, mask=mask, other=0.0)
+    tl.store(p_grad, total.to(grad_ptr.dtype.element_ty), mask=mask)
 
 
 def sum_splits(parts: Tensor, *, dtype: torch.dtype) -> Tensor:
@@ -49,12 +55,19 @@ def sum_splits(parts: Tensor, *, dtype: torch.dtype) -> Tensor:
     return s
 
 
-def sum_tiles(parts: Tensor, *, tiles: Tiles, num_adapters: int, dtype: torch.dtype) -> Tensor:
-    """Gradients `[num_adapters, ...]` from the row tiles' shares `[num_tiles, ...]`."""
-    grad = torch.empty((num_adapters, *parts.shape[1:]), dtype=dtype, device=parts.device)
-    size = grad[0].numel()
+def sum_tiles(parts: Tensor, *, tiles: Tiles, num_adapters: int, dtype: torch.dtype, sums: Tensor | None) -> Tensor:
+    """Gradients `[num_adapters, ...]` from the row tiles' shares `[num_tiles, ...]`, zero for an adapter without rows.
+
+    Where `sums`, float32 of that shape, is given, they are added to it instead, and what belongs to an adapter without
+    rows is neither read nor written.
+    """
+    grad = sums
+    if grad is None:
+        grad = torch.empty((num_adapters, *parts.shape[1:]), dtype=dtype, device=parts.device)
+    size = parts[0].numel()
     block = 128
-    sum_tiles_kernel[(triton.cdiv(size, block), num_adapters)](
-        parts, grad, tiles.ranges, size, TILES=16, BLOCK=block, num_warps=4
+    num_ranges = num_adapters if sums is None else tiles.num_owners
+    sum_tiles_kernel[(triton.cdiv(size, block), num_ranges)](
+        parts, grad, tiles.ranges, size, ADD=sums is not None, TILES=16, BLOCK=block, num_warps=4
     )
     return grad

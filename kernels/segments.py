@@ -34,7 +34,10 @@ class Tiles:
     table: Tensor
     """int32 `[num_tiles, 4]`: first row, end row, adapter (-1: none), 0; sixteen bytes, one load."""
     ranges: Tensor
-    """int32 `[num_adapters, 2]`: first and end index of each adapter's tiles in `table` (they stand together)."""
+    """int32 `[num_adapters, 4]`: adapter, first and end index of its tiles in `table` (they stand together), 0; those
+    with tiles first."""
+    num_owners: int
+    """So many adapters own rows."""
     num_owned: int
     """So many tiles, the first ones, belong to adapters; the rest to none."""
 
@@ -74,19 +77,21 @@ def _cut(runs: list[tuple[int, int, int]], height: int, *, num_adapters: int, de
     import torch
 
     table: list[tuple[int, int, int, int]] = []
-    ranges = [(0, 0)] * num_adapters
+    ends: dict[int, tuple[int, int]] = {}
     num_owned = 0
     for first_row, end_row, adapter in runs:
         first_tile = len(table)
         table += [(row, min(row + height, end_row), adapter, 0) for row in range(first_row, end_row, height)]
         if adapter != NO_ADAPTER:
-            first_tile = ranges[adapter][0] if ranges[adapter][1] else first_tile
-            ranges[adapter] = (first_tile, len(table))
+            ends[adapter] = (ends.get(adapter, (first_tile, 0))[0], len(table))
             num_owned = len(table)
+    ranges = [(adapter, first, end, 0) for adapter, (first, end) in ends.items()]
+    ranges += [(adapter, 0, 0, 0) for adapter in range(num_adapters) if adapter not in ends]
     return Tiles(
         height=height,
         table=torch.tensor(table, dtype=torch.int32).reshape(len(table), 4).to(device),
-        ranges=torch.tensor(ranges, dtype=torch.int32).reshape(len(ranges), 2).to(device),
+        ranges=torch.tensor(ranges, dtype=torch.int32).reshape(len(ranges), 4).to(device),
+        num_owners=len(ends),
         num_owned=num_owned,
     )
 

@@ -36,6 +36,15 @@ def load_tile(
     return tile
 
 
+def as_rows(x: Tensor) -> Tensor:
+    """`[T, K]` from any leading shape; a copy only where its rows do not lie one after another in memory."""
+    rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+    # an expanded tensor has rows of stride 0, which the tensor memory accelerator does not take
+    if rows.stride(-1) != 1 or rows.stride(0) < rows.shape[1]:
+        rows = rows.contiguous()
+    return rows
+
+
 def tile_source(matrix: Tensor, shape: tuple[int, int], *, tma: bool) -> Any:
     """What `load_tile` reads `matrix` through."""
     return TensorDescriptor.from_tensor(matrix, list(shape)) if tma else matrix

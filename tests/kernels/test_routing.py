@@ -67,7 +67,8 @@ def test_tiles_never_hold_two_owners_and_stand_adapter_by_adapter() -> None:
         [3, 67, 1], [67, 131, 1], [131, 133, 1], [197, 261, 1], [261, 262, 1],
         [0, 3, -1], [262, 270, -1],
     ]  # fmt: skip
-    assert tiles.ranges.tolist() == [[0, 1], [1, 6]]
+    assert tiles.ranges.tolist() == [[0, 0, 1, 0], [1, 1, 6, 0]]
+    assert tiles.num_owners == 2
     assert tiles.num_owned == 6
 
 
