@@ -7,10 +7,11 @@ from pathlib import Path
 
 from ..planner.errors import JobError
 from ..planner.inputs.base_model import TINY, BaseModel
+from ..planner.inputs.hub import SMALL_FILES, hub_folder
 from ..traces.files import write_atomically
 from .output import BASE_MODEL, RANDOM_BASE
 from .tiny_model import write_tiny_model
-from .weights import INDEX, SINGLE
+from .weights import check_all_weights, has_all_weights
 
 
 def base_model_folder(model: BaseModel, *, output_dir: Path) -> Path:
@@ -23,20 +24,15 @@ def base_model_folder(model: BaseModel, *, output_dir: Path) -> Path:
         return _config_only(output_dir / RANDOM_BASE, model)
     if model.folder is None:
         return _tiny(output_dir / BASE_MODEL)
-    if (model.folder / INDEX).is_file() or (model.folder / SINGLE).is_file():
+    if has_all_weights(model.folder):
         return model.folder
-    if (Path(model.name)).exists():
-        raise JobError(f"base_model '{model.name}' has no safetensors weights; only those are read")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model.name, allow_patterns=["*.json", "*.jinja", "*.safetensors"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise JobError(
-            f"base_model '{model.name}': its weights could not be had from the hub ({type(error).__name__}); "
-            "download it and give its folder"
-        ) from error
+    if not model.on_hub:
+        check_all_weights(model.folder)
+    patterns = (*SMALL_FILES, "*.safetensors")
+    folder = hub_folder(model.name, patterns=patterns, is_complete=has_all_weights)
+    # Without internet the hub's library hands out what the cache holds, complete or not.
+    check_all_weights(folder, mend=f"run `hf download {model.name}` where there is internet")
+    return folder
 
 
 def check_has_weights(model: BaseModel) -> None:

@@ -141,7 +141,7 @@ def build_stage(
     module = StageModel(_without_weights(config), config, layout)
     tied = bool(config.tie_word_embeddings)
     if weights.random_seed is None:
-        load_weights(module, Path(folder), dtype=chosen, device=device, tied_head=tied)
+        load_weights(module, Path(folder), dtype=chosen, device=device, tied_head=tied, report=weights.report)
     else:
         std = getattr(config, "initializer_range", None) or DEFAULT_STD
         random_weights(module, seed=weights.random_seed, dtype=chosen, device=device, std=std, tied_head=tied)

@@ -82,6 +82,11 @@ class StepBars:
     ) -> None:
         self._progress.stop()
 
+    def loading(self, number: int, num_files: int) -> None:
+        """Say which file of weights is being read; all workers read theirs at the same time."""
+        if not self._progress.disable:
+            self._progress.console.print(f"loading weights {number} of {num_files}", highlight=False)
+
     def begin(self, num_steps: Mapping[str, int], steps_done: Mapping[str, int]) -> None:
         """Draw the bars: steps in all and steps taken before, by adapter."""
         self._progress.start()

@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -30,12 +31,41 @@ def weight_files(folder: Path) -> dict[str, str]:
     raise JobError(f"base_model '{folder}' has neither {INDEX} nor {SINGLE}; only safetensors weights are read")
 
 
+def missing_files(folder: Path) -> tuple[str, ...]:
+    """Weight files that a model folder should have and has not, sorted. Raises JobError as `weight_files`."""
+    return tuple(sorted(name for name in set(weight_files(folder).values()) if not (folder / name).is_file()))
+
+
+def has_all_weights(folder: Path) -> bool:
+    """Whether all weight files of a model folder are there, as far as it says which."""
+    try:
+        return not missing_files(folder)
+    except JobError:
+        return False
+
+
+def check_all_weights(folder: Path, *, mend: str = "download the model anew") -> None:
+    """Raise JobError naming what is missing of a model folder's weight files."""
+    missing = missing_files(folder)
+    if missing:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise JobError(f"base_model '{folder}' lacks {shown}, which {INDEX} names; {mend}")
+
+
 def load_weights(
-    module: nn.Module, folder: Path, *, dtype: torch.dtype, device: torch.device | str, tied_head: bool
+    module: nn.Module,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    tied_head: bool,
+    report: Callable[[int, int], None] | None = None,
 ) -> tuple[str, ...]:
     """Replace the module's parameters, named as in the checkpoint, by frozen ones; returns the files that were opened.
 
-    With a tied head, a head that has no weight of its own gets the embedding's.
+    Weight by weight from the file to the device, which makes the dtype, so that the host never holds more than one.
+    With a tied head, a head that has no weight of its own gets the embedding's. `report` hears, before each file, how
+    many are done with it and how many there are. Raises JobError for weights that are missing or do not fit.
     """
     files = weight_files(folder)
     # file -> key in the file -> names in the module (two where embedding and tied head lie on one stage)
@@ -45,20 +75,30 @@ def load_weights(
         if key not in files:
             raise JobError(f"base_model '{folder}' has no weight '{key}'; it is not complete or of another family")
         wanted[files[key]][key].append(name)
-    for file_name, keys in wanted.items():
+    for number, (file_name, keys) in enumerate(wanted.items(), start=1):
         if Path(file_name).name != file_name:
             raise JobError(f"{folder / INDEX} names the file '{file_name}'; it must lie in the same folder")
-        with _opened(folder / file_name) as file:
+        if report is not None:
+            report(number, len(wanted))
+        with _opened(folder / file_name, device=device) as file:
             for key, names in keys.items():
-                tensor = file.get_tensor(key).to(device=device, dtype=dtype)
+                tensor = _tensor(file, key, folder / file_name).to(device=device, dtype=dtype)
                 for name in names:
                     replace_weight(module, name, tensor)
     return tuple(wanted)
 
 
-def _opened(path: Path) -> safe_open:
+def _tensor(file: safe_open, key: str, path: Path) -> torch.Tensor:
     try:
-        return safe_open(path, framework="pt")
+        tensor: torch.Tensor = file.get_tensor(key)  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
+        raise JobError(f"{path} has no weight '{key}' ({error}); download the model anew") from None
+    return tensor
+
+
+def _opened(path: Path, *, device: torch.device | str = "cpu") -> safe_open:
+    try:
+        return safe_open(path, framework="pt", device=str(device))
     except (SafetensorError, OSError) as error:
         raise JobError(f"{path} cannot be read as safetensors ({error}); download the model anew") from None
 

@@ -38,6 +38,10 @@ from .weight_source import WeightSource
 class Listener(Protocol):
     """Hears how training goes, in the one process that writes the metrics (the last stage of replica 0)."""
 
+    def loading(self, number: int, num_files: int) -> None:
+        """The first worker opens that file of its weights."""
+        ...
+
     def begin(self, num_steps: Mapping[str, int], steps_done: Mapping[str, int]) -> None:
         """Steps of each adapter in all, and those a resumed run has behind it."""
         ...
@@ -61,7 +65,7 @@ def run_worker(settings: RunSettings, listener: Listener) -> None:
     position = PositionFile(position_path(prepared.output_dir / WORK, transport.worker))
     start_watchdog(lambda: f"pp_rank {index} at {position.text}")
     folder = _base_folder(prepared, transport)
-    weights = WeightSource.of(prepared.loaded.settings.base_model, seed=prepared.loaded.settings.seed)
+    weights = _weights(prepared, position, listener if transport.worker == 0 else None)
     stage = make_stage(folder, plan.jobs, stage=index, num_stages=plan.num_stages, replica=replica, weights=weights)
     restored = _restore(settings, prepared, stage, transport)
     recorder = Recorder(stage=index, replica=replica)
@@ -87,6 +91,16 @@ def _base_folder(prepared: Prepared, transport: Transport) -> Path:
         base_model_folder(prepared.loaded.settings.base_model, output_dir=prepared.output_dir)
     transport.barrier()
     return base_model_folder(prepared.loaded.settings.base_model, output_dir=prepared.output_dir)
+
+
+def _weights(prepared: Prepared, position: PositionFile, listener: Listener | None) -> WeightSource:
+    def report(number: int, num_files: int) -> None:
+        position.move(f"loading weights {number} of {num_files}", -1)
+        if listener is not None:
+            listener.loading(number, num_files)
+
+    settings = prepared.loaded.settings
+    return WeightSource.of(settings.base_model, seed=settings.seed, report=report)
 
 
 def _restore(settings: RunSettings, prepared: Prepared, stage: Stage, transport: Transport) -> Restored | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import JobError
 from .built_in_shapes import shape_config, shape_names
+from .hub import SMALL_FILES, hub_folder
 from .tiny_tokenizer import tiny_tokenizer
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class BaseModel:
     num_layers: int
     max_tokens: int
     """Positions it was made for."""
+    on_hub: bool = field(default=False, compare=False)
+    """Named by a hub id; its folder lies in the hub's cache and may hold no weights yet."""
     random_weights: bool = False
     """Drawn from a seed where the model runs, in place of the weights of its folder."""
     config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -106,27 +109,30 @@ def find_base_model(
     Of a model on the Hugging Face hub only the small files are read. `num_layers` replaces the model's own number, for
     random weights only. Raises JobError when it is nowhere or of a family that cannot be trained.
     """
-    folder, config = _found(name, relative_to=relative_to)
-    described = _described(name, folder, config, random_weights=random_weights)
+    found = _found(name, relative_to=relative_to, random_weights=random_weights)
     if num_layers is None:
-        return described
+        return found
     if not random_weights:
         raise JobError(f"num_layers={num_layers} goes with random weights only; set random_weights or leave it out")
-    return replace(described, num_layers=num_layers, config={**described.config, "num_hidden_layers": num_layers})
+    return replace(found, num_layers=num_layers, config={**found.config, "num_hidden_layers": num_layers})
 
 
-def _found(name: str, *, relative_to: Path) -> tuple[Path | None, Any]:
-    if name == TINY:
-        return None, TINY_CONFIG
+def _found(name: str, *, relative_to: Path, random_weights: bool) -> BaseModel:
     path = relative_to / Path(name).expanduser()
-    if path.is_dir():
-        return path, _read_config(path / "config.json")
-    if path.suffix == ".json" and path.is_file():
-        return None, _read_config(path)
-    if name in shape_names():
-        return None, shape_config(name)
-    folder = _from_hub(name, relative_to=relative_to)
-    return folder, _read_config(folder / "config.json")
+    folder: Path | None = None
+    if name == TINY:
+        config: Any = TINY_CONFIG
+    elif path.is_dir():
+        folder, config = path, _read_config(path / "config.json")
+    elif path.suffix == ".json" and path.is_file():
+        config = _read_config(path)
+    elif name in shape_names():
+        config = shape_config(name)
+    else:
+        folder = _from_hub(name, relative_to=relative_to)
+        described = _described(name, folder, _read_config(folder / "config.json"), random_weights=random_weights)
+        return replace(described, on_hub=True)
+    return _described(name, folder, config, random_weights=random_weights)
 
 
 def _read_config(path: Path) -> Any:
@@ -168,19 +174,13 @@ def _from_hub(name: str, *, relative_to: Path) -> Path:
             f"{name!r} is no folder below {relative_to}, no hub id and not {TINY!r}; mend it, or name a shape: {shapes}"
         )
     try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise JobError(
-            f"{name!r} is no folder below {relative_to}; to look on the hub, `pip install 'loraplex[train]'`"
-        ) from error
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise JobError(
-            f"{name!r} is no folder below {relative_to} and could not be had from the hub "
-            f"({type(error).__name__}); download it and give its folder"
-        ) from error
+        return hub_folder(name, patterns=SMALL_FILES, is_complete=_has_small_files)
+    except JobError as error:
+        raise JobError(f"{name!r} is no folder below {relative_to}; as a hub id: {error}") from error
+
+
+def _has_small_files(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "tokenizer.json").is_file()
 
 
 def _described(name: str, folder: Path | None, config: Any, *, random_weights: bool) -> BaseModel:

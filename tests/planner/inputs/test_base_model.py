@@ -38,24 +38,31 @@ def test_a_hub_id_is_resolved_through_the_hubs_own_cache(tmp_path: Path, monkeyp
     folder = write_model(tmp_path / "snapshot", QWEN)
     asked = []
 
-    def snapshot_download(name: str, *, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
+    def snapshot_download(name: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
+        asked.append((name, allow_patterns, local_files_only))
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     assert find_base_model("Qwen/Qwen3-0.6B", relative_to=tmp_path).folder == folder
-    # Planning never downloads weights.
-    assert asked == [("Qwen/Qwen3-0.6B", ["*.json", "*.jinja"])]
+    # Planning never downloads weights. Without a tokenizer the cached folder is not complete.
+    small = ["*.json", "*.jinja"]
+    assert asked == [("Qwen/Qwen3-0.6B", small, True), ("Qwen/Qwen3-0.6B", small, False)]
+    asked.clear()
+    (folder / "tokenizer.json").touch()
+    assert find_base_model("Qwen/Qwen3-0.6B", relative_to=tmp_path).on_hub
+    assert asked == [("Qwen/Qwen3-0.6B", small, True)]
 
 
 def test_a_hub_that_cannot_be_reached_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    def snapshot_download(name: str, *, allow_patterns: list[str]) -> str:
+    def snapshot_download(name: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
         raise LocalEntryNotFoundError(f"cannot reach the hub for {name} {allow_patterns}")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    with pytest.raises(JobError, match=r"'some/model' is no folder below .* could not be had from the hub"):
+    with pytest.raises(
+        JobError, match=r"'some/model' is no folder below .* could not be had from the hub .*; run `hf down"
+    ):
         find_base_model("some/model", relative_to=tmp_path)
 
 
