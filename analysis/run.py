@@ -1,6 +1,7 @@
 """A run's folder, read back: what simulate, train and demo left (traces/run_folder.py names the files)."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,9 @@ def read_losses(path: Path) -> pd.DataFrame:
             row = json.loads(line)
         except ValueError as error:
             raise TraceError(f"{path}, line {number}: is no JSON ({error}); delete the broken line") from error
+        if isinstance(row, dict) and "loss" in row and row["loss"] is None:
+            # How a loss that was no finite number is written.
+            row["loss"] = math.nan
         if not isinstance(row, dict) or not all(isinstance(row.get(name), int | float) for name in ("step", "loss")):
             raise TraceError(f"{path}, line {number}: needs the numbers 'step' and 'loss'")
         rows.append(row)

@@ -55,8 +55,10 @@ def train(
             words += settings.override.arguments()
             print(f"loraplex: go on with {shlex.join(words)}", file=sys.stderr)
         raise typer.Exit(STOPPED if isinstance(error, InterruptedRunError) else 1) from None
+    for warning in filter(None, (adapter.warning() for adapter in done.adapters)):
+        print(f"loraplex: warning: {warning}", file=sys.stderr)
     if json:
-        print(json_module.dumps(done.summary()))
+        print(json_module.dumps(done.summary(), allow_nan=False))
     else:
         console = Console(soft_wrap=True)
         console.print(train_table(done))

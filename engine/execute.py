@@ -1,14 +1,15 @@
 """The interpreter: walks one worker's itinerary. What runs when is the Program's business alone."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..planner.jobs import OnNonfinite
 from ..planner.plan import Plan
 from ..planner.program import ActionKind
+from .adapters import StepReport
 from .batch import PackedBatch, Packer
 from .errors import EngineError
 from .itinerary import Batch, Leg
@@ -17,6 +18,7 @@ from .mailbox import Mailbox, Sums, zero
 from .message import Wire
 from .metrics import StepRecord
 from .recorder import Recorder, now_ns
+from .reports import PendingStep, StepReports
 from .stage import Stage
 from .transport import Transport
 
@@ -36,10 +38,11 @@ class Held:
 
 
 class Executor:
-    """Runs legs on a Stage.
+    """Runs legs on a Stage. On a GPU the host only launches: no loss and no norm is waited for.
 
-    `on_step` hears of each Step on the last stage, `before_leg` of every action before it waits for anything,
-    `after_leg` of its place in the itinerary when it is done.
+    `on_step` hears of each Step on the last stage once it is known how it went, in order; `flush` waits for that.
+    `before_leg` hears of every action before it waits for anything, `after_leg` of its place in the itinerary when it
+    has been launched.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Executor:
         *,
         recorder: Recorder,
         sums: Sums | None = None,
+        on_nonfinite: OnNonfinite = "quarantine",
         on_step: Callable[[StepRecord], None] | None = None,
         before_leg: Callable[[Leg], None] | None = None,
         after_leg: Callable[[int], None] | None = None,
@@ -61,13 +65,17 @@ class Executor:
         self._packer = packer
         self._transport = transport
         self._recorder = recorder
-        self._on_step = on_step
+        self._on_nonfinite = on_nonfinite
         self._before_leg = before_leg
         self._after_leg = after_leg
         self._held: dict[int, Held] = {}
-        self._begin_ns = 0
         parameter = next(stage.model.parameters())
         self._device = parameter.device
+        self.sums.move(self._device)
+        self._reports = None
+        if on_step is not None and stage.layout.is_last:
+            halted = [adapter.job.name for adapter in stage.adapters if not adapter.alive]
+            self._reports = StepReports(on_step, on_nonfinite=on_nonfinite, halted=halted)
         self._mailbox = Mailbox(
             transport,
             Wire(hidden_size=stage.model.config.hidden_size, dtype=parameter.dtype, device=parameter.device),
@@ -78,7 +86,8 @@ class Executor:
 
     def run(self, legs: Sequence[Leg]) -> None:
         """Walk the legs. Raises EngineError naming worker and microbatch when something breaks."""
-        self._begin_ns = now_ns()
+        if self._reports is not None:
+            self._reports.begin(self._device)
         for place, leg in enumerate(legs):
             microbatch = leg.action.microbatch
             if self._before_leg is not None:
@@ -93,7 +102,15 @@ class Executor:
                 self._mailbox.send(leg.send, payload, leg)
             if self._after_leg is not None:
                 self._after_leg(place)
+            if self._reports is not None:
+                self._reports.tell()
         self._mailbox.finish()
+        self.flush()
+
+    def flush(self) -> None:
+        """Wait until all steps so far have been told to `on_step`."""
+        if self._reports is not None:
+            self._reports.flush()
 
     def _act(self, leg: Leg) -> Tensor | None:
         payload = None
@@ -106,13 +123,25 @@ class Executor:
             case ActionKind.EVALUATE:
                 payload = self._evaluate(leg)
             case ActionKind.REDUCE:
-                self._reduce(batch)
+                pass  # closing the batch is all there is to it
             case _:
                 self._step(batch, leg)
-        for adapter, step in leg.closes:
-            after = self.sums.totals.pop((adapter, step), zero(self._device))
-            self.sums.totals[adapter, step] = self.stage.adapters[adapter].close(step, after=after)
+        for closed in leg.closes:
+            self._close(closed, reduce=self._reduce if leg.action.kind is ActionKind.REDUCE else None)
         return payload
+
+    def _close(self, batch: Batch, *, reduce: Callable[[Tensor], None] | None) -> None:
+        adapter, step = batch
+        if self.stage.layout.is_last:
+            loss = self.sums.losses.get(batch, zero(self._device))
+            if reduce is not None:
+                reduce(loss)
+            self.sums.losses[batch] = loss
+            # 0, or NaN where the loss is no finite number: then the total is NaN too, by which every stage decides.
+            after = loss - loss
+        else:
+            after = self.sums.totals.pop(batch, zero(self._device))
+        self.sums.totals[batch] = self.stage.adapters[adapter].close(step, after=after, reduce=reduce)
 
     def _forward(self, leg: Leg) -> Tensor | None:
         microbatch = self.plan.microbatches[leg.action.microbatch]
@@ -125,8 +154,6 @@ class Executor:
             self._held[leg.action.microbatch] = Held(inputs=inputs, output=hidden)
             return hidden.detach()
         losses = self._losses(hidden, packed)
-        for batch, loss in losses:
-            self._check_finite(loss.item(), batch, what="loss")
         total = torch.stack([loss for _, loss in losses]).sum()
         known = tuple((batch, loss.detach()) for batch, loss in losses)
         self._held[leg.action.microbatch] = Held(inputs=inputs, output=total, losses=known)
@@ -166,46 +193,37 @@ class Executor:
         self._add(held.losses)
         return None if self.stage.layout.is_first else held.inputs.grad
 
-    def _reduce(self, batch: Batch) -> None:
+    def _reduce(self, tensor: Tensor) -> None:
         num_stages, stage = self.plan.num_stages, self.stage.layout.stage
         workers = [replica * num_stages + stage for replica in range(self.plan.num_replicas)]
-        for parameter in self.stage.adapters[batch[0]].parameters.values():
-            # A replica whose slots held nothing of this batch brings zeros.
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            self._transport.reduce(gradient, workers=workers)
-            parameter.grad = gradient
-        if self.stage.layout.is_last:
-            loss = self.sums.losses.get(batch, zero(self._device))
-            self._transport.reduce(loss, workers=workers)
-            self.sums.losses[batch] = loss
+        self._transport.reduce(tensor, workers=workers)
 
     def _step(self, batch: Batch, leg: Leg) -> None:
         self._check_version(batch, leg)
-        total = self.sums.totals.pop(batch)
-        self._check_finite(total.item(), batch, what="squared gradient norm")
-        before = self.sums.updates.pop(batch, zero(self._device))
-        report = self.stage.adapters[batch[0]].step(total_squares=total, update_squares=before)
+        total = self.sums.totals.pop(batch).to(self._device)
+        before = self.sums.updates.pop(batch, zero()).to(self._device)
+        report = self.stage.adapters[batch[0]].step(
+            total_squares=total, update_squares=before, forever=self._on_nonfinite != "skip"
+        )
         if self.stage.layout.is_last:
-            self._report(batch, learning_rate=report.learning_rate, total=total, update=report.update_squares)
+            self._report(batch, report, total=total)
         else:
             # They leave with the next message down.
             self.sums.totals[batch], self.sums.updates[batch] = total, report.update_squares
 
-    def _report(self, batch: Batch, *, learning_rate: float, total: Tensor, update: Tensor) -> None:
+    def _report(self, batch: Batch, report: StepReport, *, total: Tensor) -> None:
         adapter, step = batch
         job = self.plan.jobs[adapter]
-        record = StepRecord(
+        loss = self.sums.losses.pop(batch)
+        if self._reports is None:
+            return
+        pending = PendingStep(
             adapter=job.name,
             step=step,
-            loss=self.sums.losses.pop(batch).item(),
-            learning_rate=learning_rate,
-            grad_norm=total.sqrt().item(),
-            update_norm=update.sqrt().item(),
+            learning_rate=report.learning_rate,
             tokens=sum(sample.num_tokens for sample in job.global_batches[step]),
-            ms=(now_ns() - self._begin_ns) / 1e6,
         )
-        if self._on_step is not None:
-            self._on_step(record)
+        self._reports.send(pending, torch.stack([loss, total, report.update_squares, report.taken.double()]))
 
     def _check_version(self, batch: Batch, leg: Leg) -> None:
         adapter, step = batch
@@ -214,12 +232,4 @@ class Executor:
             raise EngineError(
                 f"{self.stage.name()} at {leg.word}: adapter '{self.plan.jobs[adapter].name}' has taken {version} "
                 f"steps where {step} are due; the Program breaks its plan, make it with build_program"
-            )
-
-    def _check_finite(self, value: float, batch: Batch, *, what: str) -> None:
-        if not math.isfinite(value):
-            adapter, step = batch
-            raise EngineError(
-                f"adapter '{self.plan.jobs[adapter].name}', step {step}: the {what} is {value}; "
-                "lower its learning_rate or look at its data"
             )

@@ -30,6 +30,11 @@ class Sums:
     updates: dict[Batch, Tensor] = field(default_factory=dict)
     """Squared weight change of the stages up to this one."""
 
+    def move(self, device: torch.device) -> None:
+        """Bring all of them to a device."""
+        for numbers in (self.losses, self.totals, self.updates):
+            numbers.update({batch: number.to(device) for batch, number in numbers.items()})
+
 
 class Mailbox:
     """The messages of one worker. Its errors name the worker, what it waited for, and where in the Program."""

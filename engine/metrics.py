@@ -1,12 +1,16 @@
 """metrics-ADAPTER.jsonl: one line per optimizer step."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from ..traces.files import write_atomically
 from ..traces.run_folder import metrics_name
+
+StepState = Literal["taken", "skipped", "quarantined"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,13 +23,15 @@ class StepRecord:
     """Before the step: mean over the target tokens of the whole global batch."""
     learning_rate: float
     grad_norm: float
-    """Over all layers, before clipping."""
+    """Over all layers, before clipping; nan where the loss is no finite number."""
     update_norm: float
     """Norm of the change of the weights."""
     tokens: int
     """Of the global batch."""
     ms: float
     """Since the run, or the resumed part of it, began."""
+    state: StepState = "taken"
+    """Otherwise the weights stayed as they were; quarantined: for good, and this is the adapter's last record."""
 
 
 class MetricsWriter:
@@ -40,11 +46,20 @@ class MetricsWriter:
             write_atomically(path, "".join(line + "\n" for line in lines[:num_steps]))
 
     def write(self, record: StepRecord) -> None:
-        """Append one line."""
+        """Append one line; JSON knows no nan and no infinity, so both are written as null."""
+        values = {key: None if _is_nonfinite(value) else value for key, value in asdict(record).items()}
         with (self._folder / metrics_name(record.adapter)).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(record)) + "\n")
+            file.write(json.dumps(values, allow_nan=False) + "\n")
 
 
 def read_metrics(path: Path) -> tuple[StepRecord, ...]:
-    """The records of one file."""
-    return tuple(StepRecord(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines())
+    """The records of one file; what was written as null is nan."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        values: dict[str, Any] = json.loads(line)
+        found.append(StepRecord(**values | {key: math.nan for key, value in values.items() if value is None}))
+    return tuple(found)
+
+
+def _is_nonfinite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

@@ -13,7 +13,7 @@ from .metrics import StepRecord
 
 if TYPE_CHECKING:
     from .parity import ParityRow
-    from .train import TrainedRun
+    from .train import TrainedAdapter, TrainedRun
 
 
 class LoadBars:
@@ -51,12 +51,18 @@ def train_table(run: "TrainedRun") -> Table:
     for adapter in run.adapters:
         table.add_row(
             adapter.name,
-            str(adapter.last.step + 1),
+            _steps(adapter),
             f"{adapter.first.loss:.4f}",
             f"{adapter.last.loss:.4f}",
             " to ".join(f"{loss:.4f}" for loss in adapter.validation.values()) or "-",
         )
     return table
+
+
+def _steps(adapter: "TrainedAdapter") -> str:
+    if adapter.quarantined_at is not None:
+        return f"{adapter.steps_taken}, then quarantined"
+    return str(adapter.steps_taken) + (f", {len(adapter.skipped)} left out" if adapter.skipped else "")
 
 
 class StepBars:

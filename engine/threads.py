@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from ..planner.jobs import OnNonfinite
 from ..planner.plan import Plan
 from ..planner.program import Program
 from .batch import Packer, TokenSource
@@ -33,6 +34,7 @@ class _Shared:
     program: Program
     tokens: TokenSource
     board: Switchboard
+    on_nonfinite: OnNonfinite
     after_leg: Callable[[int, int], None] | None
     records: list[StepRecord] = field(default_factory=list)
     errors: dict[int, BaseException] = field(default_factory=dict)
@@ -45,6 +47,7 @@ def run_in_threads(
     tokens: TokenSource,
     *,
     sums: Sequence[Sums] | None = None,
+    on_nonfinite: OnNonfinite = "stop",
     after_leg: Callable[[int, int], None] | None = None,
     timeout_s: float = 60.0,
 ) -> ThreadedRun:
@@ -52,7 +55,7 @@ def run_in_threads(
 
     `after_leg` hears (worker, place of the leg). Raises what broke first, not the losses of a peer that followed.
     """
-    shared = _Shared(plan, program, tokens, Switchboard(len(stages), timeout_s=timeout_s), after_leg)
+    shared = _Shared(plan, program, tokens, Switchboard(len(stages), timeout_s=timeout_s), on_nonfinite, after_leg)
     recorders = tuple(Recorder(stage=stage.layout.stage, replica=stage.replica) for stage in stages)
     threads = [
         threading.Thread(
@@ -81,6 +84,7 @@ def _work(shared: _Shared, worker: int, stage: Stage, recorder: Recorder, sums: 
             RendezvousTransport(shared.board, worker),
             recorder=recorder,
             sums=sums,
+            on_nonfinite=shared.on_nonfinite,
             on_step=shared.records.append if stage.replica == 0 else None,
             after_leg=None if after_leg is None else lambda place: after_leg(worker, place),
         )

@@ -1,5 +1,6 @@
 """`loraplex train` from end to end: plan if need be, check everything, start the processes, say what was made."""
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from .launch import launch
 from .metrics import StepRecord, read_metrics
 from .output import ADAPTERS, WORK, read_validation
 from .prepare import Prepared, RunSettings, prepare
+from .reports import what_broke
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,38 @@ class TrainedAdapter:
     last: StepRecord
     validation: Mapping[str, float]
     """Loss on its validation samples `before` and `after`; empty where val_split kept none."""
+    steps_taken: int
+    skipped: tuple[int, ...] = ()
+    """Steps that were left out since their loss or gradient was no finite number."""
+    quarantined_at: int | None = None
+    """The step for which that halted it; its weights are those of the step before."""
+
+    def warning(self) -> str:
+        """What went wrong with it, and the mend; empty where nothing did."""
+        mend = "lower its learning_rate or look at its data"
+        if self.quarantined_at is not None:
+            broke = what_broke(self.last)
+            return (
+                f"adapter '{self.name}' was quarantined at step {self.quarantined_at}: {broke}. {self.folder} holds it "
+                f"as of its last good step, after {self.steps_taken} steps; {mend}"
+            )
+        if self.skipped:
+            return f"adapter '{self.name}' left out {len(self.skipped)} steps, the first {self.skipped[0]}; {mend}"
+        return ""
+
+    def summary(self) -> dict[str, object]:
+        """For --json."""
+        return {
+            "name": self.name,
+            "folder": str(self.folder),
+            "metrics": str(self.metrics_file),
+            "steps": self.steps_taken,
+            "first_loss": _number(self.first.loss),
+            "last_loss": _number(self.last.loss),
+            "validation_loss": {when: _number(loss) for when, loss in self.validation.items()},
+            "quarantined_at_step": self.quarantined_at,
+            "skipped_steps": list(self.skipped),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,18 +89,7 @@ class TrainedRun:
             "makespan_ms": self.makespan_ms,
             "tokens": self.tokens,
             "tokens_per_s": self.tokens_per_s(),
-            "adapters": [
-                {
-                    "name": adapter.name,
-                    "folder": str(adapter.folder),
-                    "metrics": str(adapter.metrics_file),
-                    "steps": adapter.last.step + 1,
-                    "first_loss": adapter.first.loss,
-                    "last_loss": adapter.last.loss,
-                    "validation_loss": dict(adapter.validation),
-                }
-                for adapter in self.adapters
-            ],
+            "adapters": [adapter.summary() for adapter in self.adapters],
         }
 
 
@@ -135,6 +158,9 @@ def _result(prepared: Prepared) -> TrainedRun:
                 first=records[0],
                 last=records[-1],
                 validation=validation.get(job.name, {}),
+                steps_taken=sum(record.state == "taken" for record in records),
+                skipped=tuple(record.step for record in records if record.state == "skipped"),
+                quarantined_at=records[-1].step if records[-1].state == "quarantined" else None,
             )
         )
     timeline = Timeline.load(folder / MEASURED)
@@ -146,3 +172,8 @@ def _result(prepared: Prepared) -> TrainedRun:
         tokens=sum(prepared.plan.microbatches[place].num_tokens() for place in done),
         adapters=tuple(adapters),
     )
+
+
+def _number(value: float) -> float | None:
+    # JSON knows no nan and no infinity.
+    return value if math.isfinite(value) else None

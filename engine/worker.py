@@ -146,6 +146,12 @@ def _train(
             writer.write(record)
             listener.advance(record)
 
+    def checkpoint(place: int) -> None:
+        if place in due:
+            # The metrics must hold every step that the checkpoint holds.
+            executor.flush()
+            checkpoints.copy(due[place], stage.adapters, sums)
+
     executor = Executor(
         stage,
         plan,
@@ -153,9 +159,10 @@ def _train(
         transport,
         recorder=recorder,
         sums=sums,
+        on_nonfinite=prepared.loaded.settings.on_nonfinite,
         on_step=hear,
         before_leg=lambda leg: position.move(leg.word, leg.action.microbatch),
-        after_leg=lambda place: checkpoints.copy(due.get(place, ()), stage.adapters, sums),
+        after_leg=checkpoint,
     )
     transport.barrier()
     executor.run(itinerary(program, plan, stage=index, replica=stage.replica))

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Scheduler = Literal["constant", "linear", "cosine"]
+OnNonfinite = Literal["quarantine", "skip", "stop"]
+"""What happens to an adapter whose loss or gradient is no finite number: see docs/jobs.md."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from ..jobs import Scheduler
+from ..jobs import OnNonfinite, Scheduler
 
 TextFormat = Literal["auto", "prompt_completion", "messages", "alpaca", "text"]
 DataFormat = Literal[TextFormat, "lengths"]
@@ -176,3 +176,6 @@ class JobFile(_Entry):
         default="output", min_length=1, description="Folder for everything that is made, relative to the job file."
     )
     seed: Seed = Field(default=0, description="Seed of the adapters that give none.")
+    on_nonfinite: OnNonfinite = Field(
+        default="quarantine", description="What happens to an adapter whose loss or gradient is NaN or infinite."
+    )

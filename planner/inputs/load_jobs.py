@@ -247,4 +247,5 @@ def _settings(read: ReadJobFile, model: BaseModel) -> JobSettings:
         microbatch_tokens=fields.microbatch_tokens or fields.sequence_len,
         output_dir=read.text.path.parent / Path(fields.output_dir).expanduser(),
         seed=fields.seed,
+        on_nonfinite=fields.on_nonfinite,
     )

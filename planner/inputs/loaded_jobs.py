@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..jobs import Job, Sample
+from ..jobs import Job, OnNonfinite, Sample
 from .base_model import BaseModel
 from .tokens import TokenTable
 from .training_order import TrainingOrder
@@ -30,6 +30,7 @@ class JobSettings:
     microbatch_tokens: int
     output_dir: Path
     seed: int
+    on_nonfinite: OnNonfinite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """One adapter's share of a stage: its start, its step, its norm, its state."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,98 @@ def test_a_closed_batch_keeps_apart_from_the_next() -> None:
     assert list(adapter.closed) == [1]
 
 
+@pytest.mark.parametrize("forever", [True, False])
+def test_a_step_that_is_no_number_leaves_weights_and_optimizer_as_they_were(forever: bool) -> None:
+    broken, apart = (adapter_with({"a": (3, 5), "b": (4, 2)}, job(learning_rate=1e-2)) for _ in range(2))
+    for adapter in (broken, apart):
+        give_gradients(adapter, scale=1.0, seed=0)
+        adapter.step(total_squares=adapter.close(0, after=ZERO), update_squares=ZERO)
+    good = broken.tensors()
+    give_gradients(broken, scale=float("inf"), seed=1)
+    report = broken.step(total_squares=broken.close(1, after=ZERO), update_squares=ZERO)
+    assert (report.taken.item(), report.update_squares.item()) == (False, 0.0)
+    assert {key for key, value in broken.tensors().items() if not torch.equal(value, good[key])} == {"alive"}
+    # The next step is a good one: it is taken unless the adapter is halted for good.
+    if not forever:
+        broken.alive.fill_(True)
+    for number, adapter in ((2, broken), (1, apart)):
+        give_gradients(adapter, scale=1.0, seed=2)
+        total = adapter.close(number, after=ZERO)
+        assert adapter.step(total_squares=total, update_squares=ZERO).taken.item() is (adapter is apart or not forever)
+    assert torch.equal(broken.parameters["a"], apart.parameters["a"]) is not forever
+
+
+def test_a_skipped_step_does_not_halt() -> None:
+    adapter = adapter_with({"a": (2, 2)}, job())
+    give_gradients(adapter, scale=float("nan"), seed=0)
+    adapter.step(total_squares=adapter.close(0, after=ZERO), update_squares=ZERO, forever=False)
+    assert adapter.alive.item() is True
+    assert adapter.version == 1
+
+
+def test_replicas_sum_all_matrices_in_one_message() -> None:
+    adapter = adapter_with({"a": (2, 3), "b": (4, 2)}, job())
+    (first, _) = give_gradients(adapter, scale=1.0, seed=0)
+    adapter.parameters["b"].grad = None
+    sent = []
+
+    def reduce(flat: torch.Tensor) -> None:
+        sent.append(flat.shape)
+        flat += 1.0
+
+    total = adapter.close(0, after=ZERO, reduce=reduce)
+    assert sent == [(14,)]
+    assert torch.equal(adapter.closed[0]["a"], first + 1.0)
+    assert torch.equal(adapter.closed[0]["b"], torch.ones(4, 2))
+    assert total.item() == pytest.approx(8.0 + (first + 1.0).square().sum().item(), rel=1e-6)
+
+
+class Packed:
+    """A store like a bank's: sums that live on, and a copy of the weights that someone must refresh."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+        self.copies: dict[str, torch.Tensor] = {}
+
+    def gathered(self) -> dict[str, torch.Tensor]:
+        return self.sums
+
+    def take(self) -> dict[str, torch.Tensor]:
+        taken = {name: total.clone() for name, total in self.sums.items()}
+        for total in self.sums.values():
+            total.zero_()
+        return taken
+
+    def put(self, gradients: Mapping[str, torch.Tensor]) -> None:
+        for name, gradient in gradients.items():
+            self.sums[name].copy_(gradient)
+
+    def refresh(self) -> None:
+        self.copies = {name: parameter.detach().bfloat16() for name, parameter in self.parameters.items()}
+
+
+def test_gradients_may_gather_in_sums_that_live_on() -> None:
+    plain = adapter_with({"a": (3, 5), "b": (4, 2)}, job(learning_rate=1e-2))
+    parameters = {name: nn.Parameter(weight.detach().clone()) for name, weight in plain.parameters.items()}
+    store = Packed(parameters)
+    packed = StageAdapter(job(learning_rate=1e-2), parameters, gradients=store)
+    for step in range(2):
+        for name, gradient in zip(parameters, give_gradients(plain, scale=1.0, seed=step), strict=True):
+            store.sums[name] += gradient
+        totals = [adapter.close(step, after=ZERO) for adapter in (plain, packed)]
+        for adapter, total in zip((plain, packed), totals, strict=True):
+            adapter.step(total_squares=total, update_squares=ZERO)
+        assert all(torch.equal(parameters[name], weight) for name, weight in plain.parameters.items())
+        assert all(torch.equal(store.copies[name], weight.bfloat16()) for name, weight in parameters.items())
+    store.sums["a"] += 3.0
+    other = {name: nn.Parameter(torch.zeros_like(weight)) for name, weight in parameters.items()}
+    again = StageAdapter(job(), other, gradients=Packed(other))
+    again.load(packed.tensors(), version=2)
+    assert torch.equal(again.gradients.gathered()["a"], torch.full((3, 5), 3.0))
+    assert again.closed == {}
+
+
 def test_state_goes_out_and_comes_back_whole() -> None:
     owner = job(learning_rate=1e-2)
     adapter = adapter_with({"a": (3, 5), "b": (4, 2)}, owner)
@@ -106,7 +199,7 @@ def test_state_goes_out_and_comes_back_whole() -> None:
     saved = adapter.tensors()
     kinds = {key.rpartition("/")[0] for key in saved}
     assert kinds == {
-        "weight", "grad", "closed/2", "optimizer/step", "optimizer/exp_avg", "optimizer/exp_avg_sq",
+        "", "weight", "grad", "closed/2", "optimizer/step", "optimizer/exp_avg", "optimizer/exp_avg_sq",
     }  # fmt: skip
     other = adapter_with({"a": (3, 5), "b": (4, 2)}, owner)
     other.load({**saved, "weight/of another stage": torch.zeros(1)}, version=2)

@@ -140,6 +140,7 @@ def test_settings_are_complete_and_paths_lie_beside_the_job_file(tmp_path: Path)
         microbatch_tokens=32,
         output_dir=tmp_path / "out",
         seed=3,
+        on_nonfinite="quarantine",
     )
     assert (
         load_jobs(write(tmp_path, TWO_ADAPTERS.replace("microbatch_tokens: 32\n", ""))).settings.microbatch_tokens == 16

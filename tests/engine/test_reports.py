@@ -1,0 +1,113 @@
+"""Steps are told in order, once it is known how they went."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from loraplex.engine.errors import EngineError
+from loraplex.engine.metrics import StepRecord
+from loraplex.engine.reports import PendingStep, StepReports, what_broke
+from loraplex.planner.jobs import OnNonfinite
+
+GPU = pytest.mark.gpu
+
+
+def step(adapter: str, number: int) -> PendingStep:
+    return PendingStep(adapter=adapter, step=number, learning_rate=0.5, tokens=7)
+
+
+def figures(loss: float, total: float, *, update: float = 4.0, taken: bool = True, device: str = "cpu") -> torch.Tensor:
+    return torch.tensor([loss, total, update, float(taken)], dtype=torch.float64, device=device)
+
+
+def told(mode: OnNonfinite) -> tuple[list[StepRecord], StepReports]:
+    heard: list[StepRecord] = []
+    reports = StepReports(heard.append, on_nonfinite=mode)
+    reports.begin(torch.device("cpu"))
+    return heard, reports
+
+
+def test_a_step_is_told_with_its_norms() -> None:
+    heard, reports = told("quarantine")
+    reports.send(step("one", 3), figures(2.5, 9.0))
+    (record,) = heard
+    assert record == StepRecord(
+        adapter="one", step=3, loss=2.5, learning_rate=0.5, grad_norm=3.0, update_norm=2.0, tokens=7, ms=record.ms
+    )
+    assert record.ms >= 0
+
+
+def test_a_quarantined_adapter_is_told_once() -> None:
+    heard, reports = told("quarantine")
+    reports.send(step("one", 0), figures(math.nan, math.nan, update=0.0, taken=False))
+    reports.send(step("two", 0), figures(1.0, 1.0))
+    reports.send(step("one", 1), figures(1.0, 1.0, update=0.0, taken=False))
+    assert [(record.adapter, record.step, record.state) for record in heard] == [
+        ("one", 0, "quarantined"),
+        ("two", 0, "taken"),
+    ]
+    assert what_broke(heard[0]) == "the loss is nan"
+
+
+def test_each_skipped_step_is_told() -> None:
+    heard, reports = told("skip")
+    reports.send(step("one", 0), figures(1.0, math.inf, update=0.0, taken=False))
+    reports.send(step("one", 1), figures(1.0, 1.0))
+    assert [(record.step, record.state, record.grad_norm) for record in heard] == [
+        (0, "skipped", math.inf),
+        (1, "taken", 1.0),
+    ]
+    assert what_broke(heard[0]) == "the gradient norm is inf"
+
+
+def test_stop_names_adapter_step_and_mend() -> None:
+    heard, reports = told("stop")
+    with pytest.raises(
+        EngineError,
+        match=r"adapter 'one', step 4: the loss is inf; lower its learning_rate or look at its data, or train the "
+        r"others on with on_nonfinite: quarantine",
+    ):
+        reports.send(step("one", 4), figures(math.inf, math.nan, taken=False))
+    assert [record.step for record in heard] == [4]
+
+
+def test_nothing_more_is_told_of_an_adapter_that_was_halted_before() -> None:
+    heard: list[StepRecord] = []
+    reports = StepReports(heard.append, on_nonfinite="quarantine", halted=["one"])
+    reports.send(step("one", 8), figures(1.0, 1.0, taken=False))
+    assert heard == []
+
+
+def busy(cycles: int) -> None:
+    """Keep the device at work."""
+    torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
+
+
+@GPU
+def test_the_host_does_not_wait_for_the_device() -> None:
+    heard: list[StepRecord] = []
+    reports = StepReports(heard.append, on_nonfinite="quarantine")
+    reports.begin(torch.device("cuda"))
+    ready = [figures(float(number), 1.0, device="cuda") for number in range(5)]
+    for number, values in enumerate(ready):
+        busy(200_000_000)
+        reports.send(step("one", number), values)
+        if number == 0:
+            assert heard == []
+    reports.flush()
+    assert [(record.step, record.loss) for record in heard] == [(number, float(number)) for number in range(5)]
+    assert all(one.ms < later.ms for one, later in pairwise(heard))
+
+
+@GPU
+def test_the_queue_is_bounded() -> None:
+    heard: list[StepRecord] = []
+    reports = StepReports(heard.append, on_nonfinite="quarantine")
+    reports.begin(torch.device("cuda"))
+    values = figures(1.0, 1.0, device="cuda")
+    busy(1_000_000_000)
+    for number in range(80):
+        reports.send(step("one", number), values)
+    assert len(heard) >= 16

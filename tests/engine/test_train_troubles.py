@@ -1,0 +1,64 @@
+"""`loraplex train` when something goes wrong: one adapter, or the disk. In a process per stage, as users run it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from loraplex.engine.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+JOB = """\
+base_model: tiny
+sequence_len: 64
+pipeline: {stages: 2}
+output_dir: output
+defaults: {r: 2, target_modules: [q_proj], global_batch_size: 2, max_steps: 4, datasets: [{path: texts.jsonl}]}
+adapters:
+  - {name: calm, learning_rate: 1e-3}
+  - {name: wild, learning_rate: 1e30}
+"""
+
+
+def train(folder: Path, *options: str, job: str = JOB) -> subprocess.CompletedProcess[str]:
+    """Run the command in a folder of its own."""
+    lines = [json.dumps({"prompt": f"{a} + 1 =", "completion": f" {a + 1}"}) for a in range(8)]
+    (folder / "texts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "jobs.yaml").write_text(job, encoding="utf-8")
+    paths = os.pathsep.join([str(ROOT / ".pythonpath"), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-c", "from loraplex.cli import main; main()", "train", "jobs.yaml", *options],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_quarantined_adapter_is_saved_and_named_and_the_run_succeeds(tmp_path: Path) -> None:
+    done = train(tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    calm, wild = json.loads(done.stdout)["adapters"]
+    assert (calm["steps"], calm["quarantined_at_step"]) == (4, None)
+    assert (wild["steps"], wild["quarantined_at_step"], wild["last_loss"]) == (1, 1, None)
+    assert (
+        "loraplex: warning: adapter 'wild' was quarantined at step 1: the loss is nan. output/adapters/wild holds it as "
+        "of its last good step, after 1 steps; lower its learning_rate or look at its data\n"
+    ) in done.stderr
+    assert [record.state for record in read_metrics(tmp_path / "output" / "metrics-wild.jsonl")] == [
+        "taken",
+        "quarantined",
+    ]
+    tensors = load_file(tmp_path / "output" / "adapters" / "wild" / "adapter_model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_stop_ends_the_run_and_names_adapter_and_step(tmp_path: Path) -> None:
+    done = train(tmp_path, job=JOB + "on_nonfinite: stop\n")
+    assert done.returncode == 1
+    assert "adapter 'wild', step 1: the loss is nan; lower its learning_rate or look at its data" in done.stderr
+    assert "Traceback" not in done.stderr
