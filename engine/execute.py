@@ -17,7 +17,7 @@ from .loss import adapter_losses
 from .mailbox import Mailbox, Sums, zero
 from .message import Wire
 from .metrics import StepRecord
-from .recorder import Recorder, now_ns
+from .recorder import Recorder
 from .reports import PendingStep, StepReports
 from .stage import Stage
 from .transport import Transport
