@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..planner.errors import PlanError
 from .errors import PeerLostError
 from .recorder import now_ns
 from .transport import Direction, Edge, Transport
@@ -128,12 +129,12 @@ class GlooTransport:
 
 
 def open_gloo(*, num_stages: int, num_replicas: int = 1, timeout_s: float = 1800.0) -> GlooTransport:
-    """Join the run that torchrun has started. Raises ValueError for a wrong number of processes."""
+    """Join the run that torchrun has started. Raises PlanError for a wrong number of processes."""
     timeout = datetime.timedelta(seconds=timeout_s)
     dist.init_process_group("gloo", timeout=timeout)
     needed = num_stages * num_replicas
     if dist.get_world_size() != needed:
-        raise ValueError(
+        raise PlanError(
             f"{dist.get_world_size()} processes were started, but the plan has {num_stages} stages x {num_replicas} "
             f"replicas: use torchrun --nproc-per-node {needed}"
         )

@@ -1,11 +1,13 @@
 """For all tests: where there is no GPU, Triton's kernels run through its interpreter.
 
 Triton reads the variable when it is first imported, which tests of other rooms may do before those of the kernels.
+Where there is one, to ask for it must not start CUDA: the transports' tests fork.
 """
 
 import os
 
 import torch
 
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
