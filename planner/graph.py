@@ -50,6 +50,7 @@ class ProgramGraph:
     """Stages that the short message of a further wait passes through."""
     run_first: Column
     run_end: Column
+    run_worker: Column
     """Stretches of actions of one worker which, one stretch after the other, run each action after all it waits for."""
 
     def num_actions(self) -> int:
@@ -98,6 +99,7 @@ def program_graph(program: Program) -> ProgramGraph:
         extra_hops=np.array([hops for _, _, hops in extras], dtype=np.int64),
         run_first=run_first,
         run_end=run_end,
+        run_worker=worker[run_first],
     )
 
 

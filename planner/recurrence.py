@@ -50,7 +50,7 @@ def _run(costs: ProgramCosts, *, with_numba: bool, keep_start: bool) -> tuple[An
     (_walk() if fast else _pass)(
         convert(graph.run_first),
         convert(graph.run_end),
-        convert(graph.worker[graph.run_first]),
+        convert(graph.run_worker),
         convert(np.zeros(len(graph.offsets) - 1)),
         convert(graph.sender),
         convert(graph.has_extras),

@@ -202,7 +202,7 @@ def exact_makespan(plan: Plan, schedule: str, *, forward: Fraction, backward: Fr
     recurrence._pass(
         graph.run_first.tolist(),
         graph.run_end.tolist(),
-        graph.worker[graph.run_first].tolist(),
+        graph.run_worker.tolist(),
         [Fraction(0)] * (len(graph.offsets) - 1),
         graph.sender.tolist(),
         graph.has_extras.tolist(),
