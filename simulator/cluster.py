@@ -3,16 +3,19 @@
 Devices are numbered replica after replica, stage after stage, and fill one node after another.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
-from ..planner.costing import ProgramCosts, sends
+from ..planner.costing import ProgramCosts
 from ..planner.graph import ProgramGraph
 from ..traces.costs import LinkCosts
 from .errors import SimulationError
-from .replay import Channels, Pauses
+from .replay import Pauses
+
+Sharing = Literal["gpu", "node", "nobody"]
+"""Whose messages queue for a link: those of one GPU (its port), of one node (its card or bus), or none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,14 +24,19 @@ class Link:
 
     latency_ms: float = 0.0
     bytes_per_ms: float = float("inf")
+    shared_by: Sharing | None = None
+    """Under contention; None: inside a node by the messages of one GPU, between nodes by those of one node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlowWorker:
     """A GPU that needs `factor` times as long."""
 
-    stage: int
+    stage: int | None
+    """None: the GPU lies where `share` says."""
     replica: int = 0
+    share: float = 0.0
+    """That far through all GPUs, from 0 to below 1: a place drawn at random that fits any number of them."""
     factor: float
 
 
@@ -36,8 +44,10 @@ class SlowWorker:
 class Pause:
     """A GPU that does nothing for a while."""
 
-    stage: int
+    stage: int | None
+    """None: the GPU lies where `share` says."""
     replica: int = 0
+    share: float = 0.0
     at_ms: float
     for_ms: float
 
@@ -65,7 +75,7 @@ class Cluster:
     network: Link | None = None
     """Between nodes; None: as inside."""
     contention: bool = False
-    """Whether messages that leave a node at the same time queue for its network, one queue for each direction."""
+    """Whether messages queue for what they share: ports of GPUs, cards and buses of nodes (contention.py)."""
     overlapped: bool | None = None
     """Whether a stage computes while its messages are under way; None: as the profile says."""
     memory_bytes: float | None = None
@@ -84,6 +94,14 @@ class Cluster:
     def node(self, device: int) -> int:
         """The node that holds a device."""
         return device // self.gpus_per_node if self.gpus_per_node else 0
+
+    def node_sharing(self) -> Sharing:
+        """Whose messages queue inside a node: by default those of one GPU for its NVLink port, each way by itself."""
+        return (self.node_link and self.node_link.shared_by) or "gpu"
+
+    def network_sharing(self) -> Sharing:
+        """Whose messages queue between nodes: by default those of one node for its network card, each way by itself."""
+        return (self.network and self.network.shared_by) or "node"
 
     def links(self, *, num_stages: int, num_replicas: int, profiled: LinkCosts) -> tuple[LinkCosts, ...]:
         """For every worker the link to the next stage, and from the last stage back to the first."""
@@ -124,33 +142,14 @@ class Cluster:
     def worker(self, place: SlowWorker | Pause, graph: ProgramGraph) -> int:
         """The worker that a disturbance names. Raises SimulationError where there is none."""
         program = graph.program
+        if place.stage is None:
+            return int(place.share * len(program.workers))
         if not (0 <= place.stage < program.num_stages and 0 <= place.replica < program.num_replicas):
             raise SimulationError(
                 f"cluster '{self.name}' names stage {place.stage} of replica {place.replica}, but the program has "
                 f"{program.num_stages} stages and {program.num_replicas} replicas; name one of them"
             )
         return place.replica * program.num_stages + place.stage
-
-    def channels(self, costs: ProgramCosts, links: Sequence[LinkCosts]) -> Channels | None:
-        """Who shares a link, for `replay`; None without contention.
-
-        Inside a node every pair has its own wires; between nodes all messages that leave a node share its network card.
-        """
-        if not self.contention:
-            return None
-        graph = costs.graph
-        sending, link = sends(graph)
-        lower = link.tolist()
-        stages = graph.program.num_stages
-        channel = np.full(graph.num_actions(), -1, dtype=np.int64)
-        for action in np.flatnonzero(sending).tolist():
-            upper = self._next(lower[action], stages)
-            here = int(graph.worker[action])
-            there = upper if here == lower[action] else lower[action]
-            if self.node(here) != self.node(there):
-                channel[action] = self.node(here)
-        latency = np.array([found.latency_ms for found in links])[link]
-        return Channels(channel=channel, latency_ms=np.where(sending, latency, 0.0))
 
     def paused(self, graph: ProgramGraph, *, begin_ms: float = 0.0) -> tuple[Pauses, ...] | None:
         """The pauses of every worker from `begin_ms` on, in order and disjoint; None where there are none."""

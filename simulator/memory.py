@@ -101,9 +101,9 @@ def _curve(moments: Float, changes: Float, static: float) -> Curve:
     return Curve(ms=ms[changed], bytes=held[changed])
 
 
-def peak_bytes(curves: Sequence[Curve]) -> tuple[int, ...]:
-    """Peak of every worker."""
-    return tuple(int(curve.bytes.max()) for curve in curves)
+def peak_bytes(curves: Sequence[Curve], *, until_ms: float = math.inf) -> tuple[int, ...]:
+    """Peak of every worker before a moment."""
+    return tuple(int(curve.bytes[curve.ms < until_ms].max(initial=0)) for curve in curves)
 
 
 def first_misfit(counters: pd.DataFrame, *, capacity_bytes: float) -> OutOfMemory | None:

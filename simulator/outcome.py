@@ -1,6 +1,7 @@
 """The few numbers of a run that a sweep keeps, without spans: the fast way to what analysis takes from a Timeline."""
 
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
@@ -8,9 +9,8 @@ from ..planner.graph import ProgramGraph
 from ..planner.loads import Loads
 from ..planner.plan import Plan
 from ..planner.program import ActionKind
-from .errors import SimulationError
 from .memory import peak_bytes
-from .simulate import Hardware, Method, choose_method, hardware_costs, hardware_memory, run_once
+from .simulate import Hardware, Method, Ran, choose_method, hardware_costs, hardware_memory, run_through
 
 _BUSY = tuple(
     int(kind)
@@ -51,21 +51,36 @@ class Prepared:
 
 
 def outcome_of(graph: ProgramGraph, prepared: Prepared, hardware: Hardware, *, method: Method = "auto") -> Outcome:
-    """Replay the Program of `graph` and keep the headline numbers. Raises SimulationError if the cluster restarts."""
-    if hardware.cluster.restart is not None:
-        raise SimulationError("cluster.restart is beyond a sweep; ask loraplex simulate about single runs that restart")
-    program, plan = graph.program, prepared.plan
-    costs = hardware_costs(program, plan, hardware, graph=graph, loads=prepared.loads)
-    completion = run_once(costs, hardware, method=choose_method(hardware.cluster, method))
-    makespan_ms = completion.makespan_ms()
-    busy_ms = float(costs.duration_ms[np.isin(graph.kind, _BUSY)].sum())
-    curves = hardware_memory(graph, completion, hardware, loads=prepared.loads, num_adapters=len(plan.jobs))
-    peak = max(peak_bytes(curves), default=None)
+    """Replay the Program of `graph`, with the cluster's restart if it has one, and keep the headline numbers."""
+    plan, restart = prepared.plan, hardware.cluster.restart
+    costs = hardware_costs(graph.program, plan, hardware, graph=graph, loads=prepared.loads)
+    runs = run_through(costs, plan, hardware, method=choose_method(hardware.cluster, method))
+    makespan_ms, cuts_ms = runs[-1].completion.makespan_ms(), [inf]
+    if restart is not None and len(runs) > 1:
+        makespan_ms, cuts_ms = makespan_ms + restart.at_ms + restart.for_ms, [restart.at_ms, inf]
+    cut = list(zip(runs, cuts_ms, strict=True))
+    busy_ms = sum(_busy_ms(ran, until_ms=until_ms) for ran, until_ms in cut)
+    peaks = [peak for ran, until_ms in cut for peak in _peaks(ran, prepared, hardware, until_ms=until_ms)]
+    peak = max(peaks, default=None)
     capacity = hardware.cluster.memory_bytes or hardware.profile.memory.capacity_bytes
     return Outcome(
         makespan_ms=makespan_ms,
-        bubble_ratio=1.0 - busy_ms / (len(program.workers) * makespan_ms) if makespan_ms else 0.0,
+        bubble_ratio=1.0 - busy_ms / (len(graph.program.workers) * makespan_ms) if makespan_ms else 0.0,
         tokens_per_s=prepared.num_tokens / makespan_ms * 1e3 if makespan_ms else 0.0,
         peak_memory_bytes=peak,
         fits_in_memory=peak is None or peak <= capacity,
     )
+
+
+def _busy_ms(ran: Ran, *, until_ms: float) -> float:
+    # What a failure cuts off was busy until then, and is done again.
+    busy = np.isin(ran.costs.graph.kind, _BUSY)
+    ends = np.minimum(ran.completion.end_ms[busy], until_ms)
+    return float(np.maximum(ends - ran.completion.start_ms[busy], 0.0).sum())
+
+
+def _peaks(ran: Ran, prepared: Prepared, hardware: Hardware, *, until_ms: float) -> tuple[int, ...]:
+    curves = hardware_memory(
+        ran.costs.graph, ran.completion, hardware, loads=prepared.loads, num_adapters=len(prepared.plan.jobs)
+    )
+    return peak_bytes(curves, until_ms=until_ms)

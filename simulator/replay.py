@@ -24,12 +24,14 @@ Pauses = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Channels:
-    """Links that carry one message at a time, first come, first served."""
+    """Ways out and in that carry one message at a time, first come, first served; a message takes both at once."""
 
-    channel: NDArray[np.int64]
-    """For each action the channel that carries what it sends; -1 for a link nobody else uses at the same time."""
+    leaves: NDArray[np.int64]
+    """For each action the number of the way out that its message takes; -1: nobody else uses it at the same time."""
+    enters: NDArray[np.int64]
+    """The way in at the receiver's; it may be the same as the way out (a bus)."""
     latency_ms: NDArray[np.float64]
-    """For each action the part of its transfer in which the message is under way but the channel is free again."""
+    """For each action the part of its transfer in which the message is under way but both are free again."""
 
 
 def replay(
@@ -157,12 +159,13 @@ class _Replay:
 
     def _carried(self, action: int, end: float, transfer: float) -> float:
         assert self._channels is not None
-        channel, latency = int(self._channels.channel[action]), float(self._channels.latency_ms[action])
-        if channel < 0:
-            return end + transfer
+        latency, busy = float(self._channels.latency_ms[action]), self._busy_until
+        leaves, enters = int(self._channels.leaves[action]), int(self._channels.enters[action])
         # Processes come here in order of time, so the first to come is the first served.
-        self._busy_until[channel] = max(end, self._busy_until.get(channel, 0.0)) + transfer - latency
-        return self._busy_until[channel] + latency
+        begin = max(end, busy.get(leaves, 0.0), busy.get(enters, 0.0))
+        # A way that nobody shares is never busy.
+        busy |= {way: begin + transfer - latency for way in (leaves, enters) if way >= 0}
+        return begin + transfer
 
 
 def stretched(start: float, duration: float, pauses: Pauses) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from ..planner.resume import program_after
 from ..traces.costs import CostProfile, Kernels, RecomputeMode
 from ..traces.timeline import Timeline
 from .cluster import Cluster
+from .contention import message_channels
 from .errors import SimulationError
 from .memory import Curve, OutOfMemory, first_misfit, memory_counters, memory_curves, tracks_memory
 from .replay import replay
@@ -64,14 +65,10 @@ def simulate(program: Program, plan: Plan, hardware: Hardware, *, method: Method
     """
     costs = hardware_costs(program, plan, hardware)
     chosen = choose_method(hardware.cluster, method)
-    completion = run_once(costs, hardware, method=chosen)
-    timeline = _timeline(costs, completion, plan, hardware)
-    restart = hardware.cluster.restart
-    if restart is not None and restart.at_ms < completion.makespan_ms():
-        rest = program_after(program, plan, slot=last_checkpoint(costs.graph, completion, restart))
-        again = hardware_costs(rest, plan, hardware, run=1)
-        rerun = run_once(again, hardware, method=chosen, begin_ms=restart.at_ms + restart.for_ms)
-        timeline = joined(timeline, _timeline(again, rerun, plan, hardware), restart)
+    first, *after = run_through(costs, plan, hardware, method=chosen)
+    timeline = _timeline(first, plan, hardware)
+    if hardware.cluster.restart is not None and after:
+        timeline = joined(timeline, _timeline(after[0], plan, hardware), hardware.cluster.restart)
     capacity = hardware.cluster.memory_bytes or hardware.profile.memory.capacity_bytes
     return Simulation(
         method=chosen,
@@ -129,6 +126,26 @@ def hardware_costs(
     return cluster.disturbed(costs, run=run)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ran:
+    """A Program's costs and when its actions ran, counted from its own begin."""
+
+    costs: ProgramCosts
+    completion: Completion
+
+
+def run_through(costs: ProgramCosts, plan: Plan, hardware: Hardware, *, method: Method) -> tuple[Ran, ...]:
+    """The run, and, where it dies before its end, the one that goes on from its last checkpoint after the restart."""
+    first = Ran(costs=costs, completion=run_once(costs, hardware, method=method))
+    restart = hardware.cluster.restart
+    if restart is None or restart.at_ms >= first.completion.makespan_ms():
+        return (first,)
+    slot = last_checkpoint(costs.graph, first.completion, restart)
+    again = hardware_costs(program_after(costs.graph.program, plan, slot=slot), plan, hardware, run=1)
+    begin_ms = restart.at_ms + restart.for_ms
+    return first, Ran(costs=again, completion=run_once(again, hardware, method=method, begin_ms=begin_ms))
+
+
 def run_once(costs: ProgramCosts, hardware: Hardware, *, method: Method, begin_ms: float = 0.0) -> Completion:
     """Start and end of every action, counted from the run's begin, which lies at `begin_ms` of the pauses' clock."""
     if method == "recurrence":
@@ -137,10 +154,15 @@ def run_once(costs: ProgramCosts, hardware: Hardware, *, method: Method, begin_m
     links = cluster.links(
         num_stages=program.num_stages, num_replicas=program.num_replicas, profiled=hardware.profile.link
     )
-    return replay(costs, channels=cluster.channels(costs, links), pauses=cluster.paused(costs.graph, begin_ms=begin_ms))
+    return replay(
+        costs,
+        channels=message_channels(cluster, costs.graph, links),
+        pauses=cluster.paused(costs.graph, begin_ms=begin_ms),
+    )
 
 
-def _timeline(costs: ProgramCosts, completion: Completion, plan: Plan, hardware: Hardware) -> Timeline:
+def _timeline(ran: Ran, plan: Plan, hardware: Hardware) -> Timeline:
+    costs, completion = ran.costs, ran.completion
     graph, profile = costs.graph, hardware.profile
     loads = Loads.of(plan.microbatches, jobs=plan.jobs, pad_multiple=plan.pad_multiple)
     curves = hardware_memory(graph, completion, hardware, loads=loads, num_adapters=len(plan.jobs))

@@ -1,6 +1,5 @@
 """Clusters: whose link is whose, disturbances, and their file."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from loraplex.planner.build_program import build_program
 from loraplex.planner.costing import program_costs
 from loraplex.planner.program import ActionKind
 from loraplex.simulator.cluster import Cluster, Link, Pause, Restart, SlowWorker
-from loraplex.simulator.cluster_file import load_cluster
+from loraplex.simulator.cluster_file import cluster_of, load_cluster
 from loraplex.simulator.errors import SimulationError
 from loraplex.simulator.simulate import Hardware, hardware_costs, simulate
 from loraplex.tests.random_plans import even_plan
@@ -86,42 +85,6 @@ def test_pauses_of_one_worker_are_joined_in_order() -> None:
     assert cluster.paused(graph, begin_ms=6.0) == ((), ((0.0, 0.0), (0.0, 1.0), (1.0, 3.0)), (), ())
 
 
-def test_contention_is_a_matter_of_the_network_only() -> None:
-    # Two pipelines of two stages, each across both nodes: every activation leaves node 0, every gradient node 1.
-    plan = even_plan(2, 2, num_replicas=2)
-    program = build_program(plan)
-    crossing = Cluster(gpus_per_node=1, node_link=Link(), network=Link(bytes_per_ms=10.0), contention=True)
-    costs = hardware_costs(program, plan, Hardware(profile=PROFILE, cluster=crossing))
-    links = crossing.links(num_stages=2, num_replicas=2, profiled=PROFILE.link)
-    channels = crossing.channels(costs, links)
-    assert channels is not None
-    # Device of each worker is its node here, so each sends over its own card; inside one node nothing is shared.
-    sending = channels.channel >= 0
-    assert (channels.channel[sending] == costs.graph.worker[sending]).all()
-    one_node = Cluster(contention=True)
-    inside = one_node.channels(costs, one_node.links(num_stages=2, num_replicas=2, profiled=PROFILE.link))
-    assert inside is not None
-    assert (inside.channel == -1).all()
-    assert Cluster().channels(costs, links) is None
-
-
-@pytest.mark.parametrize(("network", "queues"), [(Link(latency_ms=4.0), False), (Link(bytes_per_ms=25.0), True)])
-def test_messages_that_leave_one_node_together_queue_for_its_card(network: Link, queues: bool) -> None:
-    # Three nodes of one GPU, messages of 100 bytes that take 4 ms: the middle node sends activations on and gradients
-    # back through one card. Latency alone does not fill a card, bytes do.
-    plan = even_plan(3, 6)
-    program = build_program(plan)
-    profile = uniform_profile(forward_ms=1, backward_ms=1, num_stages=3)
-    profile = replace(profile, link=replace(profile.link, bytes_per_token=1.0))
-    makespans = [
-        simulate(program, plan, Hardware(profile=profile, cluster=cluster)).makespan_ms()
-        for cluster in (
-            Cluster(gpus_per_node=1, network=network, contention=contention) for contention in (False, True)
-        )
-    ]
-    assert (makespans[1] > makespans[0]) is queues
-
-
 @pytest.mark.parametrize("place", [{"stage": 4}, {"stage": 0, "replica": 1}])
 def test_a_worker_that_is_not_there_is_named(place: dict[str, int]) -> None:
     plan = even_plan(4, 2)
@@ -137,7 +100,7 @@ def test_a_file_says_all_of_it(tmp_path: Path) -> None:
 name: lab
 gpus_per_node: 4
 node_link: {latency_ms: 0.01, gb_per_s: 450}
-network: {latency_ms: 0.03}
+network: {latency_ms: 0.03, shared_by: gpu}
 contention: true
 overlapped: false
 memory_gib: 80
@@ -153,7 +116,7 @@ restart: {at_ms: 5000, for_ms: 800, checkpoint_every: 20}
         name="lab",
         gpus_per_node=4,
         node_link=Link(latency_ms=0.01, bytes_per_ms=450e6),
-        network=Link(latency_ms=0.03),
+        network=Link(latency_ms=0.03, shared_by="gpu"),
         contention=True,
         overlapped=False,
         memory_bytes=80 * 1024**3,
@@ -174,7 +137,10 @@ restart: {at_ms: 5000, for_ms: 800, checkpoint_every: 20}
         ("slow: [{stage: 1}]", r"slow.0.factor is missing"),
         ("slow: [{stage: 1, factor: 0}]", r"slow.0.factor=0: input should be greater than 0"),
         ("node_link: {gb_per_s: 0}", "node_link.gb_per_s=0"),
+        ("network: {shared_by: all}", "network.shared_by='all': input should be 'gpu', 'node' or 'nobody'"),
         ("gpus_per_node: 1.5", "gpus_per_node=1.5"),
+        ("pauses: [{for_ms: 1}]", "pauses.0={'for_ms': 1}: needs one of at_ms .a moment. and within_ms"),
+        ("restart: {at_ms: 1, within_ms: 2, for_ms: 1, checkpoint_every: 1}", "restart=.* needs one of at_ms"),
         ("restart: {at_ms: 1, for_ms: 1, checkpoint_every: 0}", "restart.checkpoint_every=0"),
         ("[1, 2]", "the file=\\[1, 2\\]"),
         ("a: [", "is no YAML"),
@@ -191,3 +157,27 @@ def test_a_bad_file_is_named_by_field_and_value(text: str, message: str, tmp_pat
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SimulationError, match=r"nowhere.yaml: cannot be read"):
         load_cluster(tmp_path / "nowhere.yaml")
+
+
+def test_what_is_not_said_is_drawn_by_the_seed_alone() -> None:
+    content = {"seed": 1, "slow": [{"factor": 2.0}], "pauses": [{"within_ms": 10, "for_ms": 1}]}
+    content |= {"restart": {"within_ms": 100, "for_ms": 1, "checkpoint_every": 2}}
+    cluster = cluster_of(content, where="cluster")
+    assert cluster == cluster_of(content, where="cluster")
+    others = [cluster_of(content | {"seed": seed}, where="cluster") for seed in range(200)]
+    assert others[1] == cluster
+    # Another entry more leaves the draws of the first alone.
+    longer = cluster_of(content | {"slow": [{"factor": 2.0}, {"stage": 0, "factor": 3.0}]}, where="cluster")
+    assert longer.slow[0] == cluster.slow[0]
+    assert longer.pauses == cluster.pauses
+    plan = even_plan(2, 2, num_replicas=2)
+    graph = program_costs(build_program(plan), plan, PROFILE).graph
+    for places in ([each.slow[0] for each in others], [each.pauses[0] for each in others]):
+        counts = np.bincount([cluster.worker(place, graph) for place in places])
+        assert len(counts) == 4
+        assert (counts > 25).all()
+    restarts = [each.restart.at_ms for each in others if each.restart is not None]
+    assert len(restarts) == len(others)
+    for moments, end in (([each.pauses[0].at_ms for each in others], 10.0), (restarts, 100.0)):
+        assert 0 <= min(moments) < 0.1 * end
+        assert 0.9 * end < max(moments) < end

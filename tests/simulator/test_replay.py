@@ -92,14 +92,22 @@ def test_work_is_stretched_over_pauses(
     assert stretched(start, duration, pauses) == spent
 
 
-def test_messages_on_one_channel_go_one_after_the_other() -> None:
+def test_messages_on_one_way_go_one_after_the_other() -> None:
     # Two replicas send their first activations at 1 ms over one wire that takes 3 ms a message, 1 ms of it latency.
     plan = even_plan(2, 2, num_replicas=2)
     profile = uniform_profile(forward_ms=1, backward_ms=2, num_stages=2, latency_ms=3.0)
     costs = program_costs(build_program(plan), plan, profile)
-    alone = Channels(channel=np.full(costs.graph.num_actions(), -1), latency_ms=np.full(costs.graph.num_actions(), 1.0))
-    shared = replace(alone, channel=np.zeros(costs.graph.num_actions(), dtype=np.int64))
-    for channels, starts in ((None, [4.0, 4.0]), (alone, [4.0, 4.0]), (shared, [4.0, 6.0])):
+    count = costs.graph.num_actions()
+    nobody, one = np.full(count, -1), np.zeros(count, dtype=np.int64)
+    alone = Channels(leaves=nobody, enters=nobody, latency_ms=np.full(count, 1.0))
+    for channels, starts in (
+        (None, [4.0, 4.0]),
+        (alone, [4.0, 4.0]),
+        (replace(alone, leaves=one), [4.0, 6.0]),
+        (replace(alone, enters=one), [4.0, 6.0]),
+        (replace(alone, leaves=one, enters=one), [4.0, 6.0]),
+        (replace(alone, leaves=one, enters=one + costs.graph.worker), [4.0, 6.0]),
+    ):
         found = replay(costs, channels=channels)
         assert [spans(costs, found, stage=worker)[0][1] for worker in (1, 3)] == starts
 
@@ -139,9 +147,8 @@ def test_contention_and_pauses_only_ever_delay(plan: Plan, seed: int) -> None:
     costs = program_costs(program, plan, uneven(plan, plan.num_stages, overlapped=True))
     draw = np.random.default_rng(seed)
     calm = replay(costs)
-    channels = Channels(
-        channel=draw.integers(-1, 2, costs.graph.num_actions()), latency_ms=np.zeros(costs.graph.num_actions())
-    )
+    leaves, enters = draw.integers(-1, 3, (2, costs.graph.num_actions()))
+    channels = Channels(leaves=leaves, enters=enters, latency_ms=np.zeros(costs.graph.num_actions()))
     pauses = tuple(((float(at), float(at + 1.0)),) for at in draw.uniform(0, 5, len(program.workers)))
     assert (replay(costs, channels=channels).end_ms >= calm.end_ms - 1e-9).all()
     assert (replay(costs, pauses=pauses).end_ms >= calm.end_ms - 1e-9).all()

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from loraplex.analysis.metrics import summarize
 from loraplex.planner.build_program import build_program
 from loraplex.planner.jobs import job_from_lengths
 from loraplex.planner.make_plan import make_plan
@@ -14,6 +15,7 @@ from loraplex.planner.plan import Plan
 from loraplex.planner.plan_file import save_plan
 from loraplex.simulator import point
 from loraplex.simulator import sweep as sweep_module
+from loraplex.simulator.cluster_file import cluster_of
 from loraplex.simulator.errors import SimulationError
 from loraplex.simulator.simulate import Hardware, simulate
 from loraplex.simulator.sweep import POINTS, ranked, run_sweep
@@ -116,6 +118,37 @@ profile: llama-70b-h100-published
     assert pd.read_csv(tmp_path / "out/sweep.csv")["makespan_ms"].tolist() == pytest.approx(
         table["makespan_ms"].tolist()
     )
+
+
+def test_a_point_with_jitter_a_slow_gpu_a_pause_and_a_restart_is_what_simulate_says(tmp_path: Path) -> None:
+    plan = random_plan(3, num_stages=2)
+    save_plan(plan, tmp_path / "plan.json")
+    program, profile = build_program(plan), load_profile("llama-70b-h100-published")
+    calm_ms = simulate(program, plan, Hardware(profile=profile)).makespan_ms()
+    text = f"""
+plan: plan.json
+profile: llama-70b-h100-published
+cluster:
+  jitter: 0.1
+  seed: [1, 2]
+  slow: [{{factor: 1.5}}]
+  pauses: [{{within_ms: {0.3 * calm_ms}, for_ms: [0, {calm_ms / 10}]}}]
+  restart: {{at_ms: [{0.4 * calm_ms}, {9 * calm_ms}], for_ms: {calm_ms / 5}, checkpoint_every: 3}}
+"""
+    sweep = load_sweep(written(tmp_path, text))
+    table = run_sweep(sweep, folder=tmp_path / "out")
+    assert table["error"].isna().all()
+    for row, asked in zip(table.to_dict(orient="records"), sweep.points(), strict=True):
+        cluster = cluster_of(asked.content["cluster"], where="cluster")
+        found = simulate(program, plan, Hardware(profile=profile, cluster=cluster))
+        summary = summarize(found.timeline, plan=plan)
+        assert cluster.restart is not None
+        assert ("restart" in set(found.timeline.frame["cause"])) is (cluster.restart.at_ms < calm_ms)
+        assert row["makespan_ms"] == pytest.approx(found.makespan_ms(), rel=1e-12)
+        assert row["bubble_ratio"] == pytest.approx(summary.bubble_ratio, rel=1e-9)
+        assert row["tokens_per_s"] == pytest.approx(summary.tokens_per_s, rel=1e-9)
+        assert row["peak_memory_bytes"] == max(found.peak_memory_bytes)
+    assert table["makespan_ms"].nunique() == len(table) == 8
 
 
 def test_finished_points_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
