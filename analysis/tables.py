@@ -1,5 +1,10 @@
 """Numbers as tables for a terminal: every function returns something that rich can print, and prints nothing."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -55,6 +60,48 @@ def comparison_table(comparison: Comparison) -> RenderableType:
         )
     order = "the same on every stage, span for span" if comparison.same_order() else comparison.first_difference or ""
     return Group(whole, kinds, Text(f"order of actions: {order}"))
+
+
+def systems_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Rival systems on one workload; rows as under `systems` of `loraplex simulate --compare-systems --json`."""
+    table = Table(title="systems on this workload, same kernels and devices for all", title_justify="left")
+    for name in ("system", "schedule", "makespan", "tokens/s", "speedup", "bubble"):
+        table.add_column(name, justify="left" if name in ("system", "schedule") else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["system"],
+            row["schedule"],
+            ms_text(row["makespan_ms"]),
+            rate_text(row["tokens_per_s"]),
+            f"{row['speedup']:.2f}x",
+            percent(row["bubble_ratio"]),
+        )
+    return Group(table, *(Text(f"{row['system']}: {row['about']}") for row in rows))
+
+
+def ranking_table(best: pd.DataFrame, axes: Sequence[str], *, num_points: int) -> RenderableType:
+    """The best points of a sweep: the fields that vary (`axes`), then what came out."""
+    title = f"best {len(best)} of {num_points:,} points"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("#", justify="right")
+    short = [name.rsplit(".", 1)[-1] for name in axes]
+    for name, last in zip(axes, short, strict=True):
+        widest = max((len(str(value)) for value in best[name]), default=1)
+        table.add_column(last if short.count(last) == 1 else name, justify="right", min_width=widest)
+    for name in ("makespan", "tokens/s", "bubble", "memory", "fits"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for place, row in enumerate(best.to_dict(orient="records"), start=1):
+        held = None if pd.isna(row["peak_memory_bytes"]) else float(row["peak_memory_bytes"])
+        table.add_row(
+            str(place),
+            *(str(row[name]) for name in axes),
+            ms_text(float(row["makespan_ms"])),
+            rate_text(float(row["tokens_per_s"])),
+            percent(float(row["bubble_ratio"])),
+            bytes_text(held),
+            "yes" if row["fits_in_memory"] else "no",
+        )
+    return table
 
 
 def _headline(summary: Summary) -> Table:

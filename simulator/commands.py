@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
     from rich.console import Console
-    from rich.table import Table
 
     from ..analysis.metrics import Summary
     from .ask import Answer
-    from .bench import BenchRow
 
 
 def simulate(
@@ -91,7 +88,7 @@ def simulate(
     if json:
         print(json_module.dumps(content, allow_nan=False))
     else:
-        _show(found, Console(), folder=output)
+        _show(found, Console(), systems=content.get("systems", ()), folder=output)
 
 
 @contextmanager
@@ -151,12 +148,9 @@ def _as_json(found: "Answer") -> "dict[str, Any]":
     )
 
 
-def _show(found: "Answer", console: "Console", *, folder: Path | None) -> None:
-    from rich.table import Table
-
-    from ..analysis.metrics import summarize
-    from ..analysis.tables import summary_table
-    from ..analysis.units import bytes_text, ms_text, percent, rate_text
+def _show(found: "Answer", console: "Console", *, systems: "Sequence[dict[str, Any]]", folder: Path | None) -> None:
+    from ..analysis.tables import summary_table, systems_table
+    from ..analysis.units import bytes_text, ms_text
 
     profile, misfit = found.hardware.profile, found.simulation.misfit
     console.print(summary_table(_summary(found)))
@@ -170,22 +164,8 @@ def _show(found: "Answer", console: "Console", *, folder: Path | None) -> None:
             f"[bold]does not fit[/]: stage {misfit.stage} of replica {misfit.replica} needs {needed} at "
             f"{ms_text(misfit.ms)}, its device has {held}"
         )
-    if found.systems:
-        table = Table(title="systems on this workload, same kernels and devices for all", title_justify="left")
-        for name in ("system", "schedule", "makespan", "tokens/s", "speedup", "bubble"):
-            table.add_column(name, justify="left" if name in ("system", "schedule") else "right", no_wrap=True)
-        for system in found.systems:
-            table.add_row(
-                system.name,
-                system.schedule,
-                ms_text(system.makespan_ms()),
-                rate_text(system.tokens_per_s()),
-                f"{system.tokens_per_s() / found.systems[0].tokens_per_s():.2f}x",
-                percent(summarize(system.timeline).bubble_ratio),
-            )
-        console.print(table)
-        for system in found.systems:
-            console.print(f"{system.name}: {system.about}", markup=False)
+    if systems:
+        console.print(systems_table(systems))
     if folder is not None:
         console.print(f"wrote {folder}; look at it with: loraplex report {folder}", markup=False)
 
@@ -240,8 +220,8 @@ def bench_simulator(
 
     import pandas as pd
     from rich.console import Console
-    from rich.table import Table
 
+    from ..analysis.speed_plot import plot_speed, speed_table
     from ..traces.files import write_atomically
     from .bench import SIZES, bench, report
 
@@ -251,38 +231,11 @@ def bench_simulator(
     table = pd.DataFrame(content["results"])
     write_atomically(output / "simulator-speed.json", json_module.dumps(content, indent=1) + "\n")
     write_atomically(output / "simulator-speed.csv", table.to_csv(index=False))
-    _plot_speed(rows, output / "simulator-speed")
+    plot_speed(table, output / "simulator-speed")
     if json:
         print(json_module.dumps(content))
-        return
-    shown = Table(title="replay speed", title_justify="left")
-    for name in ("stages", "microbatches", "method", "seconds", "actions/s", "peak memory"):
-        shown.add_column(name, justify="left" if name == "method" else "right")
-    for row in rows:
-        peak = "-" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 2**20:,.1f} MiB"
-        cells = (f"{row.num_stages}", f"{row.num_microbatches:,}", row.method, f"{row.seconds:.5f}")
-        shown.add_row(*cells, f"{row.actions_per_s:,.0f}", peak)
-    Console().print(shown)
-
-
-def _plot_speed(rows: "Sequence[BenchRow]", path: Path) -> None:
-    from ..analysis.style import adapter_colour, picture
-
-    methods = [
-        method for method in dict.fromkeys(row.method for row in rows) if not method.startswith(("build", "sweep"))
-    ]
-    with picture(path, width=8.0, height=4.5) as figure:
-        axes = figure.subplots()
-        for number, method in enumerate(methods):
-            own = sorted((row.num_actions, row.actions_per_s) for row in rows if row.method == method)
-            sizes, speeds = zip(*own, strict=True)
-            axes.plot(sizes, speeds, color=adapter_colour(number), marker="os^Dv"[number % 5], label=method)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlabel("actions in the Program")
-        axes.set_ylabel("actions per second of CPU")
-        axes.set_title("Replay speed by size of the Program")
-        figure.legend(loc="outside right upper")
+    else:
+        Console().print(speed_table(table))
 
 
 def sweep(
@@ -300,6 +253,8 @@ def sweep(
 
     from rich.console import Console
 
+    from ..analysis.sweep_plots import plot_sweep
+    from ..analysis.tables import ranking_table
     from .sweep import ranked, run_sweep
     from .sweep_file import load_sweep
 
@@ -307,7 +262,7 @@ def sweep(
     with _progress() as progress:
         table = run_sweep(asked, folder=output, workers=workers, backend=backend, progress=progress)
         axes = [axis.name() for axis in asked.axes]
-        pictures = _plot_sweep(table, axes, output)
+        pictures = plot_sweep(table, axes, output)
     best = ranked(table, count=top)
     num_failed = int(table["error"].notna().sum())
     if json:
@@ -323,67 +278,9 @@ def sweep(
         print(json_module.dumps(content))
         return
     console = Console()
-    console.print(_ranking(best, axes, num_points=len(table)))
+    console.print(ranking_table(best, axes, num_points=len(table)))
     if num_failed:
         console.print(
             f"{num_failed} points could not be run, for example: {table['error'].dropna().iloc[0]}", markup=False
         )
     console.print(f"wrote {output}/sweep.csv and {len(pictures)} pictures", markup=False)
-
-
-def _ranking(best: "DataFrame", axes: "Sequence[str]", *, num_points: int) -> "Table":
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    from ..analysis.units import bytes_text, ms_text, percent, rate_text
-
-    title = f"best {len(best)} of {num_points:,} points"
-    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    short = [name.rsplit(".", 1)[-1] for name in axes]
-    for name, last in zip(axes, short, strict=True):
-        widest = max((len(str(value)) for value in best[name]), default=1)
-        shown.add_column(last if short.count(last) == 1 else name, justify="right", min_width=widest)
-    for name in ("makespan", "tokens/s", "bubble", "memory", "fits"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    for row in best.to_dict(orient="records"):
-        held = None if row["peak_memory_bytes"] is None else float(row["peak_memory_bytes"])
-        shown.add_row(
-            *(str(row[name]) for name in axes),
-            ms_text(float(row["makespan_ms"])),
-            rate_text(float(row["tokens_per_s"])),
-            percent(float(row["bubble_ratio"])),
-            bytes_text(held),
-            "yes" if row["fits_in_memory"] else "no",
-        )
-    return shown
-
-
-def _plot_sweep(table: "DataFrame", axes: "Sequence[str]", folder: Path) -> list[str]:
-    from pandas.api.types import is_numeric_dtype
-
-    from ..analysis.plots import plot_curves
-    from ..analysis.style import picture
-
-    good = table[table["error"].isna()]
-    varied = [name for name in axes if good[name].nunique() > 1]
-    written = []
-    for name in varied:
-        stem = f"tokens-per-s-by-{name.replace('.', '-')}"
-        if is_numeric_dtype(good[name]) and good[name].dtype != bool:
-            others = [other for other in varied if other != name and good[other].nunique() <= 6]
-            parts = dict(list(good.groupby(others[0]))) if others else {"median of all points": good}
-            curves = {
-                str(label): own.groupby(name)["tokens_per_s"].median().rename_axis("x").rename("y").reset_index()
-                for label, own in parts.items()
-            }
-            title = f"Median throughput by {name}" + (f", for each {others[0]}" if others else "")
-            plot_curves(curves, folder / stem, x_label=name, y_label="throughput [real tokens/s]", title=title)
-        else:
-            medians = good.groupby(name)["tokens_per_s"].median().sort_values()
-            with picture(folder / stem, width=7.5, height=1.6 + 0.4 * len(medians)) as figure:
-                panel = figure.subplots()
-                panel.barh([str(label) for label in medians.index], medians.to_numpy())
-                panel.set_xlabel("median throughput [real tokens/s]")
-                panel.set_title(f"Median throughput by {name}")
-        written.append(f"{stem}.svg")
-    return written

@@ -132,7 +132,7 @@ profile: llama-70b-h100-published
     assert found["axes"] == ["pipeline.stages", "pipeline.schedule"]
     assert len(found["best"]) == 2
     assert found["best"][0]["tokens_per_s"] >= found["best"][1]["tokens_per_s"]
-    assert {path.name for path in (tmp_path / "out").iterdir()} >= {
-        "sweep.csv",
-        *found["pictures"],
-    }
+    assert found["pictures"] == ["tokens-per-s-by-pipeline-stages.svg", "tokens-per-s-by-pipeline-schedule.svg"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"sweep.csv", *found["pictures"]}
+    shown = CliRunner().invoke(app, ["sweep", str(tmp_path / "sweep.yaml"), "-o", str(tmp_path / "out")])
+    assert "best 4 of 4 points" in shown.stdout
