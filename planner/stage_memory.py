@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from ..traces.costs import MemoryCosts, RecomputeMode, StageCost
+from ..traces.costs import MemoryCosts, RecomputeMode
 from .graph import ProgramGraph
 from .loads import Loads
 from .program import ActionKind
@@ -67,18 +67,18 @@ def pass_bytes(
     graph: ProgramGraph,
     *,
     memory: MemoryCosts,
-    parts: Sequence[StageCost],
+    layers: Sequence[int],
     loads: Loads,
     recompute: RecomputeMode,
 ) -> PassBytes:
-    """What the passes of a Program keep and need; `parts` are the composed costs of its model parts."""
+    """What the passes of a Program keep and need; `layers` counts those of each model part."""
     on_microbatch = graph.microbatch >= 0
     microbatch, part = graph.microbatch[on_microbatch], graph.part[on_microbatch]
-    tokens, is_last = loads.tokens[microbatch], part == len(parts) - 1
-    layers = np.array([stage.num_layers for stage in parts])[part]
+    tokens, is_last = loads.tokens[microbatch], part == len(layers) - 1
+    own_layers = np.array(layers)[part]
     per_layer = memory.kept_bytes_per_token_layer(recompute)
     activations, logits, passing = (np.zeros(graph.num_actions()) for _ in range(3))
-    activations[on_microbatch] = (per_layer * layers + memory.stage_bytes_per_token) * tokens
+    activations[on_microbatch] = (per_layer * own_layers + memory.stage_bytes_per_token) * tokens
     logits[on_microbatch] = np.where(is_last, memory.logit_bytes_per_target * loads.targets[microbatch], 0.0)
     # Head and layers run one after another, so that the larger need counts.
     layer_bytes = memory.workspace_bytes_per_token * tokens
@@ -91,10 +91,10 @@ def pass_bytes(
 
 
 def static_memory(
-    memory: MemoryCosts, parts: Sequence[StageCost], *, num_stages: int, num_adapters: int
+    memory: MemoryCosts, layers: Sequence[int], *, num_stages: int, num_adapters: int
 ) -> tuple[StageMemory, ...]:
     """What each stage holds throughout, whatever runs."""
-    layers = [sum(cost.num_layers for cost in parts[stage::num_stages]) for stage in range(num_stages)]
+    held = [sum(layers[stage::num_stages]) for stage in range(num_stages)]
     ends = [0.0] * num_stages
     ends[0] += memory.embedding_weight_bytes
     ends[-1] += memory.head_weight_bytes
@@ -102,8 +102,8 @@ def static_memory(
         StageMemory(
             replica=0,
             stage=stage,
-            weights_bytes=layers[stage] * memory.layer_weight_bytes + ends[stage],
-            adapters_bytes=layers[stage] * num_adapters * memory.adapter_bytes_per_layer,
+            weights_bytes=held[stage] * memory.layer_weight_bytes + ends[stage],
+            adapters_bytes=held[stage] * num_adapters * memory.adapter_bytes_per_layer,
             activations_bytes=0.0,
             logits_bytes=0.0,
             passing_bytes=0.0,
@@ -117,15 +117,15 @@ def peak_memory(
     graph: ProgramGraph,
     *,
     memory: MemoryCosts,
-    parts: Sequence[StageCost],
+    layers: Sequence[int],
     loads: Loads,
     num_adapters: int,
     recompute: RecomputeMode = "none",
 ) -> tuple[StageMemory, ...]:
     """Every worker, replica after replica, at its peak."""
-    found = pass_bytes(graph, memory=memory, parts=parts, loads=loads, recompute=recompute)
+    found = pass_bytes(graph, memory=memory, layers=layers, loads=loads, recompute=recompute)
     num_stages = graph.program.num_stages
-    static = static_memory(memory, parts, num_stages=num_stages, num_adapters=num_adapters)
+    static = static_memory(memory, layers, num_stages=num_stages, num_adapters=num_adapters)
     return tuple(
         _at_peak(static[worker % num_stages], found, graph, own=slice(first, last), replica=worker // num_stages)
         for worker, (first, last) in enumerate(pairwise(graph.offsets.tolist()))

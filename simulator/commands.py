@@ -1,4 +1,4 @@
-"""The command line's share of the simulator: `simulate` and `sweep`."""
+"""The command line's share of the simulator: `simulate`, `estimate` and `sweep`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -203,6 +203,71 @@ def _write(
         summaries = {system.name: summarize(system.timeline) for system in found.systems}
         plot_bubbles({"": summaries}, folder / "bubbles")
     progress("done", 1.0)
+
+
+def estimate(
+    job_file: Annotated[Path, typer.Argument(help="A jobs.yaml.", show_default=False)],
+    plan: Annotated[Path | None, typer.Option(help="Its plan.", show_default="made now")] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Cost profile: a name in the box or a file.", show_default="memory by shapes, no times"),
+    ] = None,
+    device_memory: Annotated[
+        float | None,
+        typer.Option(metavar="GIB", help="Memory of each device.", show_default="the profile's, else this machine's"),
+    ] = None,
+    recompute: Annotated[
+        str, typer.Option(help="none, selective, full, or auto: the fastest that fits.", show_default=True)
+    ] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in ms, memory in bytes).")] = False,
+) -> None:
+    """Tell what training a job file takes, before anything runs: memory by stage, time, and what to change."""
+    import json as json_module
+
+    from rich.console import Console
+
+    from ..analysis.estimate_table import estimate_table, estimate_values
+    from ..analysis.metrics import summarize
+    from ..traces.memory_costs import recompute_mode
+    from .errors import SimulationError
+    from .estimate import EstimateRequest
+    from .estimate import estimate as make_estimate
+
+    if device_memory is not None and not device_memory > 0:
+        raise SimulationError(f"--device-memory {device_memory} must be above 0 GiB; raise it")
+    request = EstimateRequest(
+        job_file=job_file,
+        plan_file=plan,
+        profile=profile,
+        device_bytes=_device_bytes(device_memory, profile),
+        recompute=None if recompute == "auto" else recompute_mode(recompute),
+    )
+    with _progress() as progress:
+        found = make_estimate(request, progress=progress)
+    summary = None if found.simulation is None else summarize(found.simulation.timeline, plan=found.plan)
+    if json:
+        values = estimate_values(
+            found.plan, found.need, summary, capacity_bytes=found.capacity_bytes, changes=found.changes
+        )
+        print(json_module.dumps({"memory_from": found.memory_from, **values}, allow_nan=False))
+        return
+    console = Console()
+    console.print(
+        estimate_table(found.plan, found.need, summary, capacity_bytes=found.capacity_bytes, changes=found.changes)
+    )
+    console.print(f"memory by {found.memory_from}", markup=False)
+
+
+def _device_bytes(asked_gib: float | None, profile: str | None) -> float | None:
+    from importlib.util import find_spec
+
+    if asked_gib is not None:
+        return asked_gib * 2**30
+    if profile is not None or find_spec("torch") is None:
+        return None
+    from ..engine.device_memory import free_device_bytes
+
+    return free_device_bytes()
 
 
 def bench_simulator(

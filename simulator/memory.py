@@ -60,9 +60,10 @@ def memory_curves(
     overhead. From the start of a forward to the end of the last backward part of the same microbatch: what `recompute`
     keeps of the activations, and on the last part the logits. While a pass runs: what it needs and computes again.
     """
-    found = pass_bytes(graph, memory=memory, parts=parts, loads=loads, recompute=recompute)
+    layers = [stage.num_layers for stage in parts]
+    found = pass_bytes(graph, memory=memory, layers=layers, loads=loads, recompute=recompute)
     kept, passing = found.kept(), found.passing
-    static = static_memory(memory, parts, num_stages=graph.program.num_stages, num_adapters=num_adapters)
+    static = static_memory(memory, layers, num_stages=graph.program.num_stages, num_adapters=num_adapters)
     curves = []
     for worker, (first, last) in enumerate(pairwise(graph.offsets.tolist())):
         own = slice(first, last)

@@ -36,11 +36,10 @@ def at_peak(
 ) -> tuple[StageMemory, ...]:
     """Stages of one layer each."""
     graph = program_graph(build_program(plan, schedule=schedule))
-    parts = uniform_profile(forward_ms=1, backward_ms=2, num_stages=plan.num_stages * graph.program.num_chunks)
     return peak_memory(
         graph,
         memory=memory,
-        parts=parts.stages(num_stages=plan.num_stages * graph.program.num_chunks),
+        layers=[1] * plan.num_stages * graph.program.num_chunks,
         loads=Loads.of(plan.microbatches, jobs=plan.jobs, pad_multiple=plan.pad_multiple),
         num_adapters=len(plan.jobs),
         recompute=recompute,

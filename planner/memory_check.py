@@ -1,0 +1,168 @@
+"""Does a run fit into its devices? What it needs, which recomputation it takes, and what to change if it does not."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ..traces.costs import MemoryCosts, RecomputeMode, split_layers
+from ..traces.memory_costs import RECOMPUTE_MODES
+from .build_program import build_program
+from .errors import PlanError
+from .graph import program_graph
+from .loads import Loads
+from .make_plan import make_plan
+from .plan import Plan
+from .stage_memory import StageMemory, peak_memory
+
+GIB = 2**30
+_PLANNING_S = 5.0
+"""Most seconds for planning anew under a change that is only proposed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What a run needs of its devices under one way of recomputing."""
+
+    recompute: RecomputeMode
+    stages: tuple[StageMemory, ...]
+    """Of each stage its worker (of all replicas) with the highest peak."""
+
+    def worst(self) -> StageMemory:
+        """The stage that needs most."""
+        return max(self.stages, key=lambda stage: stage.peak_bytes())
+
+    def peak_bytes(self) -> float:
+        """What that stage needs."""
+        return self.worst().peak_bytes()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """Something a user could change, and what the worst stage would then need."""
+
+    what: str
+    """As one would write it into the job file."""
+    peak_bytes: float
+    fits: bool
+
+
+def needed(
+    plan: Plan,
+    *,
+    memory: MemoryCosts,
+    num_layers: int,
+    recompute: RecomputeMode,
+    layers_per_stage: Sequence[int] | None = None,
+) -> Need:
+    """What running this plan takes. Raises PlanError or TraceError where the layers cannot be cut so."""
+    graph = program_graph(build_program(plan))
+    num_parts = plan.num_stages * graph.program.num_chunks
+    workers = peak_memory(
+        graph,
+        memory=memory,
+        layers=layers_per_stage or split_layers(num_layers, num_parts),
+        loads=Loads.of(plan.microbatches, jobs=plan.jobs, pad_multiple=plan.pad_multiple),
+        num_adapters=len(plan.jobs),
+        recompute=recompute,
+    )
+    stages = tuple(
+        max((held for held in workers if held.stage == stage), key=lambda held: held.peak_bytes())
+        for stage in range(plan.num_stages)
+    )
+    return Need(recompute=recompute, stages=stages)
+
+
+def cheapest_that_fits(plan: Plan, *, memory: MemoryCosts, num_layers: int, asked: RecomputeMode | None = None) -> Need:
+    """The need under the fastest recomputation that fits into `memory.capacity_bytes`; under the last if none does.
+
+    `asked` leaves no choice. A way that a profile does not know (it keeps as much as the one before) is passed over.
+    """
+    modes = (asked,) if asked is not None else _known_modes(memory)
+    for mode in modes:
+        need = needed(plan, memory=memory, num_layers=num_layers, recompute=mode)
+        if need.peak_bytes() <= memory.capacity_bytes:
+            break
+    return need
+
+
+def changes(
+    plan: Plan,
+    need: Need,
+    *,
+    memory: MemoryCosts,
+    num_layers: int,
+    four_bit: MemoryCosts | None = None,
+) -> Iterator[Change]:
+    """What would lower the need, each by itself and with its number, in the order of what it costs the user.
+
+    `four_bit`: the memory with the base model in 4 bits, where it could be.
+    """
+
+    def change(what: str, other: Plan, *, mode: RecomputeMode = need.recompute, costs: MemoryCosts = memory) -> Change:
+        peak = needed(other, memory=costs, num_layers=num_layers, recompute=mode).peak_bytes()
+        return Change(what=what, peak_bytes=peak, fits=peak <= memory.capacity_bytes)
+
+    modes = _known_modes(memory)
+    for mode in modes[modes.index(need.recompute) + 1 :] if need.recompute in modes else ():
+        yield change(f"recompute: {mode}", plan, mode=mode)
+    longest = max(sample.num_tokens for batch in plan.microbatches for sample in batch.samples)
+    smaller = max(-(-longest // plan.pad_multiple) * plan.pad_multiple, plan.microbatch_tokens // 2)
+    if smaller < plan.microbatch_tokens:
+        yield change(f"microbatch_tokens: {smaller}", _planned(plan, microbatch_tokens=smaller))
+    more = min(2 * plan.num_stages, num_layers)
+    if more > plan.num_stages:
+        yield change(f"pipeline.stages: {more}", _planned(plan, num_stages=more))
+    if four_bit is not None:
+        yield change("load_in_4bit: true", plan, costs=four_bit)
+
+
+def check_fits(plan: Plan, need: Need, found: Sequence[Change], *, capacity_bytes: float) -> None:
+    """Raise PlanError with numbers and mends where the worst stage needs more than its device has."""
+    worst = need.worst()
+    if worst.peak_bytes() <= capacity_bytes:
+        return
+    mends = [change for change in found if change.fits] or list(found)
+    listed = "; ".join(f"{change.what} would need {gib(change.peak_bytes)}" for change in mends)
+    helps = "one of these fits" if mends and mends[0].fits else "none of these is enough by itself, join several"
+    raise PlanError(
+        f"stage {worst.stage} of {plan.num_stages} would need {gib(worst.peak_bytes())} with "
+        f"recompute={need.recompute} ({memory_text(worst)}), but its device has {gib(capacity_bytes)}; "
+        + (f"{helps}: {listed}" if mends else "take a device with more memory")
+    )
+
+
+def memory_text(stage: StageMemory) -> str:
+    """The parts of a stage's peak, in one line."""
+    parts = (
+        ("weights", stage.weights_bytes),
+        ("adapters", stage.adapters_bytes),
+        (f"activations of {stage.num_in_flight} in flight", stage.activations_bytes),
+        ("head", stage.logits_bytes),
+        ("in passing", stage.passing_bytes),
+        ("overhead", stage.overhead_bytes),
+    )
+    return ", ".join(f"{name} {gib(held)}" for name, held in parts if held)
+
+
+def gib(num_bytes: float) -> str:
+    """Bytes in GiB, as people read device memory; small ones in MiB."""
+    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB / 10 else f"{num_bytes / 2**20:.1f} MiB"
+
+
+def _known_modes(memory: MemoryCosts) -> tuple[RecomputeMode, ...]:
+    if memory.selective_bytes_per_token_layer:
+        return RECOMPUTE_MODES
+    return ("none", "full")
+
+
+def _planned(plan: Plan, *, microbatch_tokens: int | None = None, num_stages: int | None = None) -> Plan:
+    # A quick plan will do: what is in flight depends on the stages and on how full microbatches are, little on more.
+    return make_plan(
+        plan.jobs,
+        num_stages=num_stages or plan.num_stages,
+        num_replicas=plan.num_replicas,
+        microbatch_tokens=microbatch_tokens or plan.microbatch_tokens,
+        pad_multiple=plan.pad_multiple,
+        schedule=plan.schedule,
+        strategy="stream",
+        time_limit_s=_PLANNING_S,
+    )

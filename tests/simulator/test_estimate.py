@@ -1,0 +1,160 @@
+"""`loraplex estimate`: what a job file takes, before anything runs."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from loraplex.planner.errors import PlanError
+from loraplex.planner.plan_file import save_plan
+from loraplex.simulator.commands import estimate as command
+from loraplex.simulator.commands import sweep
+from loraplex.simulator.errors import SimulationError
+from loraplex.simulator.estimate import EstimateRequest, estimate
+from loraplex.traces.costs import CostProfile, CostTerms, MemoryCosts, PassCosts
+
+app = typer.Typer()
+app.command("estimate")(command)
+app.command()(sweep)
+
+JOBS = """
+base_model: llama-3.1-8b
+random_weights: true
+sequence_len: 2048
+microbatch_tokens: 4096
+pipeline: {stages: 2}
+defaults: {global_batch_size: 4}
+adapters:
+  - {name: one, datasets: [{path: lengths.csv, type: lengths}]}
+  - {name: two, r: 32, datasets: [{path: lengths.csv, type: lengths}]}
+"""
+PROFILE = CostProfile(
+    name="made-up",
+    origin="textbook",
+    source="a microsecond a token and layer",
+    num_layers=32,
+    forward=PassCosts(linears={"fused": CostTerms(per_token_ms=0.001)}),
+    backward=PassCosts(linears={"fused": CostTerms(per_token_ms=0.002)}),
+    memory=MemoryCosts(
+        layer_weight_bytes=2**20,
+        activation_bytes_per_token_layer=100.0,
+        selective_bytes_per_token_layer=50.0,
+        boundary_bytes_per_token=10.0,
+        capacity_bytes=60 * 2**20,
+    ),
+)
+
+
+@pytest.fixture
+def job_file(tmp_path: Path) -> Path:
+    (tmp_path / "lengths.csv").write_text("num_tokens\n" + "\n".join(["1024"] * 32), encoding="utf-8")
+    path = tmp_path / "jobs.yaml"
+    path.write_text(JOBS, encoding="utf-8")
+    return path
+
+
+def run(*words: str) -> Any:
+    done = CliRunner().invoke(app, ["estimate", *words, "--json"], catch_exceptions=False)
+    assert done.exit_code == 0
+    return json.loads(done.stdout)
+
+
+def test_memory_follows_from_shapes_where_nothing_was_measured(job_file: Path) -> None:
+    found = run(str(job_file))
+    assert (found["memory_from"], found["recompute"], found["fits"], found["capacity_bytes"]) == (
+        "shapes",
+        "none",
+        True,
+        None,
+    )
+    assert (found["num_stages"], found["num_tokens"], found["num_steps"]) == (2, 2 * 32 * 1024, 16)
+    assert found["makespan_ms"] is found["tokens_per_s"] is None
+    assert found["limit"].startswith("not known: give --device-memory")
+    first, last = found["stages"]
+    # Half of the weights in bf16, and one end, each.
+    assert first["weights_bytes"] + last["weights_bytes"] == 2 * 8_030_261_248
+    assert (first["num_in_flight"], last["num_in_flight"]) == (2, 1)
+    # Two adapters of which the second has twice the parameters; 22 bytes a parameter, half of the layers.
+    assert first["adapters_bytes"] == 22 * 41_943_040 * 3 / 2
+    parts = ("weights", "adapters", "activations", "logits", "passing", "overhead")
+    for stage in found["stages"]:
+        assert stage["peak_bytes"] == pytest.approx(sum(stage[f"{part}_bytes"] for part in parts), abs=3)
+
+
+def test_a_smaller_device_recomputes_more_and_one_too_small_says_what_to_change(job_file: Path) -> None:
+    assert [run(str(job_file), "--device-memory", size)["recompute"] for size in ("80", "24", "14")] == [
+        "none",
+        "selective",
+        "full",
+    ]
+    found = run(str(job_file), "--device-memory", "8")
+    assert (found["fits"], found["recompute"]) == (False, "full")
+    assert found["limit"].startswith("memory: stage 0 needs ")
+    assert [change["what"] for change in found["changes"]] == [
+        "microbatch_tokens: 2048",
+        "pipeline.stages: 4",
+        "load_in_4bit: true",
+    ]
+    assert [change["fits"] for change in found["changes"]] == [False, True, True]
+
+
+def test_a_profile_gives_times_and_the_memory_it_measured(job_file: Path, tmp_path: Path) -> None:
+    PROFILE.save(tmp_path / "profile.json")
+    found = run(str(job_file), "--profile", str(tmp_path / "profile.json"))
+    assert (found["memory_from"], found["capacity_bytes"]) == ("made-up", 60 * 2**20)
+    # 16 layers: of 2 x 4096 tokens in flight 12.5 MiB at none beside 16 MiB of weights; all fits.
+    assert found["recompute"] == "none"
+    assert found["peak_memory_bytes"] == 16 * 2**20 + 2 * 4096 * 16 * 100
+    # 64 samples of 1024 tokens in 16 microbatches; uniform 1F1B on two stages: 17 slots of 3 x 65.536 ms.
+    assert found["num_microbatches"] == 16
+    assert found["makespan_ms"] == pytest.approx(17 * 3 * 4096 * 16 * 0.001)
+    assert found["step_ms"] == pytest.approx(found["makespan_ms"] / 16)
+    assert found["tokens_per_s"] == pytest.approx(65536 / found["makespan_ms"] * 1e3)
+    assert found["limit"] == "stage 0, which computes 94% of the time"
+    assert set(found["completion_ms"]) == {"one", "two"}
+
+
+def test_recomputation_costs_time(job_file: Path, tmp_path: Path) -> None:
+    PROFILE.save(tmp_path / "profile.json")
+    times = {
+        mode: run(str(job_file), "--profile", str(tmp_path / "profile.json"), "--recompute", mode)["makespan_ms"]
+        for mode in ("none", "selective", "full")
+    }
+    # Elementwise kernels are not told apart here, and one forward more is a third of forward and backward.
+    assert times["selective"] == times["none"]
+    assert times["full"] == pytest.approx(times["none"] * 4 / 3)
+
+
+def test_people_read_tables(job_file: Path, tmp_path: Path) -> None:
+    PROFILE.save(tmp_path / "profile.json")
+    done = CliRunner().invoke(app, ["estimate", str(job_file), "--profile", str(tmp_path / "profile.json")])
+    assert done.exit_code == 0
+    for words in ("in MiB; recompute:", "time, by made-up (textbook)", "limit: stage 0", "memory by made-up"):
+        assert words in done.stdout
+    small = CliRunner().invoke(app, ["estimate", str(job_file), "--device-memory", "8"])
+    assert "pipeline.stages: 4 -> " in small.stdout
+    assert "fits" in small.stdout
+
+
+def test_what_does_not_belong_together_is_refused(job_file: Path, tmp_path: Path) -> None:
+    replace(PROFILE, num_layers=80).save(tmp_path / "other.json")
+    with pytest.raises(PlanError, match=r"'made-up' is of a model of 80 layers, the base model llama-3\.1-8b has 32"):
+        estimate(EstimateRequest(job_file=job_file, profile=str(tmp_path / "other.json")))
+    found = estimate(EstimateRequest(job_file=job_file))
+    save_plan(replace(found.plan, data_fingerprint="0" * 64), tmp_path / "plan.json")
+    with pytest.raises(PlanError, match=r"is the plan of other adapters or other data \(one, two\)"):
+        estimate(EstimateRequest(job_file=job_file, plan_file=tmp_path / "plan.json"))
+    with pytest.raises(SimulationError, match=r"--device-memory 0\.0 must be above 0 GiB"):
+        run(str(job_file), "--device-memory", "0")
+
+
+def test_a_plan_that_is_there_is_taken(job_file: Path, tmp_path: Path) -> None:
+    found = estimate(EstimateRequest(job_file=job_file))
+    save_plan(found.plan, tmp_path / "plan.json")
+    again = estimate(EstimateRequest(job_file=job_file, plan_file=tmp_path / "plan.json"))
+    assert again.plan == found.plan
+    assert again.need == found.need
