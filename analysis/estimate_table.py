@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -87,7 +86,7 @@ def _memory_table(need: Need, capacity_bytes: float | None) -> Table:
     # One unit for all, so that the columns stay narrow and compare.
     unit, unit_bytes = ("GiB", 2**30) if need.peak_bytes() >= 2**30 else ("MiB", 2**20)
     title = f"memory of each stage at its peak, in {unit}; recompute: {need.recompute}"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     shown = [(name, field) for name, field in _PARTS if any(getattr(stage, field) for stage in need.stages)]
     for name in ("stage", *(name for name, _ in shown), "peak", "device", "in flight"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -217,8 +217,9 @@ def estimate(
         typer.Option(metavar="GIB", help="Memory of each device.", show_default="the profile's, else this machine's"),
     ] = None,
     recompute: Annotated[
-        str, typer.Option(help="none, selective, full, or auto: the fastest that fits.", show_default=True)
-    ] = "auto",
+        str | None,
+        typer.Option(help="none, selective, full, or auto: the fastest that fits.", show_default="the job file's"),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in ms, memory in bytes).")] = False,
 ) -> None:
     """Tell what training a job file takes, before anything runs: memory by stage, time, and what to change."""
@@ -228,7 +229,7 @@ def estimate(
 
     from ..analysis.estimate_table import estimate_table, estimate_values
     from ..analysis.metrics import summarize
-    from ..traces.memory_costs import recompute_mode
+    from ..traces.memory_costs import recompute_choice
     from .errors import SimulationError
     from .estimate import EstimateRequest
     from .estimate import estimate as make_estimate
@@ -240,7 +241,7 @@ def estimate(
         plan_file=plan,
         profile=profile,
         device_bytes=_device_bytes(device_memory, profile),
-        recompute=None if recompute == "auto" else recompute_mode(recompute),
+        recompute=None if recompute is None else recompute_choice(recompute),
     )
     with _progress() as progress:
         found = make_estimate(request, progress=progress)

@@ -15,6 +15,7 @@ from ..planner.model_shapes import ModelShapes
 from ..planner.plan import Plan
 from ..planner.plan_file import load_plan
 from ..traces.costs import CostProfile, MemoryCosts, RecomputeMode
+from ..traces.memory_costs import RecomputeChoice, asked_recompute
 from ..traces.profiles import load_profile
 from .memory import tracks_memory
 from .simulate import Hardware, Simulation, simulate
@@ -34,8 +35,8 @@ class EstimateRequest:
     """A cost profile; without one, memory comes from the model's shapes and times are not known."""
     device_bytes: float | None = None
     """Memory of each device; the profile's where absent."""
-    recompute: RecomputeMode | None = None
-    """None: the fastest that fits."""
+    recompute: RecomputeChoice | None = None
+    """The job file's where absent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,9 +78,10 @@ def estimate(request: EstimateRequest, *, progress: Progress | None = None) -> E
     profile = _profile(request, loaded)
     shapes = ModelShapes.of(loaded.settings.base_model, dtype_bytes=_GPU_DTYPE_BYTES)
     plan = _plan(request, loaded, progress)
+    asked = request.recompute or loaded.settings.recompute
     measured = profile is not None and tracks_memory(profile.memory)
     memory = _memory(profile if measured else None, shapes, plan, request)
-    need = cheapest_that_fits(plan, memory=memory, num_layers=shapes.num_layers, asked=request.recompute)
+    need = cheapest_that_fits(plan, memory=memory, num_layers=shapes.num_layers, asked=asked_recompute(asked))
     known = memory.capacity_bytes < float("inf")
     found: tuple[Change, ...] = ()
     if need.peak_bytes() > memory.capacity_bytes:

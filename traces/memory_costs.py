@@ -1,7 +1,7 @@
 """MemoryCosts: what a stage keeps in device memory, and what it keeps under each way of recomputing activations."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from .errors import TraceError
 
@@ -11,8 +11,24 @@ RecomputeMode = Literal["none", "selective", "full"]
 none: nothing. selective: outputs of the norms and the product inside SwiGLU, a few cheap passes. full: the whole layer,
 from its input.
 """
+RecomputeChoice = Literal["none", "selective", "full", "auto"]
+"""What a user asks for; auto: the fastest that fits into the device's memory."""
+AUTO: Final = "auto"
 RECOMPUTE_MODES: tuple[RecomputeMode, ...] = ("none", "selective", "full")
 """From the fastest to the one that keeps least."""
+
+
+def recompute_choice(text: str) -> RecomputeChoice:
+    """What a user asks for. Raises TraceError for an unknown way."""
+    for choice in (*RECOMPUTE_MODES, AUTO):
+        if choice == text:
+            return choice
+    raise TraceError(f"recompute='{text}' is unknown; choose one of {', '.join((*RECOMPUTE_MODES, AUTO))}")
+
+
+def asked_recompute(choice: RecomputeChoice) -> RecomputeMode | None:
+    """The way that a choice names; None for auto, which leaves it to what fits."""
+    return None if choice == "auto" else choice
 
 
 def recompute_mode(text: str) -> RecomputeMode:

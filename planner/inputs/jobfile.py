@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from ...traces.memory_costs import RecomputeChoice
 from ..jobs import OnNonfinite, Scheduler
 
 TextFormat = Literal["auto", "prompt_completion", "messages", "alpaca", "text"]
@@ -171,6 +172,9 @@ class JobFile(_Entry):
     pipeline: PipelineEntry = Field(default=PipelineEntry(), description="How the model is spread over processes.")
     microbatch_tokens: Annotated[int, Field(ge=2)] | None = Field(
         default=None, description="Tokens that go through the pipeline together; sequence_len when absent."
+    )
+    recompute: RecomputeChoice = Field(
+        default="auto", description="What the backward computes again to save memory; `auto`: as little as fits."
     )
     output_dir: str = Field(
         default="output", min_length=1, description="Folder for everything that is made, relative to the job file."

@@ -245,6 +245,7 @@ def _settings(read: ReadJobFile, model: BaseModel) -> JobSettings:
         num_replicas=fields.pipeline.replicas,
         schedule=fields.pipeline.schedule,
         microbatch_tokens=fields.microbatch_tokens or fields.sequence_len,
+        recompute=fields.recompute,
         output_dir=read.text.path.parent / Path(fields.output_dir).expanduser(),
         seed=fields.seed,
         on_nonfinite=fields.on_nonfinite,

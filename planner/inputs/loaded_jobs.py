@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ...traces.memory_costs import RecomputeChoice
 from ..jobs import Job, OnNonfinite, Sample
 from .base_model import BaseModel
 from .tokens import TokenTable
@@ -28,6 +29,7 @@ class JobSettings:
     num_replicas: int
     schedule: str
     microbatch_tokens: int
+    recompute: RecomputeChoice
     output_dir: Path
     seed: int
     on_nonfinite: OnNonfinite

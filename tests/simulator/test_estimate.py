@@ -16,6 +16,7 @@ from loraplex.simulator.commands import sweep
 from loraplex.simulator.errors import SimulationError
 from loraplex.simulator.estimate import EstimateRequest, estimate
 from loraplex.traces.costs import CostProfile, CostTerms, MemoryCosts, PassCosts
+from loraplex.traces.errors import TraceError
 
 app = typer.Typer()
 app.command("estimate")(command)
@@ -127,6 +128,9 @@ def test_recomputation_costs_time(job_file: Path, tmp_path: Path) -> None:
     # Elementwise kernels are not told apart here, and one forward more is a third of forward and backward.
     assert times["selective"] == times["none"]
     assert times["full"] == pytest.approx(times["none"] * 4 / 3)
+    path = tmp_path / "jobs.yaml"
+    path.write_text(JOBS + "recompute: full\n", encoding="utf-8")
+    assert run(str(path), "--profile", str(tmp_path / "profile.json"))["makespan_ms"] == times["full"]
 
 
 def test_people_read_tables(job_file: Path, tmp_path: Path) -> None:
@@ -148,6 +152,8 @@ def test_what_does_not_belong_together_is_refused(job_file: Path, tmp_path: Path
     save_plan(replace(found.plan, data_fingerprint="0" * 64), tmp_path / "plan.json")
     with pytest.raises(PlanError, match=r"is the plan of other adapters or other data \(one, two\)"):
         estimate(EstimateRequest(job_file=job_file, plan_file=tmp_path / "plan.json"))
+    with pytest.raises(TraceError, match="recompute='some' is unknown; choose one of none, selective, full, auto"):
+        run(str(job_file), "--recompute", "some")
     with pytest.raises(SimulationError, match=r"--device-memory 0\.0 must be above 0 GiB"):
         run(str(job_file), "--device-memory", "0")
 

@@ -138,6 +138,7 @@ def test_settings_are_complete_and_paths_lie_beside_the_job_file(tmp_path: Path)
         num_replicas=1,
         schedule="1f1b",
         microbatch_tokens=32,
+        recompute="auto",
         output_dir=tmp_path / "out",
         seed=3,
         on_nonfinite="quarantine",
