@@ -1,6 +1,6 @@
 """Does a run fit into its devices? What it needs, which recomputation it takes, and what to change if it does not."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..traces.costs import MemoryCosts, RecomputeMode, split_layers
@@ -91,10 +91,11 @@ def changes(
     memory: MemoryCosts,
     num_layers: int,
     four_bit: MemoryCosts | None = None,
-) -> Iterator[Change]:
+) -> tuple[Change, ...]:
     """What would lower the need, each by itself and with its number, in the order of what it costs the user.
 
-    `four_bit`: the memory with the base model in 4 bits, where it could be.
+    Where none is enough, all of them together come last. `four_bit`: the memory with the base model in 4 bits, where it
+    could be.
     """
 
     def change(what: str, other: Plan, *, mode: RecomputeMode = need.recompute, costs: MemoryCosts = memory) -> Change:
@@ -102,17 +103,20 @@ def changes(
         return Change(what=what, peak_bytes=peak, fits=peak <= memory.capacity_bytes)
 
     modes = _known_modes(memory)
-    for mode in modes[modes.index(need.recompute) + 1 :] if need.recompute in modes else ():
-        yield change(f"recompute: {mode}", plan, mode=mode)
-    longest = max(sample.num_tokens for batch in plan.microbatches for sample in batch.samples)
-    smaller = max(-(-longest // plan.pad_multiple) * plan.pad_multiple, plan.microbatch_tokens // 2)
+    further = modes[modes.index(need.recompute) + 1 :] if need.recompute in modes else ()
+    found = [change(f"recompute: {mode}", plan, mode=mode) for mode in further]
+    smaller, more = _smaller_microbatches(plan), min(2 * plan.num_stages, num_layers)
     if smaller < plan.microbatch_tokens:
-        yield change(f"microbatch_tokens: {smaller}", _planned(plan, microbatch_tokens=smaller))
-    more = min(2 * plan.num_stages, num_layers)
+        found.append(change(f"microbatch_tokens: {smaller}", _planned(plan, microbatch_tokens=smaller)))
     if more > plan.num_stages:
-        yield change(f"pipeline.stages: {more}", _planned(plan, num_stages=more))
+        found.append(change(f"pipeline.stages: {more}", _planned(plan, num_stages=more)))
     if four_bit is not None:
-        yield change("load_in_4bit: true", plan, costs=four_bit)
+        found.append(change("load_in_4bit: true", plan, costs=four_bit))
+    if len(found) > 1 and not any(one.fits for one in found):
+        every = " and ".join(one.what for one in found[max(0, len(further) - 1) :])
+        other = _planned(plan, microbatch_tokens=smaller, num_stages=max(more, plan.num_stages))
+        found.append(change(every, other, mode=(need.recompute, *further)[-1], costs=four_bit or memory))
+    return tuple(found)
 
 
 def check_fits(plan: Plan, need: Need, found: Sequence[Change], *, capacity_bytes: float) -> None:
@@ -122,7 +126,7 @@ def check_fits(plan: Plan, need: Need, found: Sequence[Change], *, capacity_byte
         return
     mends = [change for change in found if change.fits] or list(found)
     listed = "; ".join(f"{change.what} would need {gib(change.peak_bytes)}" for change in mends)
-    helps = "one of these fits" if mends and mends[0].fits else "none of these is enough by itself, join several"
+    helps = "one of these fits" if mends and mends[0].fits else "none of these is enough"
     raise PlanError(
         f"stage {worst.stage} of {plan.num_stages} would need {gib(worst.peak_bytes())} with "
         f"recompute={need.recompute} ({memory_text(worst)}), but its device has {gib(capacity_bytes)}; "
@@ -146,6 +150,13 @@ def memory_text(stage: StageMemory) -> str:
 def gib(num_bytes: float) -> str:
     """Bytes in GiB, as people read device memory; small ones in MiB."""
     return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB / 10 else f"{num_bytes / 2**20:.1f} MiB"
+
+
+def _smaller_microbatches(plan: Plan) -> int:
+    # Half as much, but the longest sample must find room.
+    longest = max(sample.num_tokens for batch in plan.microbatches for sample in batch.samples)
+    padded = -(-longest // plan.pad_multiple) * plan.pad_multiple
+    return min(plan.microbatch_tokens, max(padded, plan.microbatch_tokens // 2))
 
 
 def _known_modes(memory: MemoryCosts) -> tuple[RecomputeMode, ...]:

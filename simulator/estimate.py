@@ -86,7 +86,7 @@ def estimate(request: EstimateRequest, *, progress: Progress | None = None) -> E
     found: tuple[Change, ...] = ()
     if need.peak_bytes() > memory.capacity_bytes:
         four_bit = _in_4bit(memory, shapes)
-        found = tuple(changes(plan, need, memory=memory, num_layers=shapes.num_layers, four_bit=four_bit))
+        found = changes(plan, need, memory=memory, num_layers=shapes.num_layers, four_bit=four_bit)
     return Estimate(
         plan=plan,
         memory_from=profile.name if measured and profile is not None else "shapes",

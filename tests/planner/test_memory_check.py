@@ -1,5 +1,7 @@
 """Whether a run fits, what it recomputes for that, and what is proposed where it does not."""
 
+from dataclasses import replace
+
 import pytest
 
 from loraplex.planner.errors import PlanError
@@ -8,6 +10,7 @@ from loraplex.planner.make_plan import make_plan
 from loraplex.planner.memory_check import changes, cheapest_that_fits, check_fits, gib, needed
 from loraplex.planner.plan import Plan
 from loraplex.traces.costs import MemoryCosts
+from loraplex.traces.memory_costs import recompute_mode
 
 MEMORY = MemoryCosts(
     layer_weight_bytes=1000.0,
@@ -28,14 +31,10 @@ def plan_of(*, num_stages: int = 2) -> Plan:
 
 
 def with_capacity(capacity_bytes: float) -> MemoryCosts:
-    from dataclasses import replace
-
     return replace(MEMORY, capacity_bytes=capacity_bytes)
 
 
 def peak(plan: Plan, mode: str) -> float:
-    from loraplex.traces.memory_costs import recompute_mode
-
     return needed(plan, memory=MEMORY, num_layers=8, recompute=recompute_mode(mode)).peak_bytes()
 
 
@@ -64,7 +63,7 @@ def test_changes_carry_the_numbers_they_would_give() -> None:
     memory = with_capacity(peak(plan, "none") - 1)
     need = cheapest_that_fits(plan, memory=memory, num_layers=8, asked="none")
     four_bit = MemoryCosts(activation_bytes_per_token_layer=8.0, layer_weight_bytes=300.0)
-    found = list(changes(plan, need, memory=memory, num_layers=8, four_bit=four_bit))
+    found = changes(plan, need, memory=memory, num_layers=8, four_bit=four_bit)
     assert [change.what for change in found] == [
         "recompute: selective",
         "recompute: full",
@@ -83,11 +82,20 @@ def test_changes_carry_the_numbers_they_would_give() -> None:
     assert all(change.fits for change in found)
 
 
+def test_where_no_change_is_enough_all_of_them_together_come_last() -> None:
+    plan = plan_of()
+    need = cheapest_that_fits(plan, memory=with_capacity(1.0), num_layers=8, asked="selective")
+    found = changes(plan, need, memory=with_capacity(1.0), num_layers=8)
+    assert [change.what for change in found][-1] == "recompute: full and microbatch_tokens: 32 and pipeline.stages: 4"
+    # Two layers with four adapters; four microbatches of 32 tokens keep an input a layer, one is computed again.
+    assert found[-1].peak_bytes == 2 * (1000 + 4 * 10) + 4 * 32 * 2 * 1 + 32 * 7
+
+
 def test_a_misfit_is_told_with_its_parts_and_what_would_help() -> None:
     plan = plan_of()
     memory = with_capacity(peak(plan, "selective"))
     need = cheapest_that_fits(plan, memory=memory, num_layers=8, asked="none")
-    found = list(changes(plan, need, memory=memory, num_layers=8))
+    found = changes(plan, need, memory=memory, num_layers=8)
     with pytest.raises(PlanError) as raised:
         check_fits(plan, need, found, capacity_bytes=memory.capacity_bytes)
     text = str(raised.value)
@@ -100,8 +108,8 @@ def test_a_misfit_is_told_with_its_parts_and_what_would_help() -> None:
 def test_where_nothing_is_enough_it_says_so() -> None:
     plan = plan_of()
     need = cheapest_that_fits(plan, memory=with_capacity(10.0), num_layers=8)
-    found = list(changes(plan, need, memory=with_capacity(10.0), num_layers=8))
-    with pytest.raises(PlanError, match="none of these is enough by itself, join several: microbatch_tokens: 32 would"):
+    found = changes(plan, need, memory=with_capacity(10.0), num_layers=8)
+    with pytest.raises(PlanError, match="none of these is enough: microbatch_tokens: 32 would"):
         check_fits(plan, need, found, capacity_bytes=10.0)
     with pytest.raises(PlanError, match="take a device with more memory"):
         check_fits(plan, need, [], capacity_bytes=10.0)

@@ -137,7 +137,7 @@ def test_people_read_tables(job_file: Path, tmp_path: Path) -> None:
     PROFILE.save(tmp_path / "profile.json")
     done = CliRunner().invoke(app, ["estimate", str(job_file), "--profile", str(tmp_path / "profile.json")])
     assert done.exit_code == 0
-    for words in ("in MiB; recompute:", "time, by made-up (textbook)", "limit: stage 0", "memory by made-up"):
+    for words in ("in MiB;", "time, by made-up (textbook)", "limit: stage 0", "memory by made-up"):
         assert words in done.stdout
     small = CliRunner().invoke(app, ["estimate", str(job_file), "--device-memory", "8"])
     assert "pipeline.stages: 4 -> " in small.stdout
