@@ -1,7 +1,7 @@
 """MemoryCosts: what a stage keeps in device memory, and what it keeps under each way of recomputing activations."""
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from .errors import TraceError
 
@@ -13,17 +13,17 @@ from its input.
 """
 RecomputeChoice = Literal["none", "selective", "full", "auto"]
 """What a user asks for; auto: the fastest that fits into the device's memory."""
-AUTO: Final = "auto"
 RECOMPUTE_MODES: tuple[RecomputeMode, ...] = ("none", "selective", "full")
 """From the fastest to the one that keeps least."""
 
 
 def recompute_choice(text: str) -> RecomputeChoice:
     """What a user asks for. Raises TraceError for an unknown way."""
-    for choice in (*RECOMPUTE_MODES, AUTO):
+    choices: tuple[RecomputeChoice, ...] = (*RECOMPUTE_MODES, "auto")
+    for choice in choices:
         if choice == text:
             return choice
-    raise TraceError(f"recompute='{text}' is unknown; choose one of {', '.join((*RECOMPUTE_MODES, AUTO))}")
+    raise TraceError(f"recompute='{text}' is unknown; choose one of {', '.join(choices)}")
 
 
 def asked_recompute(choice: RecomputeChoice) -> RecomputeMode | None:

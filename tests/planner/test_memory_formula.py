@@ -55,12 +55,9 @@ def test_a_measured_profile_is_scaled_to_the_jobs_adapters() -> None:
     )
     found = memory_for_jobs(measured, SHAPES, [job()])
     parameters = 41_943_040 / 32
-    assert found == replace(
-        measured,
-        adapter_bytes_per_layer=pytest.approx(20 * parameters),
-        adapter_gradient_bytes_per_layer=pytest.approx(4 * parameters),
-        adapter_parameters_per_layer=parameters,
-    )
+    assert found.adapter_parameters_per_layer == parameters
+    assert found.adapter_bytes_per_layer == pytest.approx(20 * parameters)
+    assert found.adapter_gradient_bytes_per_layer == pytest.approx(4 * parameters)
     # A profile that does not say what it was measured with is taken as it is.
     unknown = replace(measured, adapter_parameters_per_layer=0.0)
     assert memory_for_jobs(unknown, SHAPES, [job()]) == unknown
