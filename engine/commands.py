@@ -147,6 +147,7 @@ def parity(
     from .base_folder import base_model_folder
     from .parity import check_parity
     from .show import LoadBars, parity_table
+    from .weight_source import WeightSource
 
     dtypes = {"float32": torch.float32, "float64": torch.float64}
     if dtype not in dtypes:
@@ -154,7 +155,8 @@ def parity(
     with LoadBars() as bars, tempfile.TemporaryDirectory(prefix="loraplex-parity-") as folder:
         loaded = load_jobs(job_file, progress=bars.advance)
         base = base_model_folder(loaded.settings.base_model, output_dir=Path(folder))
-        rows = check_parity(loaded, base, num_steps=steps, dtype=dtypes[dtype], progress=bars.advance)
+        weights = WeightSource.of(loaded.settings.base_model)
+        rows = check_parity(loaded, base, num_steps=steps, source=weights, dtype=dtypes[dtype], progress=bars.advance)
     equal = all(row.is_equal() for row in rows)
     if json:
         print(json_module.dumps({"equal": equal, "dtype": dtype, "rows": [asdict(row) for row in rows]}))

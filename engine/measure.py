@@ -20,6 +20,7 @@ from .itinerary import Leg, itinerary
 from .loopback import LoopbackTransport
 from .message import Message, Wire
 from .model import Layout
+from .nf4_linear import held_bytes
 from .profile_plan import RandomTokens, measuring_plan, measuring_program
 from .recorder import Recorder, now_ns
 from .stage import Stage, make_stage_of
@@ -95,7 +96,7 @@ def _points(stage: Stage, taken: Mapping[ActionKind, Sequence[Float]], plan: Pla
         forward_ms=_usual(taken[ActionKind.FORWARD]),
         backward_ms=_usual(taken[ActionKind.BACKWARD]),
         step_ms=float(_usual(taken[ActionKind.STEP]).mean()),
-        weight_bytes=sum(weight.nbytes for weight in stage.model.parameters()),
+        weight_bytes=held_bytes(stage.model),
         adapter_bytes=float(np.mean(adapters)),
         kept_bytes=kept_bytes,
     )
@@ -107,7 +108,11 @@ def _usual(rounds: Sequence[Float]) -> Float:
 
 def _kept_bytes(stage: Stage, plan: Plan) -> Float:
     # One round, counting each storage that autograd saves once, however many views of it are saved.
-    weights = [*stage.model.parameters(), *(w for adapter in stage.adapters for w in adapter.parameters.values())]
+    weights = [
+        *stage.model.parameters(),
+        *stage.model.buffers(),
+        *(w for adapter in stage.adapters for w in adapter.parameters.values()),
+    ]
     own = {weight.untyped_storage().data_ptr() for weight in weights}
     saved: dict[int, int] = {}
     found = []

@@ -15,7 +15,7 @@ from ..traces.costs import split_layers
 from .attention import register_attention
 from .random_weights import DEFAULT_STD, random_weights
 from .weight_source import FROM_FOLDER, WeightSource
-from .weights import load_weights
+from .weights import check_quantization, load_weights
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 """Model types whose decoder layers, rotary embedding, norm and head are put together as StageModel does."""
@@ -106,15 +106,14 @@ class StageModel(nn.Module):
 
 
 def read_config(folder: str | os.PathLike[str]) -> PretrainedConfig:
-    """config.json of a model folder. Raises JobError for a family we do not run and for quantized weights."""
+    """config.json of a model folder. Raises JobError for a family or a quantization that we do not run."""
     path = Path(folder)
     if not (path / "config.json").is_file():
         raise JobError(f"base_model '{path}' has no config.json; give the folder of a Hugging Face model")
     config: PretrainedConfig = AutoConfig.from_pretrained(path)
     if config.model_type not in FAMILIES:
         raise JobError(f"base_model '{path}' is of type '{config.model_type}'; the engine runs {', '.join(FAMILIES)}")
-    if getattr(config, "quantization_config", None):
-        raise JobError(f"base_model '{path}' holds quantized weights; give the unquantized model")
+    check_quantization(path, getattr(config, "quantization_config", None))
     return config
 
 
@@ -141,10 +140,20 @@ def build_stage(
     module = StageModel(_without_weights(config), config, layout)
     tied = bool(config.tie_word_embeddings)
     if weights.random_seed is None:
-        load_weights(module, Path(folder), dtype=chosen, device=device, tied_head=tied, report=weights.report)
+        load_weights(
+            module, Path(folder), dtype=chosen, device=device, tied_head=tied, nf4=weights.nf4, report=weights.report
+        )
     else:
         std = getattr(config, "initializer_range", None) or DEFAULT_STD
-        random_weights(module, seed=weights.random_seed, dtype=chosen, device=device, std=std, tied_head=tied)
+        random_weights(
+            module,
+            seed=weights.random_seed,
+            dtype=chosen,
+            device=device,
+            std=std,
+            tied_head=tied,
+            nf4=weights.nf4,
+        )
     _rebuild_rotary(module, config, device)
     left = [name for name, tensor in _tensors(module) if tensor.is_meta]
     if left:

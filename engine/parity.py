@@ -14,11 +14,12 @@ from ..planner.jobs import Job, Sample
 from ..planner.make_plan import make_plan
 from .batch import Encoded, TokenSource
 from .metrics import StepRecord
-from .model import whole_linears
+from .model import read_config, whole_linears
 from .solo import train_alone
 from .stage import make_stage
 from .targets import short_targets
 from .threads import run_in_threads
+from .weight_source import FROM_FOLDER, WeightSource
 
 LIMITS = {torch.float32: 1e-4, torch.float64: 1e-9}
 """Largest difference of any weight that counts as equal, by dtype: rounding, amplified by AdamW at tiny gradients."""
@@ -57,49 +58,67 @@ def check_parity(
     folder: Path,
     *,
     num_steps: int,
+    source: WeightSource = FROM_FOLDER,
     dtype: torch.dtype = torch.float32,
     progress: Callable[[str, float], None] | None = None,
 ) -> tuple[ParityRow, ...]:
     """Train the first `num_steps` steps of every adapter both ways, in this process, with the job's stages as threads.
 
     Against peft with dropout off on both sides (its masks cannot be had elsewhere); where an adapter has dropout, also
-    alone in our engine with dropout on. `folder` holds the base model. Raises JobError where its weights are random.
+    alone in our engine with dropout on. `folder` holds the base model; where it is held in 4 bits, peft trains on what
+    those stand for. Raises JobError where its weights are random, or in 4 bits on disk.
     """
-    if loaded.settings.base_model.random_weights:
-        raise JobError("random_weights: both sides must read the same weights; give a base_model that has some")
+    _check_weights(folder, source)
     jobs = tuple(replace(job, global_batches=job.global_batches[:num_steps]) for job in loaded.jobs)
     dry = tuple(replace(job, lora=replace(job.lora, lora_dropout=0.0)) for job in jobs)
     wet = [index for index, job in enumerate(jobs) if job.lora.lora_dropout > 0]
     linears = whole_linears(folder)
     say = _counted(progress, total=1 + len(jobs) + (1 + len(wet) if wet else 0))
     say("all together, without dropout")
-    together = _train(loaded, folder, dry, loaded, dtype=dtype)
+    together = _train(loaded, folder, dry, loaded, source=source, dtype=dtype)
     rows = []
     for index, job in enumerate(dry):
         say(f"{job.name} alone in peft")
         targets = short_targets(linears, job.lora.target_modules)
-        solo = train_alone(folder, job, loaded, together[index].start, target_modules=targets, dtype=dtype)
+        solo = train_alone(
+            folder, job, loaded, together[index].start, target_modules=targets, nf4=source.nf4, dtype=dtype
+        )
         alone = _Run(together[index].start, solo.weights, tuple(solo.losses))
         rows.append(_row(job, "peft", together[index], alone, dtype=dtype))
     if wet:
         say("all together, with dropout")
-        together = _train(loaded, folder, jobs, loaded, dtype=dtype)
+        together = _train(loaded, folder, jobs, loaded, source=source, dtype=dtype)
         for index in wet:
             say(f"{jobs[index].name} alone in our engine")
-            (alone,) = _train(loaded, folder, (_alone(jobs[index]),), _Renumbered(loaded, index), dtype=dtype)
+            (alone,) = _train(
+                loaded, folder, (_alone(jobs[index]),), _Renumbered(loaded, index), source=source, dtype=dtype
+            )
             rows.append(_row(jobs[index], "engine", together[index], alone, dtype=dtype))
     return tuple(rows)
 
 
+def _check_weights(folder: Path, source: WeightSource) -> None:
+    if source.random_seed is not None:
+        raise JobError("random_weights: both sides must read the same weights; give a base_model that has some")
+    if getattr(read_config(folder), "quantization_config", None):
+        raise JobError(f"base_model '{folder}' is stored in 4 bits; give the unquantized model, with load_in_4bit")
+
+
 def _train(
-    loaded: LoadedJobs, folder: Path, jobs: Sequence[Job], tokens: TokenSource, *, dtype: torch.dtype
+    loaded: LoadedJobs,
+    folder: Path,
+    jobs: Sequence[Job],
+    tokens: TokenSource,
+    *,
+    source: WeightSource,
+    dtype: torch.dtype,
 ) -> list[_Run]:
     settings = loaded.settings
     plan = make_plan(
         jobs, num_stages=settings.num_stages, microbatch_tokens=settings.microbatch_tokens, strategy="greedy"
     )
     stages = [
-        make_stage(folder, jobs, stage=stage, num_stages=plan.num_stages, dtype=dtype)
+        make_stage(folder, jobs, stage=stage, num_stages=plan.num_stages, weights=source, dtype=dtype)
         for stage in range(plan.num_stages)
     ]
 

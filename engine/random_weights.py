@@ -5,26 +5,38 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from .weights import EMBEDDING, HEAD, replace_weight
+from .place_weight import Nf4Settings, place_weight
+from .weights import EMBEDDING, HEAD
 
 DEFAULT_STD = 0.02
 """What transformers draws with where config.json says nothing."""
 
 
 def random_weights(
-    module: nn.Module, *, seed: int, dtype: torch.dtype, device: torch.device | str, std: float, tied_head: bool
+    module: nn.Module,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    std: float,
+    tied_head: bool,
+    nf4: Nf4Settings | None = None,
 ) -> None:
     """Replace the module's parameters by frozen random ones, made on the device: norms 1, all others normal.
 
     Each is drawn from the seed and its name in the whole model alone, so that the cut into stages changes nothing; a
-    tied head gets the embedding's. Devices of different kinds draw different numbers.
+    tied head gets the embedding's. With `nf4`, linears of decoder layers are rounded to 4 bits one by one. Devices of
+    different kinds draw different numbers.
     """
     made: dict[str, Tensor] = {}
     for name, parameter in list(module.named_parameters(remove_duplicate=False)):
-        key = EMBEDDING if name == HEAD and tied_head else name
-        if key not in made:
-            made[key] = _drawn(key, parameter, seed=seed, dtype=dtype, device=device, std=std)
-        replace_weight(module, name, made[key])
+        if name in (EMBEDDING, HEAD) and tied_head:
+            if EMBEDDING not in made:
+                made[EMBEDDING] = _drawn(EMBEDDING, parameter, seed=seed, dtype=dtype, device=device, std=std)
+            tensor = made[EMBEDDING]
+        else:
+            tensor = _drawn(name, parameter, seed=seed, dtype=dtype, device=device, std=std)
+        place_weight(module, name, tensor, dtype=dtype, nf4=nf4)
 
 
 def _drawn(name: str, like: Tensor, *, seed: int, dtype: torch.dtype, device: torch.device | str, std: float) -> Tensor:

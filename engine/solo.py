@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from ..kernels.nf4_stored import quantize_in_pieces
 from ..planner.jobs import Job
 from .batch import IGNORED, TokenSource
+from .place_weight import Nf4Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,10 +37,14 @@ def train_alone(
     start: Mapping[str, Tensor],
     *,
     target_modules: Sequence[str],
+    nf4: Nf4Settings | None = None,
     dtype: torch.dtype,
 ) -> SoloRun:
-    """Train a job without dropout from the given weights with stock libraries only."""
-    model = _peft_model(folder, job, target_modules=target_modules, dtype=dtype)
+    """Train a job without dropout from the given weights with stock libraries only.
+
+    With `nf4`, on a base whose layers hold what their weights rounded to 4 bits stand for.
+    """
+    model = _peft_model(folder, job, target_modules=target_modules, nf4=nf4, dtype=dtype)
     parameters = {
         name.removeprefix("base_model.model.").replace(".default.", "."): parameter
         for name, parameter in model.named_parameters()
@@ -74,13 +80,19 @@ def train_alone(
     return SoloRun(weights={name: parameter.detach() for name, parameter in parameters.items()}, losses=losses)
 
 
-def _peft_model(folder: Path, job: Job, *, target_modules: Sequence[str], dtype: torch.dtype) -> Any:
+def _peft_model(
+    folder: Path, job: Job, *, target_modules: Sequence[str], nf4: Nf4Settings | None, dtype: torch.dtype
+) -> Any:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    for name, module in base.named_modules():
+        if nf4 is not None and isinstance(module, torch.nn.Linear) and name.startswith("model.layers."):
+            rounded = quantize_in_pieces(module.weight.detach(), dtype=dtype, double_quant=nf4.double_quant)
+            module.weight.data = rounded.dequantize()
     config = LoraConfig(
         r=job.lora.r,
         lora_alpha=job.lora.lora_alpha,  # type: ignore[arg-type]  # a float works, and r need not divide it

@@ -73,6 +73,10 @@ class BaseModel:
     """Named by a hub id; its folder lies in the hub's cache and may hold no weights yet."""
     random_weights: bool = False
     """Drawn from a seed where the model runs, in place of the weights of its folder."""
+    load_in_4bit: bool = False
+    """Linears of decoder layers are held as NF4."""
+    double_quant: bool = False
+    """The maxima of NF4's blocks are rounded too."""
     config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """Its whole config.json."""
 

@@ -160,6 +160,13 @@ class JobFile(_Entry):
     num_layers: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="With random_weights, so many decoder layers instead of the model's own number."
     )
+    load_in_4bit: bool = Field(
+        default=False, description="Hold the frozen linears of the decoder layers in 4 bits (QLoRA)."
+    )
+    bnb_4bit_quant_type: Literal["nf4"] = Field(default="nf4", description="How load_in_4bit rounds weights.")
+    bnb_4bit_use_double_quant: bool = Field(
+        default=False, description="With load_in_4bit, round the maxima of its blocks of 64 weights as well."
+    )
     sequence_len: Annotated[int, Field(ge=2)] = Field(default=2048, description="Most tokens of one sample.")
     long_samples: LongSamples = Field(default="error", description="What happens to samples above sequence_len.")
     chat_template: str | None = Field(

@@ -1,5 +1,6 @@
 """load_jobs: from a job file to Jobs, their tokens and masks, and the fingerprint that ties a plan to them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from ..build_program import schedule_names
@@ -70,7 +71,7 @@ def _refuse_lengths(read: ReadJobFile) -> None:
 
 def _base_model(read: ReadJobFile) -> BaseModel:
     try:
-        return find_base_model(
+        found = find_base_model(
             read.fields.base_model,
             relative_to=read.text.path.parent,
             random_weights=read.fields.random_weights,
@@ -78,6 +79,7 @@ def _base_model(read: ReadJobFile) -> BaseModel:
         )
     except JobError as error:
         raise JobError(f"{read.place('base_model')}: {error}") from error
+    return replace(found, load_in_4bit=read.fields.load_in_4bit, double_quant=read.fields.bnb_4bit_use_double_quant)
 
 
 def _check_limits(read: ReadJobFile, model: BaseModel) -> None:

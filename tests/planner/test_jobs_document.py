@@ -22,6 +22,8 @@ def kind(schema: dict[str, Any]) -> str:
         return " or ".join(kind(part) for part in schema["anyOf"])
     if "$ref" in schema:
         return NAMES.get(schema["$ref"].rpartition("/")[2], "fields, see below")
+    if "const" in schema:
+        return f"`{schema['const']}`"
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if schema["type"] == "array":
