@@ -65,7 +65,7 @@ def rewritten(folder: Path, change: Callable[[str, Tensor], dict[str, Tensor]], 
     made: dict[str, Tensor] = {}
     for name, tensor in weights_in(folder).items():
         made |= change(name, tensor) if is_linear(name) else {name: tensor}
-    write_shards(made, target, shard_bytes=5_000)
+    write_shards(made, target, shard_bytes=2_100)
     return target
 
 
@@ -91,7 +91,7 @@ def whole(folder: Path, **options: Any) -> StageModel:
     return build_stage(folder, Layout.of(num_layers=3, stage=0, num_stages=1), **options)
 
 
-def linears(module: nn.Module) -> dict[str, nn.Module]:
+def linears(module: nn.Module) -> dict[str, Any]:
     return {f"{name}.weight": part for name, part in module.named_modules() if is_linear(f"{name}.weight")}
 
 
