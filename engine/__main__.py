@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..planner.inputs.override import Override
 from ..traces.errors import InputError
-from .errors import PEER_LOST, STOPPED, EngineError, PeerLostError
+from .errors import PEER_LOST, STOPPED, EngineError, PeerLostError, out_of_memory
 from .prepare import RunSettings
 from .show import StepBars
 
@@ -31,6 +31,11 @@ def main() -> None:
         _end(str(error), code=PEER_LOST)
     except EngineError as error:
         _end(str(error), code=1)
+    except RuntimeError as error:
+        told = out_of_memory(error)
+        if told is None:
+            raise
+        _end(f"worker {worker}: {told}", code=1)
     except KeyboardInterrupt as error:
         _end(f"worker {worker} stopped ({error})", code=STOPPED)
 

@@ -14,13 +14,13 @@ def clock_offset_ns(transport: Transport, *, num_workers: int) -> int:
     Of 16 round trips the fastest counts: worker 0's reading is taken to lie in the middle of it. An offset within half
     a round trip is no offset: processes of one machine share the clock. (Cristian, Distributed Computing 3, 1989.)
     """
-    offset = 0
+    offset, host = 0, transport.host
     for peer in range(1, num_workers):
-        if transport.worker == 0:
-            _answer(transport, peer)
-        elif transport.worker == peer:
-            offset = _ask(transport)
-        transport.barrier()
+        if host.worker == 0:
+            _answer(host, peer)
+        elif host.worker == peer:
+            offset = _ask(host)
+        host.barrier()
     return offset
 
 

@@ -14,3 +14,14 @@ class PeerLostError(EngineError):
 
 class InterruptedRunError(EngineError):
     """The user, or whoever runs us, asked to stop."""
+
+
+def out_of_memory(error: RuntimeError) -> EngineError | None:
+    """What to tell of a device that is full, and how to mend it; None for another error."""
+    # By name, so that importing this needs no torch.
+    if type(error).__name__ != "OutOfMemoryError":
+        return None
+    what = str(error).partition(" Of the allocated memory")[0]
+    return EngineError(
+        f"out of memory ({what}); lower microbatch_tokens, set recompute to more, or give the pipeline more stages"
+    )

@@ -61,8 +61,11 @@ def _failure(error: ChildFailedError, work_dir: Path) -> str:
 
 def _blame(exit_code: int) -> int:
     # The cause comes first: killed from outside, then failed by itself, then lost a peer, then stopped by the launcher.
+    # NCCL aborts a process whose peer is gone.
     if exit_code == -signal.SIGTERM or exit_code == STOPPED:
         return 3
+    if exit_code == -signal.SIGABRT:
+        return 2
     return 0 if exit_code < 0 else 2 if exit_code == PEER_LOST else 1
 
 

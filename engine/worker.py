@@ -10,12 +10,13 @@ import pandas as pd
 import torch
 
 from ..planner.plan_file import plan_fingerprint
-from ..traces.run_folder import MEASURED
+from ..traces.run_folder import MEASURED, metrics_name
 from ..traces.timeline import Timeline
 from .base_folder import base_model_folder
 from .batch import Packer
 from .checkpoint import CheckpointWriter, Restored, forget_checkpoints, newest_checkpoint
 from .clock import clock_offset_ns
+from .collect import collect
 from .cut import check_can_cut, copies, cut_points
 from .execute import Executor
 from .export import export_adapters, save_part
@@ -83,6 +84,7 @@ def run_worker(settings: RunSettings, listener: Listener) -> None:
         _publish(prepared, folder)
     transport.barrier()
     transport.close()
+    shutil.rmtree(prepared.output_dir / WORK, ignore_errors=True)
 
 
 def _base_folder(prepared: Prepared, transport: Transport) -> Path:
@@ -184,16 +186,26 @@ def _metrics_writer(prepared: Prepared, stage: Stage, listener: Listener) -> Met
 
 def _hand_in(prepared: Prepared, stage: Stage, recorder: Recorder, transport: Transport) -> None:
     plan, work = prepared.plan, prepared.output_dir / WORK
+    spans = f"spans-{transport.worker}.json"
+    written = [f"{WORK}/{spans}"]
     if stage.replica == 0:
-        save_part(stage.adapters, work / f"adapters-{stage.layout.stage}.safetensors")
+        save_part(stage.adapters, work / _part(stage.layout.stage))
+        written.append(f"{WORK}/{_part(stage.layout.stage)}")
+        if stage.layout.is_last:
+            noted = [*(metrics_name(job.name) for job in plan.jobs), VALIDATION]
+            written += [name for name in noted if (prepared.output_dir / name).is_file()]
     Timeline.from_spans(
         recorder.spans(origin_ns=0),
         source="measured",
         origin=machine(),
         num_stages=plan.num_stages,
         num_replicas=plan.num_replicas,
-    ).save(work / f"spans-{transport.worker}.json")
-    transport.barrier()
+    ).save(work / spans)
+    collect(transport, prepared.output_dir, written, num_workers=plan.num_stages * plan.num_replicas)
+
+
+def _part(stage: int) -> str:
+    return f"adapters-{stage}.safetensors"
 
 
 def _publish(prepared: Prepared, base_folder: Path) -> None:
@@ -203,12 +215,11 @@ def _publish(prepared: Prepared, base_folder: Path) -> None:
     join_timelines(parts).save(folder / MEASURED)
     export_adapters(
         plan.jobs,
-        [work / f"adapters-{stage}.safetensors" for stage in range(plan.num_stages)],
+        [work / _part(stage) for stage in range(plan.num_stages)],
         folder,
         base_model=str(base_folder.resolve()),
         linears=whole_linears(base_folder),
     )
-    shutil.rmtree(work, ignore_errors=True)
 
 
 def join_timelines(parts: list[Timeline]) -> Timeline:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from loraplex.engine import launch as launch_module
-from loraplex.engine.errors import PEER_LOST, STOPPED, EngineError
+from loraplex.engine.errors import PEER_LOST, STOPPED, EngineError, out_of_memory
 from loraplex.engine.launch import launch
 from loraplex.engine.position import PositionFile, position_path
 
@@ -32,6 +33,7 @@ class FailedRunError(ChildFailedError):
         ({0: Ended(1, 5), 1: Ended(PEER_LOST, 1)}, "pp_rank 0 ended (exit 1) at 0B3"),
         ({0: Ended(-signal.SIGTERM, 1), 1: Ended(1, 2)}, "pp_rank 1 ended (exit 1) at 1F7"),
         ({0: Ended(STOPPED, 1), 1: Ended(PEER_LOST, 2)}, "pp_rank 1 ended (exit 3) at 1F7"),
+        ({0: Ended(1, 2), 1: Ended(-signal.SIGABRT, 1)}, "pp_rank 0 ended (exit 1) at 0B3"),
         ({1: Ended(1, 2), 0: Ended(1, 1)}, "pp_rank 0 ended (exit 1) at 0B3"),
     ],
 )
@@ -49,3 +51,17 @@ def test_the_cause_is_named_and_where_it_was(
         launch("module", [], work_dir=tmp_path, num_workers=2)
     assert str(raised.value).startswith(message)
     assert "microbatch" in str(raised.value)
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's, which needs a GPU to come from."""
+
+
+def test_a_full_device_is_told_with_its_mend() -> None:
+    said = "CUDA out of memory. Tried to allocate 2.00 GiB. Of the allocated memory 70 GiB is allocated by PyTorch"
+    assert str(out_of_memory(OutOfMemoryError(said))) == (
+        "out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.); lower microbatch_tokens, set recompute to "
+        "more, or give the pipeline more stages"
+    )
+    assert out_of_memory(RuntimeError("something else")) is None
+    assert torch.OutOfMemoryError.__name__ == OutOfMemoryError.__name__
