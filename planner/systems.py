@@ -8,14 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .jobs import Job, Sample
-from .packing.grouping import head_tail
-from .packing.pack_greedy import Bins, Pack, best_fit_decreasing, first_fit_decreasing, occupied
-from .packing.rounds import round_instances
+from .packing.pack_greedy import Bins, Pack, best_fit_decreasing, first_fit_decreasing
 from .packing.workload import Workload, workload_of
 from .plan import Plan, microbatch
-
-DUMMY: list[int] = []
-"""A microbatch of the published system that only keeps dependents apart."""
+from .published_planner import published_bins, with_dummies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,35 +26,65 @@ class SystemRun:
     about: str
 
 
-def sequential_padded(jobs: Sequence[Job], *, num_stages: int, microbatch_tokens: int) -> SystemRun:
-    """One adapter after another; microbatches in data order, every sample padded to the longest beside it."""
+def sequential_fixed(jobs: Sequence[Job], *, num_stages: int, num_samples: int, padded: bool = False) -> SystemRun:
+    """One adapter after another, `num_samples` samples a microbatch in data order, flushed at every global batch.
+
+    Unpadded, this is what LoRAFusion (arXiv 2510.00206) measured as "Megatron-LM" with a pipeline, by its scripts.
+    `padded`: every sample is padded to the longest beside it.
+    """
     plans = []
     for job in jobs:
-        batches, bins = [], []
-        for batch in job.global_batches:
-            rows = _in_order([sample.num_tokens for sample in batch], room=microbatch_tokens, padded=True)
-            padded: list[Sample] = []
-            for first, last in rows:
-                longest = max(sample.num_tokens for sample in batch[first:last])
-                row = [replace(sample, adapter=0, num_tokens=longest) for sample in batch[first:last]]
-                padded += row
-                bins.append(microbatch(row))
-            batches.append(tuple(padded))
+        cut = [
+            [_padded(row) if padded else tuple(row) for row in _rows(batch, num_samples)]
+            for batch in _alone(job).global_batches
+        ]
+        batches = tuple(tuple(sample for row in rows for sample in row) for rows in cut)
+        bins = tuple(microbatch(row) for rows in cut for row in rows)
         plans.append(
             Plan(
-                jobs=(replace(job, global_batches=tuple(batches)),),
+                jobs=(replace(job, global_batches=batches),),
                 num_stages=num_stages,
-                microbatch_tokens=microbatch_tokens,
-                microbatches=tuple(bins),
-                strategy="sequential padded",
+                microbatch_tokens=max(batch.num_tokens() for batch in bins),
+                schedule="1f1b-flush",
+                microbatches=bins,
+                strategy="sequential padded" if padded else "sequential fixed",
             )
         )
+    beside = ", each padded to the longest beside it" if padded else ""
     return SystemRun(
-        name="sequential-padded",
+        name="sequential-padded" if padded else "sequential-fixed",
         plans=tuple(plans),
         num_tokens=sum(job.num_tokens() for job in jobs),
-        about="one adapter at a time, samples padded to the longest of their microbatch",
+        about=f"one adapter at a time, {_count(num_samples)} a microbatch in data order{beside}, flushed",
     )
+
+
+def most_samples(jobs: Sequence[Job], *, microbatch_tokens: int, padded: bool = False) -> int:
+    """The largest fixed number of samples with which no microbatch of any job exceeds its tokens; at least 1."""
+
+    def fits(count: int) -> bool:
+        return all(
+            sum(sample.num_tokens for sample in (_padded(row) if padded else row)) <= microbatch_tokens
+            for job in jobs
+            for batch in job.global_batches
+            for row in _rows(batch, count)
+        )
+
+    largest = max(len(batch) for job in jobs for batch in job.global_batches)
+    return max((count for count in range(1, largest + 1) if fits(count)), default=1)
+
+
+def _rows(batch: Sequence[Sample], count: int) -> list[Sequence[Sample]]:
+    return [batch[first : first + count] for first in range(0, len(batch), count)]
+
+
+def _padded(row: Sequence[Sample]) -> tuple[Sample, ...]:
+    longest = max(sample.num_tokens for sample in row)
+    return tuple(replace(sample, num_tokens=longest) for sample in row)
+
+
+def _count(num_samples: int) -> str:
+    return f"{num_samples} sample{'s' if num_samples > 1 else ''}"
 
 
 def sequential_packed(
@@ -81,27 +107,27 @@ def sequential_packed(
     )
 
 
-def mlora_round_robin(
-    jobs: Sequence[Job], *, num_stages: int, microbatch_tokens: int, pad_multiple: int = 1
-) -> SystemRun:
-    """mLoRA (arXiv 2312.02515): all adapters by turns, each microbatch of one adapter, in data order, no flush.
+def mlora_round_robin(jobs: Sequence[Job], *, num_stages: int, num_samples: int, pad_multiple: int = 1) -> SystemRun:
+    """mLoRA (arXiv 2312.02515): adapters by turns, `num_samples` of one adapter a microbatch, data order, no flush.
 
-    Kinder than the original: it packs where that pads to the longest sample.
+    As LoRAFusion measured it: a fixed number of samples, set by hand for each data set, not padded to the longest.
     """
-    workload = workload_of(jobs, microbatch_tokens=microbatch_tokens, num_stages=num_stages, pad_multiple=pad_multiple)
-    queues: list[list[list[int]]] = []
-    for chain in workload.chains:
-        queue = []
-        for items in chain:
-            rows = _in_order([workload.sizes[item] for item in items], room=workload.capacity, padded=False)
-            queue += [list(items[first:last]) for first, last in rows]
-        queues.append(queue)
-    bins = [queue[turn] for turn in range(max(map(len, queues))) for queue in queues if turn < len(queue)]
+    queues = [[row for batch in job.global_batches for row in _rows(batch, num_samples)] for job in jobs]
+    rows = [queue[turn] for turn in range(max(map(len, queues))) for queue in queues if turn < len(queue)]
+    bins = tuple(microbatch(list(row)) for row in rows)
+    plan = Plan(
+        jobs=tuple(jobs),
+        num_stages=num_stages,
+        microbatch_tokens=max(batch.padded_tokens(pad_multiple) for batch in bins),
+        pad_multiple=pad_multiple,
+        microbatches=bins,
+        strategy="mlora round robin",
+    )
     return SystemRun(
         name="mlora",
-        plans=(_plan(jobs, workload, bins, microbatch_tokens=microbatch_tokens, strategy="mlora round robin"),),
+        plans=(plan,),
         num_tokens=sum(job.num_tokens() for job in jobs),
-        about="adapters by turns, one adapter a microbatch, data order, continuous 1F1B",
+        about=f"adapters by turns, {_count(num_samples)} of one adapter a microbatch, data order, continuous 1F1B",
     )
 
 
@@ -120,7 +146,7 @@ def lorafusion(
     until dependents are num_stages apart.
     """
     workload = workload_of(jobs, microbatch_tokens=microbatch_tokens, num_stages=num_stages, pad_multiple=pad_multiple)
-    bins = _with_dummies(workload, published_bins(workload, pack=pack))
+    bins = with_dummies(workload, published_bins(workload, pack=pack))
     return SystemRun(
         name="lorafusion",
         plans=(_plan(jobs, workload, bins, microbatch_tokens=microbatch_tokens, strategy="lorafusion"),),
@@ -129,20 +155,16 @@ def lorafusion(
     )
 
 
-def published_bins(workload: Workload, *, pack: Pack = first_fit_decreasing) -> Bins:
-    """What the published planner enters, before it inserts dummies."""
-    rounds = [pack(workload, items) for _, _, items in round_instances(workload, grouping=head_tail)]
-    return _merge_forward(workload, rounds)
-
-
 def all_systems(
     jobs: Sequence[Job], *, num_stages: int, microbatch_tokens: int, pad_multiple: int = 1
 ) -> tuple[SystemRun, ...]:
-    """Every rival on the same jobs."""
+    """Every rival on the same jobs; those that count samples put as many into a microbatch as always fit."""
+    unpadded, padded = (most_samples(jobs, microbatch_tokens=microbatch_tokens, padded=wide) for wide in (False, True))
     return (
-        sequential_padded(jobs, num_stages=num_stages, microbatch_tokens=microbatch_tokens),
+        sequential_fixed(jobs, num_stages=num_stages, num_samples=unpadded),
+        sequential_fixed(jobs, num_stages=num_stages, num_samples=padded, padded=True),
         sequential_packed(jobs, num_stages=num_stages, microbatch_tokens=microbatch_tokens, pad_multiple=pad_multiple),
-        mlora_round_robin(jobs, num_stages=num_stages, microbatch_tokens=microbatch_tokens, pad_multiple=pad_multiple),
+        mlora_round_robin(jobs, num_stages=num_stages, num_samples=unpadded, pad_multiple=pad_multiple),
         lorafusion(jobs, num_stages=num_stages, microbatch_tokens=microbatch_tokens, pad_multiple=pad_multiple),
     )
 
@@ -162,64 +184,3 @@ def _plan(jobs: Sequence[Job], workload: Workload, bins: Bins, *, microbatch_tok
         microbatches=workload.microbatches(bins),
         strategy=strategy,
     )
-
-
-def _in_order(lengths: Sequence[int], *, room: int, padded: bool) -> list[tuple[int, int]]:
-    """Cuts (first, last) of samples in data order into microbatches that fit."""
-    cuts, first, longest, total = [], 0, 0, 0
-    for position, length in enumerate(lengths):
-        longest, total = max(longest, length), total + length
-        filled = longest * (position - first + 1) if padded else total
-        if filled > room and position > first:
-            cuts.append((first, position))
-            first, longest, total = position, length, length
-    return [*cuts, (first, len(lengths))]
-
-
-def _merge_forward(workload: Workload, rounds: list[Bins]) -> Bins:
-    """Take samples of the next round's last microbatch into this round's last one, smallest first.
-
-    As published, only the receiver's next step is looked at; what this breaks on the giver's side costs dummies.
-    """
-    rounds = [[list(items) for items in packed] for packed in rounds]
-    for here, packed in enumerate(rounds[:-1]):
-        if not packed or not rounds[here + 1]:
-            continue
-        target, source = packed[-1], rounds[here + 1][-1]
-        if not _next_is_far(workload, rounds, here=here):
-            continue
-        present = {workload.samples[item].adapter: workload.samples[item].global_batch for item in target}
-        for item in sorted(source, key=lambda item: (workload.sizes[item], item)):
-            sample = workload.samples[item]
-            if present.get(sample.adapter, sample.global_batch) != sample.global_batch:
-                continue
-            if occupied(workload, [*target, item]) <= workload.capacity:
-                target.append(item)
-                source.remove(item)
-        if not source:
-            rounds[here + 1].pop()
-    return [items for packed in rounds for items in packed]
-
-
-def _next_is_far(workload: Workload, rounds: list[Bins], *, here: int) -> bool:
-    """Whether the adapters of this round come again only num_stages microbatches later, one microbatch given up."""
-    own = {workload.samples[item].adapter for item in rounds[here][-1]}
-    distance = 0
-    for packed in rounds[here + 1 :]:
-        if any(workload.samples[item].adapter in own for items in packed for item in items):
-            return distance - 1 >= workload.gap_slots - 1
-        distance += len(packed)
-    return True
-
-
-def _with_dummies(workload: Workload, bins: Bins) -> Bins:
-    """Empty microbatches before each one that would come sooner than num_stages after what it depends on."""
-    last: dict[tuple[int, int], int] = {}
-    out: Bins = []
-    for items in bins:
-        steps = {(workload.samples[item].adapter, workload.samples[item].global_batch) for item in items}
-        earliest = max((last.get((a, k - 1), -workload.gap_slots) + workload.gap_slots for a, k in steps), default=0)
-        out += [DUMMY] * max(0, earliest - len(out))
-        last.update(dict.fromkeys(steps, len(out)))
-        out.append(items)
-    return out

@@ -17,6 +17,7 @@ from .simulate import Hardware, Method, simulate
 
 OURS = "loraplex"
 _SCHEDULES = {
+    "sequential-fixed": "1f1b-flush",
     "sequential-padded": "1f1b-flush",
     "sequential-packed": "1f1b-flush",
     "mlora": "1f1b-greedy",

@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..systems import published_bins
+from ..published_planner import published_bins
 from .grouping import Grouping, balanced, head_tail, singletons
 from .merge import merge, rows
 from .pack_greedy import Bins, pack_greedily

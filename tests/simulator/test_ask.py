@@ -50,7 +50,7 @@ def test_a_plan_on_a_profile_with_rivals_and_pictures(tmp_path: Path) -> None:
         "simulate", str(tmp_path / "plan.json"), "--profile", "llama-70b-h100-published", "--compare-systems",
         "-o", str(tmp_path / "out"),
     )  # fmt: skip
-    names = ["sequential-padded", "sequential-packed", "mlora", "lorafusion", "loraplex"]
+    names = ["sequential-fixed", "sequential-padded", "sequential-packed", "mlora", "lorafusion", "loraplex"]
     assert [system["system"] for system in found["systems"]] == names
     assert found["systems"][-1]["makespan_ms"] == pytest.approx(found["makespan_ms"])
     assert found["profile"]["origin"] == "published"

@@ -6,7 +6,6 @@ from loraplex.simulator.sharing import (
     capacities,
     compare_workload,
     own_gpu_tokens_per_s,
-    sequential_fixed,
     share,
     workload,
 )
@@ -36,20 +35,6 @@ def test_a_workload_has_one_adapter_a_name_and_repeats_by_seed() -> None:
 def test_given_lengths_are_taken_in_order_round_and_round() -> None:
     jobs = workload(["gsm8k", "gsm8k"], global_batch_size=2, num_batches=1, longest=8, lengths={"gsm8k": [5, 6, 70]})
     assert [[sample.num_tokens for sample in job.global_batches[0]] for job in jobs] == [[5, 6], [8, 5]]
-
-
-def test_fixed_numbers_of_samples_are_cut_in_data_order() -> None:
-    jobs = workload(["gsm8k"], global_batch_size=5, num_batches=2, longest=500)
-    (plan,) = sequential_fixed(jobs, num_stages=4, num_samples=2).plans
-    assert [[sample.index for sample in batch.samples] for batch in plan.microbatches] == [
-        [0, 1],
-        [2, 3],
-        [4],
-        [5, 6],
-        [7, 8],
-        [9],
-    ]
-    assert plan.schedule == "1f1b-flush"
 
 
 def test_even_samples_together_never_drain_and_apart_drain_at_every_batch() -> None:

@@ -13,17 +13,17 @@ from loraplex.traces.workloads import sample_lengths
 
 
 def real_plan() -> Plan:
-    """Four adapters on lengths of four real data sets, as long as in the published runs, on four stages."""
+    """Four adapters on lengths of one real data set, drawn anew for each as in the published runs, on four stages."""
     jobs = tuple(
         job_from_lengths(
             adapter=adapter,
-            name=dataset,
-            lengths=[min(length, 4096) for length in sample_lengths(dataset, num_samples=96, seed=adapter)],
+            name=f"dialogsum-{adapter}",
+            lengths=[min(length, 1024) for length in sample_lengths("dialogsum", num_samples=96, seed=adapter)],
             global_batch_size=16,
         )
-        for adapter, dataset in enumerate(("gsm8k", "dialogsum", "scitldr_a", "qmsum_span"))
+        for adapter in range(4)
     )
-    return make_plan(jobs, num_stages=4, microbatch_tokens=4096, strategy="stream")
+    return make_plan(jobs, num_stages=4, microbatch_tokens=2048, strategy="stream")
 
 
 def test_the_systems_come_out_in_the_published_order() -> None:
@@ -32,16 +32,18 @@ def test_the_systems_come_out_in_the_published_order() -> None:
     told: list[str] = []
     results = compare_systems(plan, hardware, progress=lambda label, share: told.append(label))
     names = [result.name for result in results]
-    assert names == ["sequential-padded", "sequential-packed", "mlora", "lorafusion", "loraplex"] == told
-    speeds = [result.tokens_per_s() for result in results]
-    assert speeds == sorted(speeds)
+    published = ["sequential-fixed", "sequential-packed", "mlora", "lorafusion", "loraplex"]
+    assert names == told == [published[0], "sequential-padded", *published[1:]]
+    speeds = {result.name: result.tokens_per_s() for result in results}
+    assert sorted(published, key=speeds.__getitem__) == published
+    assert speeds["sequential-padded"] < speeds["sequential-packed"]
     assert {result.num_tokens for result in results} == {plan.num_tokens()}
-    assert [result.schedule for result in results[:4]] == ["1f1b-flush", "1f1b-flush", "1f1b-greedy", "1f1b-slots"]
+    assert [result.schedule for result in results[:5]] == ["1f1b-flush"] * 3 + ["1f1b-greedy", "1f1b-slots"]
 
 
 def test_plans_of_one_system_run_one_after_another() -> None:
     hardware = Hardware(profile=load_profile("llama-70b-h100-published"))
-    apart = compare_systems(real_plan(), hardware)[1].timeline
+    apart = compare_systems(real_plan(), hardware)[2].timeline
     again = one_after_another([apart, apart])
     assert again.makespan_ms() == pytest.approx(2 * apart.makespan_ms())
     assert len(again.frame) == 2 * len(apart.frame)
