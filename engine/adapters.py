@@ -12,7 +12,7 @@ from ..kernels.ordered_sum import ordered_sum
 from ..planner.jobs import Job, LoraSettings
 from .gradient_store import GradientStore, ParameterGradients
 from .learning_rate import learning_rate_at
-from .lora_linear import LoraLinear
+from .linear_group import LinearGroup
 from .targets import targeted
 
 # torch's clip_grad_norm_ adds this to the norm it divides by; the same here, so that clipping is the same.
@@ -175,23 +175,24 @@ def _squares(tensors: list[Tensor]) -> Tensor:
 
 
 def make_adapters(
-    jobs: Sequence[Job], linears: Mapping[str, LoraLinear], *, dtype: torch.dtype = torch.float32
+    jobs: Sequence[Job], groups: Sequence[LinearGroup], *, dtype: torch.dtype = torch.float32
 ) -> tuple[StageAdapter, ...]:
-    """Give every LoraLinear of a stage its matrices and return each adapter's share."""
+    """Give the linears of a stage every adapter's matrices and return each adapter's share."""
     adapters = []
     for index, job in enumerate(jobs):
         parameters = {}
-        for name, linear in linears.items():
-            if targeted(name, job.lora.target_modules):
-                a, b = _initial(name, linear, lora=job.lora, seed=job.seed, dtype=dtype)
-                linear.lora_a[index], linear.lora_b[index] = a, b
-                parameters[f"{name}.lora_A.weight"], parameters[f"{name}.lora_B.weight"] = a, b
+        for group in groups:
+            for place, (name, linear) in enumerate(zip(group.names, group.linears, strict=True)):
+                if targeted(name, job.lora.target_modules):
+                    a, b = _initial(name, linear, lora=job.lora, seed=job.seed, dtype=dtype)
+                    group.lora_a[place][index], group.lora_b[place][index] = a, b
+                    parameters[f"{name}.lora_A.weight"], parameters[f"{name}.lora_B.weight"] = a, b
         adapters.append(StageAdapter(job, parameters))
     return tuple(adapters)
 
 
 def _initial(
-    name: str, linear: LoraLinear, *, lora: LoraSettings, seed: int, dtype: torch.dtype
+    name: str, linear: nn.Linear, *, lora: LoraSettings, seed: int, dtype: torch.dtype
 ) -> tuple[nn.Parameter, nn.Parameter]:
     # As PEFT: A uniform within 1 / sqrt(in features), B zero. Drawn per linear from the adapter's seed and the name
     # alone, so that neither the other adapters nor the cut into stages changes it.

@@ -1,69 +1,84 @@
-"""Attention over packed samples: causal inside each sample, nothing between samples.
+"""Attention over packed samples: causal inside each sample, nothing between samples."""
 
-Registered with transformers' attention interface under a name of our own and without a mask function, so that
-transformers builds no mask; the sample lengths come as a keyword argument through the decoder layer.
-"""
-
+import functools
+import inspect
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
-PACKED = "loraplex_packed"
-
-
-def register_attention() -> str:
-    """Make packed attention known to transformers (again and again does no harm); returns its name."""
-    AttentionInterface.register(PACKED, packed_attention)
-    return PACKED
+from .batch import PackedRows
 
 
 def packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    sample_lengths: tuple[int, ...],
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    dropout: float = 0.0,
-    **_unused: Any,
-) -> tuple[Tensor, None]:
-    """One scaled-dot-product call per sample: `query [1, Hq, T, D]`, `key`, `value [1, Hkv, T, D]` -> `[1, T, Hq, D]`.
+    query: Tensor, key: Tensor, value: Tensor, *, rows: PackedRows, scaling: float, window: int | None = None
+) -> Tensor:
+    """`query [T, Hq, D]`, `key` and `value [T, Hkv, D]` -> `[T, Hq, D]`; `window` tokens back where given.
 
-    `sample_lengths` adds up to T. `module`, `attention_mask`, `dropout` and further keywords are what transformers
-    passes to every implementation; a frozen base has no attention dropout.
+    One variable-length call on a GPU in half precision, one call per sample elsewhere.
     """
-    lengths = list(sample_lengths)
-    grouped = query.shape[1] != key.shape[1]
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        return _variable_length(query, key, value, rows=rows, scaling=scaling, window=window)
+    lengths = list(rows.sample_lengths)
     pieces = [
-        scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=_window_mask(q.shape[2], sliding_window, q.device),
-            is_causal=sliding_window is None or q.shape[2] <= sliding_window,
-            scale=scaling,
-            enable_gqa=grouped,
-        )
+        _one_sample(q, k, v, scaling=scaling, window=window)
         for q, k, v in zip(
-            torch.split(query, lengths, dim=2),
-            torch.split(key, lengths, dim=2),
-            torch.split(value, lengths, dim=2),
-            strict=True,
+            torch.split(query, lengths), torch.split(key, lengths), torch.split(value, lengths), strict=True
         )
     ]
-    return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(pieces)
 
 
-def _window_mask(num_tokens: int, window: int | None, device: torch.device) -> Tensor | None:
-    # Only samples longer than the window need a mask; it then replaces is_causal. True: may attend.
-    if window is None or num_tokens <= window:
-        return None
+def _variable_length(
+    query: Tensor, key: Tensor, value: Tensor, *, rows: PackedRows, scaling: float, window: int | None
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    # torch 2.11 takes grouped heads as they are, later versions want to be told.
+    told: dict[str, Any] = {"enable_gqa": True} if _wants_gqa_flag() and query.shape[1] != key.shape[1] else {}
+    attended = varlen_attn(
+        query,
+        key,
+        value,
+        rows.cumulative_lengths,
+        rows.cumulative_lengths,
+        rows.longest,
+        rows.longest,
+        scale=scaling,
+        # (tokens back, tokens ahead); -1: all. A window of w tokens holds the token itself and w - 1 before it.
+        window_size=(-1 if window is None or rows.longest <= window else window - 1, 0),
+        **told,
+    )
+    assert isinstance(attended, Tensor)  # a pair only where more is asked for
+    return attended
+
+
+@functools.cache
+def _wants_gqa_flag() -> bool:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+def _one_sample(query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None) -> Tensor:
+    num_tokens = query.shape[0]
+    inside = window is None or num_tokens <= window
+    attended = scaled_dot_product_attention(
+        query.transpose(0, 1)[None],
+        key.transpose(0, 1)[None],
+        value.transpose(0, 1)[None],
+        # Only samples longer than the window need a mask; it then replaces is_causal.
+        attn_mask=None if inside else _window_mask(num_tokens, window or num_tokens, query.device),
+        is_causal=inside,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return attended[0].transpose(0, 1)
+
+
+def _window_mask(num_tokens: int, window: int, device: torch.device) -> Tensor:
+    # True: may attend.
     places = torch.arange(num_tokens, device=device)
     distance = places[:, None] - places[None, :]
     return (distance >= 0) & (distance < window)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -40,14 +40,38 @@ class TargetShare:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PackedRows:
+    """Where the samples of a microbatch lie among its T rows, one after another."""
+
+    sample_lengths: tuple[int, ...]
+    """They add up to T."""
+    position_ids: Tensor
+    """int64 `[1, T]`, from 0 in each sample."""
+    cumulative_lengths: Tensor
+    """int32 `[samples + 1]`: first row of each sample, and T."""
+
+    @classmethod
+    def of(cls, sample_lengths: Sequence[int], *, device: torch.device | str = "cpu") -> "PackedRows":
+        """Rows of samples of these lengths."""
+        lengths = tuple(int(length) for length in sample_lengths)
+        return cls(
+            sample_lengths=lengths,
+            position_ids=on_device(np.concatenate([np.arange(length) for length in lengths]), device)[None],
+            cumulative_lengths=on_device(np.cumsum([0, *lengths]).astype(np.int32), device),
+        )
+
+    @property
+    def longest(self) -> int:
+        return max(self.sample_lengths)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PackedBatch:
-    """One microbatch on a device. T rows, samples one after another."""
+    """One microbatch on a device."""
 
     token_ids: Tensor
     """int64 `[1, T]`."""
-    position_ids: Tensor
-    """int64 `[1, T]`, from 0 in each sample."""
-    sample_lengths: tuple[int, ...]
+    rows: PackedRows
     routing: Routing
     target_rows: Tensor
     """int64 `[targets]`: rows whose next token is learned."""
@@ -82,8 +106,7 @@ class Packer:
         token_index = [np.arange(sample.num_tokens) + self._offsets[sample.adapter, sample.index] for sample in samples]
         return PackedBatch(
             token_ids=self._tensor([ids for ids, _ in rows])[None],
-            position_ids=self._tensor([np.arange(length) for length in lengths])[None],
-            sample_lengths=lengths,
+            rows=PackedRows.of(lengths, device=self._device),
             routing=self._routing(microbatch, torch.from_numpy(np.concatenate(token_index))),
             target_rows=self._tensor([found + first for found, first in zip(targets, first_rows, strict=True)]),
             target_ids=self._tensor([labels[1:][found] for (_, labels), found in zip(rows, targets, strict=True)]),
@@ -133,7 +156,16 @@ class Packer:
             )
 
     def _tensor(self, pieces: Sequence[NDArray[np.int64]]) -> Tensor:
-        return torch.from_numpy(np.concatenate(pieces)).to(self._device)
+        return on_device(np.concatenate(pieces), self._device)
+
+
+def on_device(values: NDArray[Any], device: torch.device | str) -> Tensor:
+    """The values as a tensor there, without making the host wait for what the device is doing."""
+    tensor = torch.from_numpy(values)
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    # From pageable memory the copy would first wait for all work that is under way.
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _token_offsets(job: Job) -> Mapping[int, int]:

@@ -170,14 +170,14 @@ class Executor:
         return None
 
     def _hidden(self, inputs: Tensor, packed: PackedBatch) -> Tensor:
-        self.stage.slot.routing = packed.routing
-        hidden = self.stage.model(inputs, position_ids=packed.position_ids, sample_lengths=packed.sample_lengths)
+        hidden = self.stage.model(inputs, rows=packed.rows, routing=packed.routing, recompute=self.stage.recompute)
         return torch.as_tensor(hidden)
 
     def _losses(self, hidden: Tensor, packed: PackedBatch) -> BatchLosses:
         # The head sees only rows whose next token is learned.
-        logits = self.stage.model.logits(hidden[0, packed.target_rows])
-        parts = adapter_losses(logits, packed.target_ids, packed.shares)
+        model = self.stage.model
+        rows = model.head_norm(hidden[0, packed.target_rows])
+        parts = adapter_losses(rows, model.head_weight(), packed.target_ids, packed.shares)
         return tuple(
             ((share.adapter, share.global_batch), part) for share, part in zip(packed.shares, parts, strict=True)
         )

@@ -4,23 +4,24 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from ..kernels.cross_entropy import target_losses
 from .batch import TargetShare
 
 
-def adapter_losses(logits: Tensor, target_ids: Tensor, shares: Sequence[TargetShare]) -> tuple[Tensor, ...]:
+def adapter_losses(
+    hidden: Tensor, head_weight: Tensor, target_ids: Tensor, shares: Sequence[TargetShare]
+) -> tuple[Tensor, ...]:
     """This microbatch's part of each adapter's loss, one scalar per share.
 
-    `logits [targets, V]` and `target_ids [targets]` stand in the order of `shares`. A part is the sum of the
-    cross-entropies divided by the target tokens of the adapter's whole global batch, so that the parts of all
-    microbatches add up to the mean that training alone would take. Half precision is widened to float32.
+    `hidden [targets, H]` (behind the last norm) and `target_ids [targets]` stand in the order of `shares`; `head_weight
+    [V, H]` is frozen. A part is the sum of the cross-entropies divided by the target tokens of the adapter's whole
+    global batch, so that the parts of all microbatches add up to the mean that training alone would take. Half
+    precision is widened to float32, row by row: a whole matrix of logits never exists.
     """
-    wide = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
-    counts = [share.num_targets for share in shares]
-    return tuple(
-        cross_entropy(own_logits, own_ids, reduction="sum") / share.divisor
-        for own_logits, own_ids, share in zip(
-            torch.split(wide, counts), torch.split(target_ids, counts), shares, strict=True
-        )
+    wide = torch.float64 if hidden.dtype is torch.float64 else torch.float32
+    losses = target_losses(
+        hidden, head_weight, target_ids, torch.ones(len(target_ids), dtype=wide, device=hidden.device)
     )
+    counts = [share.num_targets for share in shares]
+    return tuple(own.sum() / share.divisor for own, share in zip(torch.split(losses, counts), shares, strict=True))

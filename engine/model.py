@@ -10,9 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from ..kernels.rms_norm import rms_norm
+from ..kernels.routing import Routing
 from ..planner.errors import JobError
-from ..traces.costs import split_layers
-from .attention import register_attention
+from ..traces.costs import RecomputeMode, split_layers
+from .batch import PackedRows
+from .decoder import DecoderBlock, LayerContext
+from .linear_group import LinearGroup
 from .random_weights import DEFAULT_STD, random_weights
 from .weight_source import FROM_FOLDER, WeightSource
 from .weights import check_quantization, load_weights
@@ -70,39 +74,42 @@ class StageModel(nn.Module):
             self.model.embed_tokens = body.embed_tokens
         if layout.is_last:
             self.model.norm = body.norm
-            self.lm_head = whole.get_submodule("lm_head")
+            self.lm_head: nn.Linear = whole.get_submodule("lm_head")  # type: ignore[assignment]
+        self._blocks: tuple[DecoderBlock, ...] = ()
 
-    def forward(self, inputs: Tensor, *, position_ids: Tensor, sample_lengths: tuple[int, ...]) -> Tensor:
-        """Token ids `[1, T]` on the first stage, hidden states `[1, T, H]` on others -> hidden states `[1, T, H]`.
+    def prepare(self) -> None:
+        """Make the layers ready to run, once the weights are there; linears that share their input are joined."""
+        body: Any = self.model
+        self._blocks = tuple(
+            DecoderBlock(layer, self.config, name=f"model.layers.{index}") for index, layer in body.layers.items()
+        )
 
-        `position_ids [1, T]` count from 0 in each sample; `sample_lengths` adds up to T.
-        """
+    def forward(
+        self, inputs: Tensor, *, rows: PackedRows, routing: Routing | None = None, recompute: RecomputeMode = "none"
+    ) -> Tensor:
+        """Token ids `[1, T]` on the first stage, hidden states `[1, T, H]` on others -> hidden states `[1, T, H]`."""
         body: Any = self.model
         hidden = body.embed_tokens(inputs) if self.layout.is_first else inputs
-        position_embeddings = body.rotary_emb(hidden, position_ids)
-        for layer in body.layers.values():
-            hidden = layer(
-                hidden,
-                attention_mask=None,
-                position_ids=position_ids,
-                past_key_values=None,
-                # With a cache transformers skips its packed path and the result is silently wrong.
-                use_cache=False,
-                position_embeddings=position_embeddings,
-                sample_lengths=sample_lengths,
-            )
-        return torch.as_tensor(hidden)
+        cos, sin = body.rotary_emb(hidden, rows.position_ids)
+        context = LayerContext(rows=rows, routing=routing, cos=cos[0], sin=sin[0], recompute=recompute)
+        residual, update = hidden[0], None
+        for block in self._blocks:
+            residual, update = block(residual, update, context)
+        return (residual if update is None else residual + update)[None]
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states `[rows, H]` of the last stage -> logits `[rows, V]`."""
-        body: Any = self.model
-        return torch.as_tensor(self.lm_head(body.norm(hidden)))
+    def head_norm(self, hidden: Tensor) -> Tensor:
+        """Hidden states `[rows, H]` of the last stage as the head takes them."""
+        norm: Any = self.model.norm
+        return rms_norm(hidden, norm.weight, eps=norm.variance_epsilon)
 
-    def linears(self) -> Iterator[tuple[str, nn.Linear]]:
-        """(name in the whole model, module) of every linear of this stage's decoder layers, in model order."""
-        for name, module in self.named_modules():
-            if _is_target(name, module) and isinstance(module, nn.Linear):
-                yield name, module
+    def head_weight(self) -> Tensor:
+        """`[V, H]`, on the last stage."""
+        return self.lm_head.weight
+
+    def groups(self) -> Iterator[LinearGroup]:
+        """The linears of this stage's decoder layers, by the input they share, in model order."""
+        for block in self._blocks:
+            yield from block.groups()
 
 
 def read_config(folder: str | os.PathLike[str]) -> PretrainedConfig:
@@ -158,14 +165,13 @@ def build_stage(
     left = [name for name, tensor in _tensors(module) if tensor.is_meta]
     if left:
         raise JobError(f"base_model '{folder}' lacks weights {left[:5]}; its safetensors files are incomplete")
+    module.prepare()
     return module.eval()
 
 
 def _without_weights(config: PretrainedConfig) -> nn.Module:
     with torch.device("meta"):
-        whole: nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, attn_implementation=register_attention()
-        )
+        whole: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return whole
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from ..planner.jobs import Job
+from ..traces.costs import RecomputeMode
 from .adapters import StageAdapter, make_adapters
-from .lora_linear import RoutingSlot, insert_lora
 from .model import Layout, StageModel, build_stage, read_config, whole_linears
-from .targets import check_targets, targeted
+from .targets import check_targets
 from .weight_source import FROM_FOLDER, WeightSource
 
 
@@ -20,9 +20,9 @@ class Stage:
 
     model: StageModel
     adapters: tuple[StageAdapter, ...]
-    slot: RoutingSlot
-    """Where the stage's linears find the routing of the microbatch at hand."""
     replica: int = 0
+    recompute: RecomputeMode = "none"
+    """What its layers make again in the backward instead of keeping it."""
 
     @property
     def layout(self) -> Layout:
@@ -43,13 +43,16 @@ def make_stage(
     weights: WeightSource = FROM_FOLDER,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    recompute: RecomputeMode = "none",
 ) -> Stage:
     """Load a stage of the model in `folder` and put fresh adapters into it, each drawn from its own seed.
 
     Adapters are float32, float64 where the model is. Raises JobError for a model or targets that do not fit.
     """
     layout = Layout.of(num_layers=read_config(folder).num_hidden_layers, stage=stage, num_stages=num_stages)
-    return make_stage_of(folder, jobs, layout, replica=replica, weights=weights, dtype=dtype, device=device)
+    return make_stage_of(
+        folder, jobs, layout, replica=replica, weights=weights, dtype=dtype, device=device, recompute=recompute
+    )
 
 
 def make_stage_of(
@@ -61,17 +64,14 @@ def make_stage_of(
     weights: WeightSource = FROM_FOLDER,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    recompute: RecomputeMode = "none",
 ) -> Stage:
     """As `make_stage`, for any run of layers."""
     linears = whole_linears(folder)
     check_targets(jobs, linears)
-    ids = {
-        name: place
-        for place, name in enumerate(linears)
-        if any(targeted(name, job.lora.target_modules) for job in jobs)
-    }
     model = build_stage(folder, layout, weights=weights, dtype=dtype, device=device)
-    slot = RoutingSlot()
-    inserted = insert_lora(model, target_ids=ids, num_adapters=len(jobs), slot=slot)
+    for group in model.groups():
+        group.make_room(len(jobs), mask_id=linears.index(group.names[0]))
     wide = torch.float64 if next(model.parameters()).dtype is torch.float64 else torch.float32
-    return Stage(model=model, adapters=make_adapters(jobs, inserted, dtype=wide), slot=slot, replica=replica)
+    adapters = make_adapters(jobs, tuple(model.groups()), dtype=wide)
+    return Stage(model=model, adapters=adapters, replica=replica, recompute=recompute)

@@ -46,8 +46,10 @@ def test_a_microbatch_of_two_adapters_one_in_its_second_batch() -> None:
     held = microbatch([*own[2].global_batches[0], *own[0].global_batches[1]])
     packed = Packer(own, Counting()).pack(held)
     assert packed.token_ids.tolist() == [[20, 21, 22, 23, 24, 200, 201, 202, 203]]
-    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3]]
-    assert packed.sample_lengths == (5, 4)
+    assert packed.rows.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3]]
+    assert packed.rows.sample_lengths == (5, 4)
+    assert packed.rows.cumulative_lengths.tolist() == [0, 5, 9]
+    assert packed.rows.longest == 5
     # The row before a learned token predicts it.
     assert packed.target_rows.tolist() == [2, 3, 6, 7]
     assert packed.target_ids.tolist() == [23, 24, 202, 203]

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from loraplex.engine import execute, itinerary, lora_linear
+from loraplex.engine import execute, itinerary, linear_group
 from loraplex.engine.batch import TargetShare
 from loraplex.engine.metrics import StepRecord
 from loraplex.engine.model import whole_linears
 from loraplex.engine.stage import Stage
 from loraplex.engine.targets import short_targets
 from loraplex.engine.threads import run_in_threads
-from loraplex.kernels.reference import dropout_mask, multi_lora_linear
+from loraplex.kernels.reference import dropout_mask, multi_lora_linears
 from loraplex.planner.build_program import build_program
 from loraplex.planner.jobs import Job
 from loraplex.planner.plan import Plan
@@ -48,6 +48,10 @@ def train_together(
     start = weights_of(stages)
     run = run_in_threads(stages, plan, build_program(plan), tokens)
     return start, weights_of(stages), list(run.records)
+
+
+SHARES_ITS_MASK_WITH = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+"""Linears with one input drop the same of it."""
 
 
 class EngineDropout(nn.Module):
@@ -88,6 +92,8 @@ def train_in_peft(
     for name, module in model.named_modules():
         if lora.lora_dropout and name.endswith("lora_dropout"):
             linear = name.removeprefix("base_model.model.").removesuffix(".lora_dropout")
+            for later, first in SHARES_ITS_MASK_WITH.items():
+                linear = linear.replace(later, first)
             module["default"] = EngineDropout(job, linears.index(linear), place)
     parameters = {n[17:].replace(".default", ""): p for n, p in model.named_parameters() if p.requires_grad}
     for name, parameter in parameters.items():
@@ -169,8 +175,11 @@ def test_the_jobs_differ_in_all_that_could_be_mixed_up(three_jobs: Any) -> None:
         assert len(set(values)) == 3
 
 
-def pooled_losses(logits: Tensor, target_ids: Tensor, shares: Sequence[TargetShare]) -> tuple[Tensor, ...]:
+def pooled_losses(
+    hidden: Tensor, head_weight: Tensor, target_ids: Tensor, shares: Sequence[TargetShare]
+) -> tuple[Tensor, ...]:
     """Wrong: one mean over all adapters' targets."""
+    logits = hidden @ head_weight.T
     losses = nn.functional.cross_entropy(logits, target_ids, reduction="none") / len(target_ids)
     return tuple(part.sum() for part in torch.split(losses, [share.num_targets for share in shares]))
 
@@ -187,16 +196,17 @@ def closing_early(actions: Any, plan: Plan) -> dict[int, tuple[tuple[int, int], 
     return found
 
 
-def dropping_the_base(x: Tensor, weight: Tensor, bias: Any, a: Any, b: Any, *, routing: Any, target: int) -> Tensor:
-    """Wrong: the frozen linear sees the input with dropout as well."""
+def dropping_the_base(x: Tensor, weights: Any, biases: Any, a: Any, b: Any, *, routing: Any, targets: Any) -> Tensor:
+    """Wrong: the frozen linears see the input with dropout as well."""
     wet = x.clone()
     for segment in routing.segments:
         p = routing.dropout[segment.adapter]
-        if p and a[segment.adapter] is not None:
+        if p:
             rows = slice(segment.first_row, segment.end_row)
-            wet[..., rows, :] = nn.functional.dropout(x[..., rows, :], p)
-    base = nn.functional.linear(wet, weight, bias) - nn.functional.linear(x, weight, bias)
-    return multi_lora_linear(x, weight, bias, a, b, routing=routing, target=target) + base
+            wet[rows] = nn.functional.dropout(x[rows], p)
+    whole = torch.cat(list(weights))
+    base = nn.functional.linear(wet, whole) - nn.functional.linear(x, whole)
+    return multi_lora_linears(x, weights, biases, a, b, routing=routing, targets=targets) + base
 
 
 @pytest.mark.parametrize(
@@ -204,7 +214,7 @@ def dropping_the_base(x: Tensor, weight: Tensor, bias: Any, a: Any, b: Any, *, r
     [
         (execute, "adapter_losses", pooled_losses),
         (itinerary, "_closing", closing_early),
-        (lora_linear, "multi_lora_linear", dropping_the_base),
+        (linear_group, "multi_lora_linears", dropping_the_base),
     ],
     ids=["one pooled loss", "a step one microbatch early", "dropout on the base branch"],
 )

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from loraplex.cli import main
 from loraplex.engine import train as train_module
+from loraplex.engine.batch import PackedRows
 from loraplex.engine.metrics import read_metrics
 from loraplex.engine.model import Layout, build_stage
 from loraplex.engine.prepare import RunSettings, prepare
@@ -190,13 +191,12 @@ def engine_logits(output: Path, name: str, ids: torch.Tensor) -> torch.Tensor:
     job = next(job for job in prepare(RunSettings(job_file=output.parent / "jobs.yaml")).plan.jobs if job.name == name)
     module = build_stage(output / "base-model", Layout.of(num_layers=4, stage=0, num_stages=1))
     own = weights(output)[name]
-    for linear, frozen in module.linears():
+    for linear, frozen in (pair for group in module.groups() for pair in zip(group.names, group.linears, strict=True)):
         key = f"base_model.model.{linear}.lora_A.weight"
         if key in own:
             frozen.weight.data += job.lora.scaling() * own[key.replace("lora_A", "lora_B")] @ own[key]
-    positions = torch.arange(ids.shape[1])[None]
-    hidden = module(ids, position_ids=positions, sample_lengths=(ids.shape[1],))
-    return module.logits(hidden[0])
+    hidden = module(ids, rows=PackedRows.of([ids.shape[1]]))
+    return module.head_norm(hidden[0]) @ module.head_weight().T
 
 
 def test_adapter_config_holds_the_true_rank_and_the_targets_by_name(trained: tuple[Path, dict[str, object]]) -> None:

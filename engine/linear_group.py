@@ -1,0 +1,61 @@
+"""Linears of one decoder layer that share their input, with every adapter's LoRA matrices beside them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear as plain_linear
+
+from ..kernels.multi_lora import multi_lora_linears
+from ..kernels.routing import Routing
+
+
+class LinearGroup:
+    """q, k and v, or gate and up, or one linear alone: one pass over the shared input gives all their outputs.
+
+    An adapter's dropout draws one mask for the group: it drops features of the shared input. `lora_a[t][a]` is adapter
+    a's matrix `[r, K]` at linear t, None where it does not target it; adapters.py owns the parameters.
+    """
+
+    def __init__(self, names: Sequence[str], linears: Sequence[nn.Linear]) -> None:
+        self.names = tuple(names)
+        """As in the whole model."""
+        self.linears = tuple(linears)
+        self.mask_id = 0
+        """Part of dropout's key, the same for all linears of the group and different for every group of a model."""
+        self.lora_a: list[list[Tensor | None]] = [[] for _ in linears]
+        self.lora_b: list[list[Tensor | None]] = [[] for _ in linears]
+        _join(self.linears)
+
+    def make_room(self, num_adapters: int, *, mask_id: int) -> None:
+        """Forget all adapters and make room for so many."""
+        self.mask_id = mask_id
+        self.lora_a = [[None] * num_adapters for _ in self.linears]
+        self.lora_b = [[None] * num_adapters for _ in self.linears]
+
+    def is_frozen(self) -> bool:
+        """Whether no adapter targets any of the linears."""
+        return all(matrix is None for matrices in self.lora_a for matrix in matrices)
+
+    def __call__(self, x: Tensor, routing: Routing | None) -> Tensor:
+        """`x [T, K]` -> outputs side by side `[T, sum of N]`, the rows with their adapters as `routing` says."""
+        weights = [linear.weight for linear in self.linears]
+        biases = [linear.bias for linear in self.linears]
+        if self.is_frozen():
+            outputs = [plain_linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+            return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+        if routing is None:
+            raise RuntimeError(f"{self.names[0]} was called without a routing; give the microbatch's")
+        return multi_lora_linears(
+            x, weights, biases, self.lora_a, self.lora_b, routing=routing, targets=[self.mask_id] * len(weights)
+        )
+
+
+def _join(linears: Sequence[nn.Linear]) -> None:
+    # Slices of one matrix are multiplied as one (kernels/fused.py).
+    if len(linears) == 1 or linears[0].weight.is_meta:
+        return
+    joined = torch.cat([linear.weight.data for linear in linears])
+    sizes = [linear.weight.shape[0] for linear in linears]
+    for linear, rows in zip(linears, torch.split(joined, sizes), strict=True):
+        linear.weight.data = rows
