@@ -1,19 +1,15 @@
 """One adapter's share on one stage: parameters, optimizer, gradient norm, step, version."""
 
-import hashlib
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..kernels.ordered_sum import ordered_sum
-from ..planner.jobs import Job, LoraSettings
+from ..planner.jobs import Job
 from .gradient_store import GradientStore, ParameterGradients
 from .learning_rate import learning_rate_at
-from .linear_group import LinearGroup
-from .targets import targeted
 
 # torch's clip_grad_norm_ adds this to the norm it divides by; the same here, so that clipping is the same.
 _CLIP_EPS = 1e-6
@@ -172,35 +168,3 @@ class StageAdapter:
 def _squares(tensors: list[Tensor]) -> Tensor:
     # float64 [tensors]: the squared norm of each, by itself.
     return torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float64)).square()
-
-
-def make_adapters(
-    jobs: Sequence[Job], groups: Sequence[LinearGroup], *, dtype: torch.dtype = torch.float32
-) -> tuple[StageAdapter, ...]:
-    """Give the linears of a stage every adapter's matrices and return each adapter's share."""
-    adapters = []
-    for index, job in enumerate(jobs):
-        parameters = {}
-        for group in groups:
-            for place, (name, linear) in enumerate(zip(group.names, group.linears, strict=True)):
-                if targeted(name, job.lora.target_modules):
-                    a, b = _initial(name, linear, lora=job.lora, seed=job.seed, dtype=dtype)
-                    group.lora_a[place][index], group.lora_b[place][index] = a, b
-                    parameters[f"{name}.lora_A.weight"], parameters[f"{name}.lora_B.weight"] = a, b
-        adapters.append(StageAdapter(job, parameters))
-    return tuple(adapters)
-
-
-def _initial(
-    name: str, linear: nn.Linear, *, lora: LoraSettings, seed: int, dtype: torch.dtype
-) -> tuple[nn.Parameter, nn.Parameter]:
-    # As PEFT: A uniform within 1 / sqrt(in features), B zero. Drawn per linear from the adapter's seed and the name
-    # alone, so that neither the other adapters nor the cut into stages changes it.
-    num_out, num_in = linear.weight.shape
-    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-    bound = 1.0 / math.sqrt(num_in)
-    a = torch.empty(lora.r, num_in, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
-    b = torch.zeros(num_out, lora.r, dtype=torch.float32)
-    place = linear.weight.device
-    return nn.Parameter(a.to(device=place, dtype=dtype)), nn.Parameter(b.to(device=place, dtype=dtype))

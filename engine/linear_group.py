@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear as plain_linear
 
+from ..kernels.bank import AdapterBank, banked_linears
 from ..kernels.multi_lora import multi_lora_linears
 from ..kernels.routing import Routing
 
@@ -14,7 +15,7 @@ class LinearGroup:
     """q, k and v, or gate and up, or one linear alone: one pass over the shared input gives all their outputs.
 
     An adapter's dropout draws one mask for the group: it drops features of the shared input. `lora_a[t][a]` is adapter
-    a's matrix `[r, K]` at linear t, None where it does not target it; adapters.py owns the parameters.
+    a's matrix `[r, K]` at linear t, None where it does not target it; insert_adapters.py puts them there.
     """
 
     def __init__(self, names: Sequence[str], linears: Sequence[nn.Linear]) -> None:
@@ -25,13 +26,9 @@ class LinearGroup:
         """Part of dropout's key, the same for all linears of the group and different for every group of a model."""
         self.lora_a: list[list[Tensor | None]] = [[] for _ in linears]
         self.lora_b: list[list[Tensor | None]] = [[] for _ in linears]
+        self.bank: AdapterBank | None = None
+        """The same matrices packed, on a GPU: read in their place."""
         _join(self.linears)
-
-    def make_room(self, num_adapters: int, *, mask_id: int) -> None:
-        """Forget all adapters and make room for so many."""
-        self.mask_id = mask_id
-        self.lora_a = [[None] * num_adapters for _ in self.linears]
-        self.lora_b = [[None] * num_adapters for _ in self.linears]
 
     def is_frozen(self) -> bool:
         """Whether no adapter targets any of the linears."""
@@ -46,9 +43,10 @@ class LinearGroup:
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
         if routing is None:
             raise RuntimeError(f"{self.names[0]} was called without a routing; give the microbatch's")
-        return multi_lora_linears(
-            x, weights, biases, self.lora_a, self.lora_b, routing=routing, targets=[self.mask_id] * len(weights)
-        )
+        masks = [self.mask_id] * len(weights)
+        if self.bank is not None:
+            return banked_linears(x, weights, biases, self.bank, routing=routing, targets=masks)
+        return multi_lora_linears(x, weights, biases, self.lora_a, self.lora_b, routing=routing, targets=masks)
 
 
 def _join(linears: Sequence[nn.Linear]) -> None:

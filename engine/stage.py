@@ -8,7 +8,8 @@ import torch
 
 from ..planner.jobs import Job
 from ..traces.costs import RecomputeMode
-from .adapters import StageAdapter, make_adapters
+from .adapters import StageAdapter
+from .insert_adapters import insert_adapters
 from .model import Layout, StageModel, build_stage, read_config, whole_linears
 from .targets import check_targets
 from .weight_source import FROM_FOLDER, WeightSource
@@ -71,7 +72,7 @@ def make_stage_of(
     check_targets(jobs, linears)
     model = build_stage(folder, layout, weights=weights, dtype=dtype, device=device)
     for group in model.groups():
-        group.make_room(len(jobs), mask_id=linears.index(group.names[0]))
+        group.mask_id = linears.index(group.names[0])
     wide = torch.float64 if next(model.parameters()).dtype is torch.float64 else torch.float32
-    adapters = make_adapters(jobs, tuple(model.groups()), dtype=wide)
+    adapters = insert_adapters(jobs, tuple(model.groups()), dtype=wide)
     return Stage(model=model, adapters=adapters, replica=replica, recompute=recompute)

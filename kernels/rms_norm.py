@@ -44,17 +44,19 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, *, eps: float) -> 
     return reference_add_rms_norm(x, residual, weight, eps=eps)
 
 
-def reference_rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
-    """The same in plain PyTorch: half precision is widened to float32, wider dtypes stay as they are."""
-    wide = x if x.dtype == torch.float64 else x.float()
+def reference_rms_norm(x: Tensor, weight: Tensor, *, eps: float, inside: torch.dtype = torch.float32) -> Tensor:
+    """The same in plain PyTorch. As transformers' it narrows float64 to float32 `inside`, or equals it not."""
+    wide = x.to(inside)
     normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
     return weight * normed.to(x.dtype)
 
 
-def reference_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
+def reference_add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, *, eps: float, inside: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     """The same in plain PyTorch."""
     summed = residual + x
-    return reference_rms_norm(summed, weight, eps=eps), summed
+    return reference_rms_norm(summed, weight, eps=eps, inside=inside), summed
 
 
 def _check(x: Tensor, weight: Tensor) -> None:

@@ -1,5 +1,7 @@
 """RMSNorm against transformers' own module in float64, alone and behind the residual addition."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -153,8 +155,9 @@ def test_only_input_and_one_number_a_row_are_saved(device: str) -> None:
 def test_the_plain_version_is_differentiable_in_float64() -> None:
     x, residual = (draw(3, 4, 8, dtype=torch.float64, device="cpu", seed=i).requires_grad_() for i in (0, 1))
     weight = draw(8, dtype=torch.float64, device="cpu", seed=2)
-    assert torch.autograd.gradcheck(lambda x: public.rms_norm(x, weight, eps=EPS), [x])
-    assert torch.autograd.gradcheck(lambda x, r: public.add_rms_norm(x, r, weight, eps=EPS), [x, residual])
+    given: dict[str, Any] = {"eps": EPS, "inside": torch.float64}
+    assert torch.autograd.gradcheck(lambda x: public.reference_rms_norm(x, weight, **given), [x])
+    assert torch.autograd.gradcheck(lambda x, r: public.reference_add_rms_norm(x, r, weight, **given), [x, residual])
 
 
 def test_arguments_that_do_not_fit_are_refused() -> None:
