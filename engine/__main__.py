@@ -55,6 +55,7 @@ def _settings() -> RunSettings:
     parser.add_argument("--output", type=Path, help="output folder; the job file's output_dir by default")
     parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint")
     parser.add_argument("--checkpoint-every", type=int, metavar="N", help="microbatches between checkpoints")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--random-weights", action="store_true", help="draw the base model's weights")
     parser.add_argument("--config", type=Path, help="a config.json in place of the job file's base_model")
     given = parser.parse_args()
@@ -64,6 +65,7 @@ def _settings() -> RunSettings:
         output_dir=given.output,
         resume=given.resume,
         checkpoint_every=given.checkpoint_every,
+        device=given.device,
         override=Override(random_weights=given.random_weights, config_file=given.config),
     )
 

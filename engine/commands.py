@@ -16,6 +16,7 @@ def train(
     checkpoint_every: Annotated[
         int | None, typer.Option(help="Microbatches between checkpoints.", min=1, show_default="none are written")
     ] = None,
+    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")] = "auto",
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Draw the base model's weights; lengths become random tokens.")
     ] = False,
@@ -43,6 +44,7 @@ def train(
         output_dir=output,
         resume=resume,
         checkpoint_every=checkpoint_every,
+        device=device,
         override=Override(random_weights=random_weights, config_file=config),
     )
     try:

@@ -70,7 +70,7 @@ class Executor:
         self._after_leg = after_leg
         self._held: dict[int, Held] = {}
         parameter = next(stage.model.parameters())
-        self._device = parameter.device
+        self._device = stage.device
         self.sums.move(self._device)
         self._reports = None
         if on_step is not None and stage.layout.is_last:

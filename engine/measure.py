@@ -146,7 +146,7 @@ def _round(stage: Stage, plan: Plan, *, before_leg: Callable[[Leg], None] | None
     Executor(
         stage,
         plan,
-        Packer(plan.jobs, RandomTokens(config.vocab_size)),
+        Packer(plan.jobs, RandomTokens(config.vocab_size), device=stage.device),
         LoopbackTransport(legs, wire, worker=index),
         recorder=recorder,
         before_leg=before_leg,

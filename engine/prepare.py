@@ -32,6 +32,8 @@ class RunSettings:
     resume: bool = False
     checkpoint_every: int | None = None
     """Microbatches between checkpoints; none are written when absent."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
     override: Override = AS_WRITTEN
     """What is said of the base model instead of the job file."""
 
@@ -42,6 +44,7 @@ class RunSettings:
             ("--plan", self.plan_file),
             ("--output", self.output_dir),
             ("--checkpoint-every", self.checkpoint_every),
+            ("--device", self.device),
         ):
             words += [] if value is None else [option, str(value)]
         words += self.override.arguments()

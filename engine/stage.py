@@ -29,6 +29,10 @@ class Stage:
     def layout(self) -> Layout:
         return self.model.layout
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
     def name(self, num_replicas: int = 1) -> str:
         """For messages to people."""
         return f"pp_rank {self.layout.stage}" + (f" of replica {self.replica}" if num_replicas > 1 else "")

@@ -80,7 +80,7 @@ def _work(shared: _Shared, worker: int, stage: Stage, recorder: Recorder, sums: 
         executor = Executor(
             stage,
             shared.plan,
-            Packer(shared.plan.jobs, shared.tokens),
+            Packer(shared.plan.jobs, shared.tokens, device=stage.device),
             RendezvousTransport(shared.board, worker),
             recorder=recorder,
             sums=sums,

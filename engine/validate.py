@@ -59,7 +59,11 @@ class Validation:
         )
         program = Program(schedule="forward-only", num_stages=plan.num_stages, workers=(columns,) * plan.num_stages)
         executor = Executor(
-            stage, plan, Packer(plan.jobs, self.tokens), transport, recorder=Recorder(stage=stage.layout.stage)
+            stage,
+            plan,
+            Packer(plan.jobs, self.tokens, device=stage.device),
+            transport,
+            recorder=Recorder(stage=stage.layout.stage, device=stage.device),
         )
         executor.run(itinerary(program, plan, stage=stage.layout.stage))
         return {plan.jobs[adapter].name: loss.item() for (adapter, _), loss in executor.sums.losses.items()}

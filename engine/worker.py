@@ -17,10 +17,11 @@ from .batch import Packer
 from .checkpoint import CheckpointWriter, Restored, forget_checkpoints, newest_checkpoint
 from .clock import clock_offset_ns
 from .collect import collect
+from .connect import open_transport
 from .cut import check_can_cut, copies, cut_points
+from .devices import choose_device
 from .execute import Executor
 from .export import export_adapters, save_part
-from .gloo import open_gloo
 from .itinerary import itinerary
 from .mailbox import Sums
 from .metrics import MetricsWriter, StepRecord
@@ -61,15 +62,24 @@ def run_worker(settings: RunSettings, listener: Listener) -> None:
     if settings.checkpoint_every is not None:
         check_can_cut(prepared.program)
     plan = prepared.plan
-    transport = open_gloo(num_stages=plan.num_stages, num_replicas=plan.num_replicas)
+    device = choose_device(settings.device)
+    transport = open_transport(num_stages=plan.num_stages, num_replicas=plan.num_replicas, device=device)
     replica, index = divmod(transport.worker, plan.num_stages)
     position = PositionFile(position_path(prepared.output_dir / WORK, transport.worker))
     start_watchdog(lambda: f"pp_rank {index} at {position.text}")
     folder = _base_folder(prepared, transport)
     weights = _weights(prepared, position, listener if transport.worker == 0 else None)
-    stage = make_stage(folder, plan.jobs, stage=index, num_stages=plan.num_stages, replica=replica, weights=weights)
+    stage = make_stage(
+        folder,
+        plan.jobs,
+        stage=index,
+        num_stages=plan.num_stages,
+        replica=replica,
+        weights=weights,
+        device=device,
+    )
     restored = _restore(settings, prepared, stage, transport)
-    recorder = Recorder(stage=index, replica=replica)
+    recorder = Recorder(stage=index, replica=replica, device=device)
     recorder.clock_offset_ns = clock_offset_ns(transport, num_workers=plan.num_stages * plan.num_replicas)
     validation = Validation.of(plan, prepared.loaded) if replica == 0 else None
     if validation is not None and restored is None:
@@ -157,7 +167,7 @@ def _train(
     executor = Executor(
         stage,
         plan,
-        Packer(plan.jobs, prepared.loaded),
+        Packer(plan.jobs, prepared.loaded, device=stage.device),
         transport,
         recorder=recorder,
         sums=sums,
@@ -197,7 +207,7 @@ def _hand_in(prepared: Prepared, stage: Stage, recorder: Recorder, transport: Tr
     Timeline.from_spans(
         recorder.spans(origin_ns=0),
         source="measured",
-        origin=machine(),
+        origin=machine(stage.device),
         num_stages=plan.num_stages,
         num_replicas=plan.num_replicas,
     ).save(work / spans)
@@ -238,6 +248,8 @@ def join_timelines(parts: list[Timeline]) -> Timeline:
     )
 
 
-def machine() -> str:
-    """For the timeline's origin: processor, threads, version of torch."""
+def machine(device: torch.device) -> str:
+    """For the timeline's origin: GPU, or processor and threads, and the version of torch."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     return f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s) a stage, torch {torch.__version__}"
