@@ -9,21 +9,26 @@ from ..traces.errors import InputError
 DEVICES = ("auto", "cpu", "cuda")
 
 
+def check_device(name: str) -> None:
+    """Raise InputError, before any process starts, for a device that is unknown or not here."""
+    if name not in DEVICES:
+        raise InputError(f"device '{name}' is unknown; choose one of {', '.join(DEVICES)}")
+    if name == "cuda" and not torch.cuda.is_available():
+        why = "is built without CUDA" if torch.version.cuda is None else "finds no GPU"
+        raise InputError(f"device cuda: torch {torch.__version__} {why}; choose cpu, or install torch for your GPU")
+
+
 def choose_device(name: str) -> torch.device:
     """This process's device: `auto` takes a GPU where there is one. It becomes torch's current device.
 
     torchrun's LOCAL_RANK and LOCAL_WORLD_SIZE say which of a machine's GPUs; where there are fewer than workers,
     workers next to each other share one. Raises InputError.
     """
-    if name not in DEVICES:
-        raise InputError(f"device '{name}' is unknown; choose one of {', '.join(DEVICES)}")
+    check_device(name)
     # Streams that share a hardware queue wait for each other: a worker over NCCL has nine, and queues are eight unless
     # this is said before CUDA starts.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     num_gpus = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
-    if name == "cuda" and not num_gpus:
-        why = "is built without CUDA" if torch.version.cuda is None else "finds no GPU"
-        raise InputError(f"device cuda: torch {torch.__version__} {why}; choose cpu, or install torch for your GPU")
     if not num_gpus:
         return torch.device("cpu")
     place, num_local = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -13,6 +13,7 @@ from ..traces.run_folder import MEASURED, PLAN, metrics_name
 from ..traces.timeline import Timeline
 from .base_folder import check_has_weights
 from .cut import check_can_cut
+from .devices import check_device
 from .launch import launch
 from .metrics import StepRecord, read_metrics
 from .output import ADAPTERS, WORK, read_validation
@@ -105,6 +106,7 @@ def train(
     start, which draw their own bars. Raises JobError or PlanError for bad input before that, EngineError when the run
     breaks.
     """
+    check_device(settings.device)
     if settings.plan_file is None and not settings.resume:
         _plan(settings, progress=progress)
     prepared = prepare(settings, progress=progress)
