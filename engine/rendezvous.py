@@ -18,8 +18,9 @@ from .transport import Edge, Transport
 class Switchboard:
     """What the workers of one run share: posted buffers by edge, sums under way, and who is gone."""
 
-    def __init__(self, num_workers: int, *, timeout_s: float = 60.0) -> None:
+    def __init__(self, num_workers: int, *, timeout_s: float = 60.0, device: torch.device | str = "cpu") -> None:
         self.num_workers = num_workers
+        self.device = torch.device(device)
         self._timeout_s = timeout_s
         self._changed = threading.Condition()
         self._posted: dict[Edge, deque[PostedBuffer]] = defaultdict(deque)
@@ -80,7 +81,7 @@ class PostedBuffer:
 
     def __init__(self, board: Switchboard, edge: Edge, num_bytes: int) -> None:
         self.edge = edge
-        self.content = torch.full((num_bytes,), 0xFF, dtype=torch.uint8)
+        self.content = torch.full((num_bytes,), 0xFF, dtype=torch.uint8, device=board.device)
         self.filled = False
         self._board = board
 
@@ -88,7 +89,7 @@ class PostedBuffer:
         return self._board.take(self)
 
     def on_host(self) -> Tensor | None:
-        return self.content
+        return self.content.cpu()
 
 
 class RendezvousTransport:
@@ -105,7 +106,7 @@ class RendezvousTransport:
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cpu")
+        return self._board.device
 
     @property
     def host(self) -> Transport:

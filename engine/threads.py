@@ -55,8 +55,11 @@ def run_in_threads(
 
     `after_leg` hears (worker, place of the leg). Raises what broke first, not the losses of a peer that followed.
     """
-    shared = _Shared(plan, program, tokens, Switchboard(len(stages), timeout_s=timeout_s), on_nonfinite, after_leg)
-    recorders = tuple(Recorder(stage=stage.layout.stage, replica=stage.replica) for stage in stages)
+    board = Switchboard(len(stages), timeout_s=timeout_s, device=stages[0].device)
+    shared = _Shared(plan, program, tokens, board, on_nonfinite, after_leg)
+    recorders = tuple(
+        Recorder(stage=stage.layout.stage, replica=stage.replica, device=stage.device) for stage in stages
+    )
     threads = [
         threading.Thread(
             target=_work,

@@ -129,9 +129,17 @@ MakeStages = Callable[..., tuple[Stage, ...]]
 def make_stages(model_folder: Path) -> MakeStages:
     """All stages of a plan, in worker order."""
 
-    def make(plan: Plan, *, dtype: torch.dtype = torch.float32) -> tuple[Stage, ...]:
+    def make(plan: Plan, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Stage, ...]:
         return tuple(
-            make_stage(model_folder, plan.jobs, stage=stage, num_stages=plan.num_stages, replica=replica, dtype=dtype)
+            make_stage(
+                model_folder,
+                plan.jobs,
+                stage=stage,
+                num_stages=plan.num_stages,
+                replica=replica,
+                dtype=dtype,
+                device=device,
+            )
             for replica in range(plan.num_replicas)
             for stage in range(plan.num_stages)
         )

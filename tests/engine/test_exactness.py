@@ -33,7 +33,7 @@ LIMITS = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 def weights_of(stages: Sequence[Stage]) -> Weights:
     return {
-        (index, name): parameter.detach().clone()
+        (index, name): parameter.detach().cpu().clone()
         for stage in stages
         for index, adapter in enumerate(stage.adapters)
         for name, parameter in adapter.parameters.items()
@@ -41,10 +41,10 @@ def weights_of(stages: Sequence[Stage]) -> Weights:
 
 
 def train_together(
-    make_stages: Any, plan: Plan, tokens: Any, dtype: torch.dtype
+    make_stages: Any, plan: Plan, tokens: Any, dtype: torch.dtype, *, device: str = "cpu"
 ) -> tuple[Weights, Weights, list[StepRecord]]:
     """Weights before and after, and the steps."""
-    stages = make_stages(plan, dtype=dtype)
+    stages = make_stages(plan, dtype=dtype, device=device)
     start = weights_of(stages)
     run = run_in_threads(stages, plan, build_program(plan), tokens)
     return start, weights_of(stages), list(run.records)
@@ -129,10 +129,12 @@ def compare(
 ) -> Callable[..., list[tuple[float, float, float]]]:
     """(weight difference, loss difference, how far weights moved) of each adapter, together against peft alone."""
 
-    def compare_all(jobs: tuple[Job, ...], num_stages: int, dtype: torch.dtype) -> list[tuple[float, float, float]]:
+    def compare_all(
+        jobs: tuple[Job, ...], num_stages: int, dtype: torch.dtype, device: str = "cpu"
+    ) -> list[tuple[float, float, float]]:
         tokens = tokens_of(jobs)
         plan = small_plan(jobs, num_stages=num_stages)
-        start, end, records = train_together(make_stages, plan, tokens, dtype)
+        start, end, records = train_together(make_stages, plan, tokens, dtype, device=device)
         found = []
         for adapter, job in enumerate(jobs):
             alone, losses = train_in_peft(model_folder, job, adapter, tokens, start, dtype)
@@ -159,6 +161,17 @@ def test_together_equals_alone_in_peft(
     for weights, losses, moved in compare(jobs, num_stages, dtype):
         assert weights < LIMITS[dtype]
         assert losses < LIMITS[dtype]
+        assert moved > 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_stages", [1, 4])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_together_on_a_gpu_equals_alone_in_peft(compare: Any, three_jobs: Any, num_stages: int, dropout: float) -> None:
+    jobs = three_jobs(num_steps=NUM_STEPS, dropout=dropout)
+    for weights, losses, moved in compare(jobs, num_stages, torch.float32, device="cuda"):
+        assert weights < 1e-4
+        assert losses < 1e-4
         assert moved > 1e-3
 
 

@@ -36,13 +36,16 @@ def test_what_is_remade_is_not_kept() -> None:
     assert calls == [1]
 
 
-def gradients(folder: Path, plan: Any, tokens: Any, mode: RecomputeMode) -> tuple[dict[str, Tensor], int]:
+def gradients(
+    folder: Path, plan: Any, tokens: Any, mode: RecomputeMode, *, device: str = "cpu", dtype: torch.dtype | None = None
+) -> tuple[dict[str, Tensor], int]:
     """Gradients of two microbatches whose backwards come after both forwards, and the bytes the forwards kept."""
-    stage = make_stage(folder, plan.jobs, stage=0, num_stages=1, recompute=mode)
+    stage = make_stage(folder, plan.jobs, stage=0, num_stages=1, recompute=mode, device=device, dtype=dtype)
     for adapter in stage.adapters:
         generator = torch.Generator().manual_seed(1)
         for weight in adapter.parameters.values():
-            weight.data.normal_(std=0.1, generator=generator)
+            weight.data.copy_(torch.randn(weight.shape, generator=generator) / 10)
+        adapter.gradients.refresh()
     own = {weight.untyped_storage().data_ptr() for weight in stage.model.parameters()}
     kept: dict[int, int] = {}
 
@@ -51,7 +54,7 @@ def gradients(folder: Path, plan: Any, tokens: Any, mode: RecomputeMode) -> tupl
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    packer = Packer(plan.jobs, tokens)
+    packer = Packer(plan.jobs, tokens, device=device)
     outputs = []
     for held in plan.microbatches[:2]:
         packed = packer.pack(held)
@@ -62,10 +65,9 @@ def gradients(folder: Path, plan: Any, tokens: Any, mode: RecomputeMode) -> tupl
     for output in outputs:
         torch.autograd.backward(output.square().sum())
     found = {
-        f"{index}/{name}": weight.grad.clone()
+        f"{index}/{name}": gradient.cpu()
         for index, adapter in enumerate(stage.adapters)
-        for name, weight in adapter.parameters.items()
-        if weight.grad is not None
+        for name, gradient in adapter.gradients.take().items()
     }
     return found, sum(kept.values())
 

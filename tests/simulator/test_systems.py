@@ -32,7 +32,10 @@ def test_the_systems_come_out_in_the_published_order() -> None:
     told: list[str] = []
     results = compare_systems(plan, hardware, progress=lambda label, share: told.append(label))
     names = [result.name for result in results]
-    apart, published = ["sequential-fixed", "sequential-padded", "sequential-packed"], ["mlora", "lorafusion", "loraplex"]
+    apart, published = (
+        ["sequential-fixed", "sequential-padded", "sequential-packed"],
+        ["mlora", "lorafusion", "loraplex"],
+    )
     assert names == told == apart + published
     speeds = {result.name: result.tokens_per_s() for result in results}
     assert sorted(published, key=speeds.__getitem__) == published
