@@ -13,9 +13,10 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n auto
 
-# The report's page in a real browser; needs Chromium (Debian's package `chromium`).
+# The report's page, and a trace in Perfetto's, in a real browser; needs Chromium (Debian's package `chromium`).
 test-browser: $(VENV)/installed
-	$(BIN)/python -m pytest -q tests/analysis/check_report_in_chromium.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest -q tests/analysis/check_report_in_chromium.py tests/analysis/check_trace_in_perfetto.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

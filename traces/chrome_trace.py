@@ -2,7 +2,8 @@
 
 Slices carry the Program's words with microbatch and wait cause; arrows lead from the action that sent something to the
 action that used it; transfers lie on tracks of their own below the stages, memory is a counter. Format: "Trace Event
-Format" of the Chromium project (events X, s, f, C, M), times in microseconds.
+Format" of the Chromium project (events X, s, f, C, M), times in microseconds. What takes no time at all (a Step that
+costs nothing) hangs as a mark below its track. tests/analysis/check_trace_in_perfetto.py opens traces there.
 """
 
 import json
@@ -20,6 +21,10 @@ from .timeline import Timeline
 
 _WORD = re.compile(r"(\d+)([FBIE])(\d+)")
 Event = dict[str, Any]
+FIRST_PROCESS = 1000
+_FIRST_TRACK = 1
+"""Perfetto takes process 0 and thread 0 for idle ones, and a thread with its process's number for the main one."""
+_MOST_ACTIONS = 2**32
 
 
 def write_chrome_trace(
@@ -32,7 +37,9 @@ def write_chrome_trace(
     listed = [timelines] if isinstance(timelines, Timeline) else list(timelines)
     events = chain.from_iterable(
         trace_events(
-            timeline, first_process=sum(earlier.num_replicas for earlier in listed[:number]), contents=contents
+            timeline,
+            first_process=FIRST_PROCESS + sum(earlier.num_replicas for earlier in listed[:number]),
+            contents=contents,
         )
         for number, timeline in enumerate(listed)
     )
@@ -43,7 +50,7 @@ def write_chrome_trace(
 
 
 def trace_events(
-    timeline: Timeline, *, first_process: int = 0, contents: Mapping[int, str] | None = None
+    timeline: Timeline, *, first_process: int = FIRST_PROCESS, contents: Mapping[int, str] | None = None
 ) -> Iterator[Event]:
     """The events of one timeline; its replicas become the processes from `first_process` on."""
     zero_ms = _first_ms(timeline)
@@ -88,8 +95,14 @@ def _names(timeline: Timeline, *, process: int, replica: int, lanes: "pd.Series[
     tracks = {stage: f"stage {stage}" for stage in range(timeline.num_stages)}
     tracks |= {int(lane): f"transfers from stage {lane % timeline.num_stages}" for lane in sorted(lanes.unique())}
     for track, name in tracks.items():
-        yield {"ph": "M", "name": "thread_name", "pid": process, "tid": track, "args": {"name": name}}
-        yield {"ph": "M", "name": "thread_sort_index", "pid": process, "tid": track, "args": {"sort_index": track}}
+        yield {"ph": "M", "name": "thread_name", "pid": process, "tid": _FIRST_TRACK + track, "args": {"name": name}}
+        yield {
+            "ph": "M",
+            "name": "thread_sort_index",
+            "pid": process,
+            "tid": _FIRST_TRACK + track,
+            "args": {"sort_index": track},
+        }
 
 
 def _slices(frame: pd.DataFrame, process: int, zero_ms: float, contents: Mapping[int, str]) -> Iterator[Event]:
@@ -108,7 +121,7 @@ def _slices(frame: pd.DataFrame, process: int, zero_ms: float, contents: Mapping
             "name": f"wait: {cause or 'cause not recorded'}" if waits else action,
             "cat": kind,
             "pid": process,
-            "tid": int(stage),
+            "tid": _FIRST_TRACK + int(stage),
             "ts": _us(start_ms, zero_ms),
             "dur": _length_us(start_ms, end_ms, zero_ms),
             "args": arguments,
@@ -142,7 +155,7 @@ def _transfer_slices(transfers: pd.DataFrame, process: int, zero_ms: float, lane
             "name": f"result of {action}",
             "cat": "transfer",
             "pid": process,
-            "tid": int(track),
+            "tid": _FIRST_TRACK + int(track),
             "ts": _us(start_ms, zero_ms),
             "dur": _length_us(start_ms, end_ms, zero_ms),
             "args": {"microbatch": int(microbatch), "bytes": int(moved)},
@@ -157,7 +170,7 @@ def _arrows(compute: pd.DataFrame, process: int, zero_ms: float, num_stages: int
             *(compute[name] for name in ("action", "stage", "start_ms", "end_ms")), strict=True
         )
     }
-    for action, (stage, start_ms, end_ms) in found.items():
+    for number, (action, (stage, start_ms, end_ms)) in enumerate(found.items()):
         parts = _WORD.fullmatch(action)
         if parts is None:
             continue
@@ -167,6 +180,7 @@ def _arrows(compute: pd.DataFrame, process: int, zero_ms: float, num_stages: int
             continue
         # An arrow leaves from inside its slice, so the moment before its end; "bp": "e" lands it in the slice there.
         leaves_ms = max(start_ms, end_ms - 1e-6)
-        name = {"cat": "transfer", "name": "transfer", "id": f"{process}.{action}", "pid": process}
-        yield {"ph": "s", **name, "tid": stage, "ts": _us(leaves_ms, zero_ms)}
-        yield {"ph": "f", "bp": "e", **name, "tid": user[0], "ts": _us(user[1], zero_ms)}
+        # A number: Perfetto drops arrows whose id is none.
+        name = {"cat": "transfer", "name": "transfer", "id": process * _MOST_ACTIONS + number, "pid": process}
+        yield {"ph": "s", **name, "tid": _FIRST_TRACK + stage, "ts": _us(leaves_ms, zero_ms)}
+        yield {"ph": "f", "bp": "e", **name, "tid": _FIRST_TRACK + user[0], "ts": _us(user[1], zero_ms)}

@@ -30,31 +30,58 @@ def test_every_event_of_one_forward_through_two_stages() -> None:
     events = list(trace_events(RUN, contents={0: "maths 40 tokens"}))
     arguments = {"microbatch": 0, "holds": "maths 40 tokens"}
     assert [event for event in events if event["ph"] != "M"] == [
-        {"ph": "X", "name": "0F0", "cat": "compute", "pid": 0, "tid": 0, "ts": 0.0, "dur": 1000.0, "args": arguments},
+        {
+            "ph": "X",
+            "name": "0F0",
+            "cat": "compute",
+            "pid": 1000,
+            "tid": 1,
+            "ts": 0.0,
+            "dur": 1000.0,
+            "args": arguments,
+        },
         {
             "ph": "X",
             "name": "wait: warmup",
             "cat": "wait",
-            "pid": 0,
-            "tid": 1,
+            "pid": 1000,
+            "tid": 2,
             "ts": 0.0,
             "dur": 1500.0,
             "args": {"microbatch": 0, "waits for": "1F0"},
         },
-        {"ph": "X", "name": "1F0", "cat": "compute", "pid": 0, "tid": 1, "ts": 1500.0, "dur": 500.0, "args": arguments},
+        {
+            "ph": "X",
+            "name": "1F0",
+            "cat": "compute",
+            "pid": 1000,
+            "tid": 2,
+            "ts": 1500.0,
+            "dur": 500.0,
+            "args": arguments,
+        },
         {
             "ph": "X",
             "name": "result of 0F0",
             "cat": "transfer",
-            "pid": 0,
-            "tid": 2,
+            "pid": 1000,
+            "tid": 3,
             "ts": 1000.0,
             "dur": 500.0,
             "args": {"microbatch": 0, "bytes": 64},
         },
-        {"ph": "s", "cat": "transfer", "name": "transfer", "id": "0.0F0", "pid": 0, "tid": 0, "ts": 999.999},
-        {"ph": "f", "bp": "e", "cat": "transfer", "name": "transfer", "id": "0.0F0", "pid": 0, "tid": 1, "ts": 1500.0},
-        {"ph": "C", "name": "memory of stage 1", "pid": 0, "ts": 1500.0, "args": {"bytes": 1024}},
+        {"ph": "s", "cat": "transfer", "name": "transfer", "id": 1000 * 2**32, "pid": 1000, "tid": 1, "ts": 999.999},
+        {
+            "ph": "f",
+            "bp": "e",
+            "cat": "transfer",
+            "name": "transfer",
+            "id": 1000 * 2**32,
+            "pid": 1000,
+            "tid": 2,
+            "ts": 1500.0,
+        },
+        {"ph": "C", "name": "memory of stage 1", "pid": 1000, "ts": 1500.0, "args": {"bytes": 1024}},
     ]
     names = [event["args"] for event in events if event["name"] in ("process_name", "thread_name")]
     assert names == [
@@ -77,11 +104,11 @@ def test_several_timelines_are_processes_of_one_file_that_all_begin_at_zero(tmp_
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     titles = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
     assert titles == {
-        0: "simulated: by hand",
-        1: "measured: a laptop, replica 0",
-        2: "measured: a laptop, replica 1",
+        1000: "simulated: by hand",
+        1001: "measured: a laptop, replica 0",
+        1002: "measured: a laptop, replica 1",
     }
-    firsts = [min(event["ts"] for event in events if event["pid"] == pid and "ts" in event) for pid in (0, 1)]
+    firsts = [min(event["ts"] for event in events if event["pid"] == pid and "ts" in event) for pid in (1000, 1001)]
     assert firsts == [0.0, 0.0]
 
 
@@ -129,18 +156,13 @@ def test_backwards_point_to_the_stage_before_and_chunks_round_the_corner() -> No
         for at, word in enumerate(words)
     ]
     timeline = Timeline.from_spans(spans, source="simulated", origin="by hand", num_stages=2)
-    ends: dict[str, dict[str, int]] = {"s": {}, "f": {}}
+    ends: dict[str, dict[int, int]] = {"s": {}, "f": {}}
     for event in trace_events(timeline):
         if event["ph"] in ends:
             ends[event["ph"]][event["id"]] = event["tid"]
-    assert {word: (ends["s"][word], ends["f"][word]) for word in ends["s"]} == {
-        "0.0F0": (0, 1),
-        "0.1F0": (1, 0),
-        "0.2F0": (0, 1),
-        "0.3B0": (1, 0),
-        "0.2B0": (0, 1),
-        "0.1B0": (1, 0),
-    }
+    listed = timeline.compute()["action"].tolist()
+    tracks = {listed[number % 2**32]: (ends["s"][number], ends["f"][number]) for number in ends["s"]}
+    assert tracks == {"0F0": (1, 2), "1F0": (2, 1), "2F0": (1, 2), "3B0": (2, 1), "2B0": (1, 2), "1B0": (2, 1)}
 
 
 def test_a_timeline_without_spans_is_a_valid_trace(tmp_path: Path) -> None:
