@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter
 
-from .dependencies import slot_numbers, waits_for
+from .dependencies import gap_slots, slot_numbers, waits_for
 from .errors import PlanError
 from .jobs import Job, Sample
 from .packing.balance import balance
@@ -12,7 +12,7 @@ from .packing.candidates import stream_recipes
 from .packing.lower_bounds import batch_bounds, lower_bounds
 from .packing.pack_greedy import Bins
 from .packing.search import Found, Search, search_staggers
-from .packing.workload import Workload, gap_slots, workload_of
+from .packing.workload import Workload, workload_of
 from .plan import Microbatch, Plan
 
 _Step = tuple[int, int]

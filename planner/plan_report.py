@@ -6,9 +6,9 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from .dependencies import slot_dependencies, slot_numbers
+from .dependencies import plan_slots
 from .packing.lower_bounds import LowerBounds, lower_bounds
-from .packing.workload import gap_slots, workload_of
+from .packing.workload import workload_of
 from .plan import Plan
 from .waste import waste_by_adapter
 
@@ -31,9 +31,7 @@ class PlanFigures:
 
 def plan_figures(plan: Plan) -> PlanFigures:
     """Figures of a plan whose order holds; raises PlanError where a step enters before the one it needs is complete."""
-    gap = gap_slots(plan.schedule, num_stages=plan.num_stages)
-    numbers = slot_numbers(slot_dependencies(plan).waits_for, gap=gap)
-    slots = numbers[-1] + 1 if numbers else 0
+    slots = plan_slots(plan)
     return PlanFigures(
         num_microbatches=sum(bool(batch.samples) for batch in plan.microbatches),
         slots=slots,

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .dependencies import slot_numbers, waits_for
-from .packing.workload import gap_slots
+from .dependencies import gap_slots, slot_numbers, waits_for
 from .plan import Plan
 
 

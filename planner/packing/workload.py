@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
 
-from ..dependencies import slot_numbers, waits_for
+from ..dependencies import gap_slots, slot_numbers, waits_for
 from ..errors import JobError, PlanError
 from ..jobs import Job, Sample
 from ..plan import Microbatch, microbatch
@@ -93,11 +93,6 @@ def workload_of(
         num_replicas=num_replicas,
         gap_slots=gap_slots(schedule, num_stages=num_stages),
     )
-
-
-def gap_slots(schedule: str, *, num_stages: int) -> int:
-    """Slots between dependents that cost no wait: the microbatches the first stage has in flight."""
-    return 2 * num_stages - 1 if schedule == "1f1b-wide" else num_stages
 
 
 def _is_count(value: object) -> bool:

@@ -1,11 +1,12 @@
 """Which slot waits for which, and what that costs in slots."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 
-from loraplex.planner.dependencies import num_slots_needed, plan_slots, slot_dependencies, slot_numbers, waits_for
+from loraplex.planner.dependencies import plan_slots, slot_dependencies, slot_numbers, waits_for
 from loraplex.planner.errors import PlanError
 from loraplex.planner.jobs import job_from_lengths
 from loraplex.planner.plan import Plan, microbatch
@@ -27,9 +28,11 @@ def test_dependents_keep_their_distance(gap: int, numbers: list[int]) -> None:
 
 
 def test_slots_are_counted_to_the_last_entry() -> None:
-    assert num_slots_needed([-1, 0, 1], num_stages=4) == 9
-    assert num_slots_needed([], num_stages=4) == 0
-    assert plan_slots(even_plan(4, 3, num_batches=2)) == 9
+    # Slots 0 1 2, then 4 after slot 2, or, where seven microbatches are in flight, 7 after it.
+    plan = even_plan(4, 3, num_batches=2)
+    assert plan_slots(plan) == 9
+    assert plan_slots(replace(plan, schedule="1f1b-wide")) == 12
+    assert plan_slots(replace(plan, microbatches=())) == 0
 
 
 @given(plan=plans(max_stages=8, max_replicas=3))

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from loraplex.planner.dependencies import gap_slots
 from loraplex.planner.errors import JobError, PlanError
 from loraplex.planner.jobs import Job, Sample
-from loraplex.planner.packing.workload import gap_slots, workload_of
+from loraplex.planner.packing.workload import workload_of
 from loraplex.tests.random_jobs import jobs_of
 
 
