@@ -95,7 +95,8 @@ def gap_slots(schedule: str, *, num_stages: int) -> int:
 def plan_slots(plan: Plan) -> int:
     """Slots a plan takes: its makespan under uniform costs / (F + B), less the stages - 1 of filling.
 
-    Under `1f1b-wide`, which holds dependents further apart than equal costs ask for, at most that. Raises PlanError as `slot_dependencies` does.
+    Under `1f1b-wide`, which holds dependents further apart than equal costs ask for, that is the most it takes. Raises
+    PlanError as `slot_dependencies` does.
     """
     gap = gap_slots(plan.schedule, num_stages=plan.num_stages)
     numbers = slot_numbers(slot_dependencies(plan).waits_for, gap=gap)
