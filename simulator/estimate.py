@@ -81,11 +81,14 @@ def estimate(request: EstimateRequest, *, progress: Progress | None = None) -> E
     asked = request.recompute or loaded.settings.recompute
     measured = profile is not None and tracks_memory(profile.memory)
     memory = _memory(profile if measured else None, shapes, plan, request)
+    in_4bit = loaded.settings.base_model.is_in_4bit()
+    if in_4bit:
+        memory = _in_4bit(memory, shapes)
     need = cheapest_that_fits(plan, memory=memory, num_layers=shapes.num_layers, asked=asked_recompute(asked))
     known = memory.capacity_bytes < float("inf")
     found: tuple[Change, ...] = ()
     if need.peak_bytes() > memory.capacity_bytes:
-        four_bit = _in_4bit(memory, shapes)
+        four_bit = None if in_4bit else _in_4bit(memory, shapes)
         found = changes(plan, need, memory=memory, num_layers=shapes.num_layers, four_bit=four_bit)
     return Estimate(
         plan=plan,

@@ -80,6 +80,11 @@ class BaseModel:
     config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """Its whole config.json."""
 
+    def is_in_4bit(self) -> bool:
+        """Whether it runs in 4 bits: because that is asked, or because its checkpoint is in 4 bits already."""
+        stored = self.config.get("quantization_config")
+        return self.load_in_4bit or (isinstance(stored, Mapping) and bool(stored.get("load_in_4bit")))
+
     def targets(self, names: Sequence[str]) -> tuple[str, ...]:
         """Short names of the linears that `target_modules` names, in the layer's order.
 

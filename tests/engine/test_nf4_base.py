@@ -23,8 +23,10 @@ from loraplex.engine.weight_source import FROM_FOLDER, WeightSource
 from loraplex.kernels.nf4 import Nf4Weight, quantize_nf4
 from loraplex.planner.build_program import build_program
 from loraplex.planner.errors import JobError
+from loraplex.planner.inputs.base_model import find_base_model
 from loraplex.planner.inputs.load_jobs import load_jobs
 from loraplex.planner.jobs import Job
+from loraplex.planner.model_shapes import ModelShapes
 from loraplex.planner.plan import Plan
 
 # Every linear has a whole number of blocks of 64 to a row.
@@ -127,8 +129,11 @@ def test_linears_of_layers_are_rounded_and_nothing_else(tmp_path: Path, family: 
     assert kept.keys() == wanted.keys()
     assert all(torch.equal(kept[name], wanted[name]) for name in kept)
     spared = sum(dense.get_parameter(name).numel() for name in found)
-    # Half a byte a weight and a float for 64 of them, where 4 bytes were.
+    # Half a byte a weight and a float for 64 of them, where 4 bytes were; and as the planner foretells.
     assert held_bytes(dense) - held_bytes(held) == spared * 4 - spared // 2 - spared // 16
+    shapes = ModelShapes.of(find_base_model(str(folder), relative_to=tmp_path), dtype_bytes=4)
+    foretold = shapes.layer_weight_bytes(load_in_4bit=True) - shapes.layer_weight_bytes()
+    assert 3 * foretold == held_bytes(held) - held_bytes(dense)
 
 
 @pytest.mark.parametrize("nested", [False, True])

@@ -64,6 +64,17 @@ def run(*words: str) -> Any:
     return json.loads(done.stdout)
 
 
+def test_a_base_in_4_bits_is_counted_as_such_and_not_proposed_again(job_file: Path) -> None:
+    dense = run(str(job_file))["stages"]
+    job_file.write_text(JOBS + "load_in_4bit: true\n", encoding="utf-8")
+    found = run(str(job_file), "--device-memory", "3")
+    # The linears of 16 layers: 2 bytes a weight, or half a byte and a sixteenth.
+    linears = 16 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 4096 * 14336)
+    assert dense[0]["weights_bytes"] - found["stages"][0]["weights_bytes"] == linears * (2 - 0.5625)
+    assert found["fits"] is False
+    assert [change["what"] for change in found["changes"] if "4bit" in change["what"]] == []
+
+
 def test_memory_follows_from_shapes_where_nothing_was_measured(job_file: Path) -> None:
     found = run(str(job_file))
     assert (found["memory_from"], found["recompute"], found["fits"], found["capacity_bytes"]) == (

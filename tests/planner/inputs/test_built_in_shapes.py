@@ -61,6 +61,14 @@ def test_fewer_layers_and_a_config_file_alone(tmp_path: Path) -> None:
         find_base_model("own.json", relative_to=tmp_path, num_layers=2)
 
 
+def test_a_checkpoint_in_4_bits_is_known_by_its_config(tmp_path: Path) -> None:
+    said = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(shape_config("qwen3-8b") | {"quantization_config": said}), encoding="utf-8")
+    assert find_base_model(str(path), relative_to=tmp_path).is_in_4bit()
+    assert not find_base_model("qwen3-8b", relative_to=tmp_path).is_in_4bit()
+
+
 def test_the_shapes_are_named_to_who_mistypes_one(tmp_path: Path) -> None:
     with pytest.raises(
         JobError, match=r"'llama-8b' is no folder .* or name a shape: llama-3.1-70b, llama-3.1-8b, mist"
