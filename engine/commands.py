@@ -166,3 +166,34 @@ def parity(
         Console(soft_wrap=True).print(parity_table(rows))
     if not equal:
         raise typer.Exit(1)
+
+
+def merge(
+    base: Annotated[str, typer.Argument(help="A model folder or a hub id.", show_default=False)],
+    adapter: Annotated[Path, typer.Argument(help="Folder of a PEFT LoRA adapter.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.", show_default=False)],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Fold an adapter into its base model and write an ordinary model folder, one file of weights at a time."""
+    import json as json_module
+    import tempfile
+
+    from rich.console import Console
+
+    from ..planner.inputs.base_model import find_base_model
+    from .base_folder import base_model_folder
+    from .merge import merge as run
+    from .show import LoadBars
+
+    with LoadBars() as bars, tempfile.TemporaryDirectory(prefix="loraplex-merge-") as folder:
+        found = base_model_folder(find_base_model(base, relative_to=Path.cwd()), output_dir=Path(folder))
+        done = run(found, adapter, output=output, progress=bars.advance)
+    if json:
+        print(json_module.dumps(done.summary()))
+    else:
+        Console(soft_wrap=True).print(
+            f"Wrote {done.folder}: {done.num_linears} linears changed, {done.num_files} file(s) of weights, "
+            f"{done.num_bytes / 2**20:.1f} MiB",
+            markup=False,
+            highlight=False,
+        )

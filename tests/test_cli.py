@@ -28,7 +28,20 @@ def test_help_loads_nothing_heavy() -> None:
     assert loaded & {"torch", "triton", "transformers", "pandas", "numpy", "matplotlib", "pydantic", "pulp"} == set()
 
 
-COMMANDS = ["init", "demo", "plan", "check", "simulate", "estimate", "profile", "train", "parity", "compare", "data"]
+COMMANDS = [
+    "init",
+    "demo",
+    "plan",
+    "check",
+    "simulate",
+    "estimate",
+    "profile",
+    "train",
+    "parity",
+    "merge",
+    "compare",
+    "data",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -11,43 +11,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from loraplex.engine.base_folder import base_model_folder
 from loraplex.engine.model import Layout, build_stage
-from loraplex.engine.tiny_model import write_shards, write_tiny_model
+from loraplex.engine.tiny_model import write_tiny_model
 from loraplex.engine.weight_source import WeightSource
 from loraplex.planner.errors import JobError
 from loraplex.planner.inputs.base_model import find_base_model
-
-SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "vocab_size": 40, "pad_token_id": 0}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "llama tied": {"tie_word_embeddings": True},
-    "qwen2": {},
-    "qwen2 tied": {"tie_word_embeddings": True},
-    "qwen3": {"tie_word_embeddings": True, "head_dim": 16},
-    "mistral": {"sliding_window": 9, "head_dim": 8},
-}
-
-
-def write_all_random(folder: Path, changes: dict[str, Any]) -> Path:
-    """A sharded model whose biases and norms are no zeros and ones, in bfloat16 as most are."""
-    write_tiny_model(folder, changes={**SMALL, **changes, "dtype": torch.bfloat16})
-    for path in folder.glob("*.safetensors*"):
-        path.unlink()
-    generator = torch.Generator().manual_seed(3)
-    config = AutoConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        shapes = AutoModelForCausalLM.from_config(config).state_dict()  # type: ignore[no-untyped-call]
-    if config.tie_word_embeddings:
-        del shapes["lm_head.weight"]
-    weights = {name: torch.randn(like.shape, generator=generator).bfloat16() for name, like in shapes.items()}
-    write_shards(weights, folder, shard_bytes=8_000)
-    return folder
+from loraplex.tests.engine.folders import FAMILIES, SMALL, write_all_random
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    family = request.param
-    changes = {"model_type": family.split()[0], **FAMILIES[family]}
-    return write_all_random(tmp_path_factory.mktemp("model"), changes)
+    return write_all_random(tmp_path_factory.mktemp("model"), request.param)
 
 
 def held_by(folder: Path, *, num_stages: int, **options: Any) -> dict[str, Tensor]:
