@@ -43,7 +43,7 @@ def _install(group: LinearGroup, jobs: Sequence[Job], parameters: Sequence[dict[
     group.lora_a = [[own.get(f"{name}.lora_A.weight") for own in parameters] for name in group.names]
     group.lora_b = [[own.get(f"{name}.lora_B.weight") for own in parameters] for name in group.names]
     weight = group.linears[0].weight
-    if not weight.is_cuda or all(matrix is None for matrices in group.lora_a for matrix in matrices):
+    if weight.device.type != "cuda" or all(matrix is None for matrices in group.lora_a for matrix in matrices):
         return
     group.bank = AdapterBank(
         in_features=group.linears[0].in_features,

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear as plain_linear
 
 from ..kernels.bank import AdapterBank, banked_linears
 from ..kernels.multi_lora import multi_lora_linears
 from ..kernels.routing import Routing
+from .nf4_linear import Nf4Linear, join_nf4_linears
 
 
 class LinearGroup:
@@ -39,7 +39,8 @@ class LinearGroup:
         weights = [linear.weight for linear in self.linears]
         biases = [linear.bias for linear in self.linears]
         if self.is_frozen():
-            outputs = [plain_linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+            # Each by its own forward: one in 4 bits keeps no dense weight for the backward.
+            outputs = [linear(x) for linear in self.linears]
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
         if routing is None:
             raise RuntimeError(f"{self.names[0]} was called without a routing; give the microbatch's")
@@ -51,7 +52,10 @@ class LinearGroup:
 
 def _join(linears: Sequence[nn.Linear]) -> None:
     # Slices of one matrix are multiplied as one (kernels/fused.py).
-    if len(linears) == 1 or linears[0].weight.is_meta:
+    packed = [linear for linear in linears if isinstance(linear, Nf4Linear)]
+    if len(packed) == len(linears):
+        join_nf4_linears(packed)
+    if packed or len(linears) == 1 or linears[0].weight.is_meta:
         return
     joined = torch.cat([linear.weight.data for linear in linears])
     sizes = [linear.weight.shape[0] for linear in linears]

@@ -1,12 +1,13 @@
 """A frozen linear whose weight is held in 4 bits (NF4), in place of an ordinary one."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..kernels.nf4 import Nf4Weight
+from ..kernels.nf4 import Nf4Weight, joined_nf4, split_nf4
 
 
 class Nf4Linear(nn.Linear):
@@ -19,14 +20,25 @@ class Nf4Linear(nn.Linear):
         # Not nn.Linear's own, which would make a dense weight.
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.shape
-        self.weight: Any = weight
         self.register_parameter("bias", bias)
+        self.hold(weight)
+
+    def hold(self, weight: Nf4Weight) -> None:
+        """Take a weight of the same shape in place of its own."""
+        self.weight: Any = weight
         self.register_buffer("packed", weight.packed, persistent=False)
         self.register_buffer("absmax", weight.absmax, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """The frozen product alone, differentiable in `x`."""
         return _Product.apply(x, self.weight, self.bias)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def join_nf4_linears(linears: Sequence[Nf4Linear]) -> None:
+    """Let linears with one input hold slices of one weight, so that the kernels multiply them as one."""
+    joined = joined_nf4([one.weight for one in linears])
+    for one, part in zip(linears, split_nf4(joined, [one.out_features for one in linears]), strict=True):
+        one.hold(part)
 
 
 class _Product(torch.autograd.Function):

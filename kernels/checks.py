@@ -81,8 +81,8 @@ def check_targets(
         raise ValueError(f"{lengths}: these hold one entry per linear, so give them equal lengths")
     if not 1 <= len(weights) <= MAX_TARGETS:
         raise ValueError(f"weights has {len(weights)} entries: one call serves 1 to {MAX_TARGETS} linears")
-    if len(weights) > 1 and any(type(weight).__name__ == "Nf4Weight" for weight in weights):
-        raise ValueError("weights holds an NF4 weight among several: call once for each NF4 linear")
+    if len({type(weight).__name__ == "Nf4Weight" for weight in weights}) > 1:
+        raise ValueError("weights holds NF4 and dense weights: give all of one call in one form")
 
 
 def check_banked(

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from .autograd import Call, FusedLinear
 from .layout import Layout, padded_rank
-from .nf4 import Nf4Product, Nf4Weight
+from .nf4 import Nf4Product, Nf4Weight, joined_nf4
 from .passes import DenseProduct, FrozenProduct
 from .routing import Routing
 from .tiles import as_rows
@@ -63,9 +63,10 @@ def make_layout(x: Tensor, sizes: tuple[int, ...], a: Sequence[Tensor], *, routi
 
 
 def frozen_product(weights: Sequence[Tensor | Nf4Weight]) -> FrozenProduct:
-    """Dense weights as one where they lie one after another in memory; an NF4 weight stands alone."""
-    if isinstance(weights[0], Nf4Weight):
-        return Nf4Product(weight=weights[0])
+    """Weights as one: dense ones where they lie one after another in memory, NF4 ones always."""
+    packed = [weight for weight in weights if isinstance(weight, Nf4Weight)]
+    if packed:
+        return Nf4Product(weight=joined_nf4(packed))
     dense = [weight for weight in weights if isinstance(weight, Tensor)]
     first = dense[0]
     storage, address = first.untyped_storage().data_ptr(), first.data_ptr()

@@ -6,7 +6,8 @@ weights, in row-major order, share one absolute maximum; the weight is `code[ind
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -115,6 +116,46 @@ class Nf4Product:
                 first_row,
                 self.weight.dequantize(first_row=first_row, end_row=end_row, out=buffer[: end_row - first_row]),
             )
+
+
+def joined_nf4(weights: Sequence[Nf4Weight]) -> Nf4Weight:
+    """Weights `[N, K]` of one K and block size as one of all their rows, which copies nothing where `split_nf4` made
+    them; raises `ValueError` where they differ."""
+    first = weights[0]
+    if len(weights) == 1:
+        return first
+    forms = {(weight.shape[1], weight.block_size, weight.dtype) for weight in weights}
+    if len(forms) > 1:
+        raise ValueError(f"NF4 weights of (K, block_size, dtype) {sorted(map(str, forms))}: join alike ones only")
+    return Nf4Weight(
+        packed=_joined([weight.packed for weight in weights]),
+        absmax=_joined([weight.absmax for weight in weights]),
+        code=first.code,
+        block_size=first.block_size,
+        shape=(sum(weight.shape[0] for weight in weights), first.shape[1]),
+        dtype=first.dtype,
+    )
+
+
+def split_nf4(weight: Nf4Weight, num_rows: Sequence[int]) -> tuple[Nf4Weight, ...]:
+    """A weight as several of so many rows each, which share its memory."""
+    k = weight.shape[1]
+    packed = torch.split(weight.packed, [rows * k // 2 for rows in num_rows])
+    absmax = torch.split(weight.absmax, [rows * k // weight.block_size for rows in num_rows])
+    return tuple(
+        replace(weight, packed=own_packed, absmax=own_absmax, shape=(rows, k))
+        for own_packed, own_absmax, rows in zip(packed, absmax, num_rows, strict=True)
+    )
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    # Slices of one tensor, one after another, are that tensor.
+    first, address = parts[0], parts[0].data_ptr()
+    for part in parts:
+        if part.untyped_storage().data_ptr() != first.untyped_storage().data_ptr() or part.data_ptr() != address:
+            return torch.cat(list(parts))
+        address += part.nbytes
+    return first.as_strided((sum(part.numel() for part in parts),), (1,))
 
 
 def quantize_nf4(weight: Tensor, *, block_size: int = 64) -> Nf4Weight:

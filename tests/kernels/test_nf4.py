@@ -2,13 +2,14 @@
 
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from loraplex.kernels import fused, multi_lora_linear, nf4
-from loraplex.kernels.nf4 import NF4_CODE, Nf4Weight, quantize_nf4
+from loraplex.kernels import fused, multi_lora_linear, multi_lora_linears, nf4
+from loraplex.kernels.nf4 import NF4_CODE, Nf4Weight, joined_nf4, quantize_nf4, split_nf4
 from loraplex.tests.kernels.cases import Case, Values, relative_errors, rounded, run
 
 CASE = Case(
@@ -49,6 +50,53 @@ def test_the_op_on_an_nf4_weight_is_the_op_on_what_it_stands_for(device: str, mo
     wanted = run(fused.fused_linears, dense, routing=CASE.routing(device), targets=(0,))
     errors = relative_errors(found, {name: tensor.cpu().double() for name, tensor in wanted.items()})
     assert {which: error for which, error in errors.items() if not error < 1e-3} == {}
+
+
+def test_several_nf4_weights_in_one_call_are_their_dense_ones(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nf4, "BUFFER_BYTES", 40 * 128 * 2)
+    case = replace(CASE, out_features=(48, 32), lora_ranks=((4, 8), (None, 3)), bias=True)
+    values = rounded(case.inputs(), torch.float16, device)
+    apart = [quantize_nf4(weight) for weight in values["weights"]]
+    joined = split_nf4(joined_nf4(apart), [48, 32])
+    dense = rounded(case.inputs(), torch.float16, device)
+    dense["weights"] = [weight.dequantize() for weight in apart]
+    wanted = run(fused.fused_linears, dense, routing=case.routing(device), targets=(0, 0))
+    for weights in (apart, list(joined)):
+        own = rounded(case.inputs(), torch.float16, device)
+        quantized: Values[Nf4Weight] = {
+            "x": own["x"], "weights": weights, "biases": own["biases"],
+            "lora_a": own["lora_a"], "lora_b": own["lora_b"], "dy": own["dy"],
+        }  # fmt: skip
+        found = run(fused.fused_linears, quantized, routing=case.routing(device), targets=(0, 0))
+        errors = relative_errors(found, {name: tensor.cpu().double() for name, tensor in wanted.items()})
+        assert {which: error for which, error in errors.items() if not error < 1e-3} == {}
+
+
+def test_joined_weights_are_split_and_joined_again_without_a_copy() -> None:
+    apart = [quantize_nf4(torch.randn(rows, 128)) for rows in (3, 5)]
+    joined = joined_nf4(apart)
+    assert joined.shape == (8, 128)
+    assert torch.equal(joined.dequantize(), torch.cat([weight.dequantize() for weight in apart]))
+    parts = split_nf4(joined, [3, 5])
+    assert [torch.equal(part.dequantize(), own.dequantize()) for part, own in zip(parts, apart, strict=True)] == [
+        True
+    ] * 2
+    again = joined_nf4(parts)
+    assert (again.packed.data_ptr(), again.absmax.data_ptr()) == (joined.packed.data_ptr(), joined.absmax.data_ptr())
+    assert torch.equal(again.dequantize(), joined.dequantize())
+    with pytest.raises(ValueError, match="join alike ones only"):
+        joined_nf4([apart[0], quantize_nf4(torch.randn(2, 64))])
+
+
+def test_dense_and_nf4_weights_do_not_go_into_one_call() -> None:
+    case = replace(CASE, out_features=(48, 32), lora_ranks=((4, 8), (4, 3)))
+    values = rounded(case.inputs(), torch.float32, "cpu")
+    weights: list[Tensor | Nf4Weight] = [quantize_nf4(values["weights"][0]), values["weights"][1]]
+    with pytest.raises(ValueError, match="weights holds NF4 and dense weights: give all of one call in one form"):
+        multi_lora_linears(
+            values["x"], weights, values["biases"], values["lora_a"], values["lora_b"],
+            routing=case.routing(), targets=(0, 0),
+        )  # fmt: skip
 
 
 def test_the_public_op_takes_an_nf4_weight(device: str) -> None:
