@@ -68,6 +68,8 @@ class AdapterBank:
         self.b = torch.zeros(shape_b, dtype=dtype, device=device)
         self.grad_a = torch.zeros((self.num_adapters, columns, in_features), dtype=torch.float32, device=device)
         self.grad_b = torch.zeros(shape_b, dtype=torch.float32, device=device)
+        self.rows_a, self.rows_b = self.a.flatten(0, 1), self.b.flatten(0, 1)
+        """The same memory, as the kernels read it."""
         self.anchor = torch.zeros((), dtype=dtype, device=device, requires_grad=True)
         """Stands in for the matrices in autograd's graph where the input wants no gradient; gets none itself."""
         self.plans: Plans | None = None

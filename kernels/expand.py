@@ -11,6 +11,7 @@ from torch import Tensor
 from .draws import locate
 from .layout import Layout
 from .routing import Routing
+from .tape import Tape
 
 
 @triton.jit
@@ -47,13 +48,18 @@ def expand_kernel(
     tl.store(p_y, acc.to(y_ptr.dtype.element_ty), mask=m_row[:, None] & m_n[None, :])
 
 
-def expand(y: Tensor, s: Tensor, b: Tensor, bias: Tensor | None, *, layout: Layout, routing: Routing) -> None:
+def expand(
+    tape: Tape, y: Tensor, s: Tensor, b: Tensor, bias: Tensor | None, *, layout: Layout, routing: Routing
+) -> None:
     """Write `y [T, N]` = bias + S B^T, so that the frozen product can be added by the library's own GEMM."""
     config = layout.config.expand
     tiles = routing.tiles(config.rows)
-    expand_kernel[(tiles.num_tiles, layout.chunk_ends(config.columns)[-1])](
-        s, b, b if bias is None else bias, y, tiles.table, y.stride(0), *layout.borders,
-        C=layout.columns, R=layout.padded_rank, HAS_BIAS=bias is not None,
-        BM=config.rows, BN=config.columns, BR=min(layout.padded_rank, 64),
-        num_warps=config.num_warps, num_stages=config.num_stages,
+    tape.launch(
+        expand_kernel, (tiles.num_tiles, layout.chunk_ends(config.columns)[-1]),
+        s, b, b if bias is None else bias, y, tape.fixed(tiles.table), y.stride(0), *layout.borders,
+        constants={
+            "C": layout.columns, "R": layout.padded_rank, "HAS_BIAS": bias is not None,
+            "BM": config.rows, "BN": config.columns, "BR": min(layout.padded_rank, 64),
+        },
+        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
     )  # fmt: skip

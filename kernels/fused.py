@@ -93,7 +93,7 @@ def joined_bias(weights: Sequence[Tensor | Nf4Weight], biases: Sequence[Tensor |
     if not present:
         return None
     if len(biases) == 1:
-        return present[0]
+        return present[0].contiguous()
     parts = [
         present[0].new_zeros(weight.shape[0]) if bias is None else bias
         for weight, bias in zip(weights, biases, strict=True)

@@ -52,7 +52,7 @@ class BankedLinear(torch.autograd.Function):
     def forward(ctx: Any, call: BankedCall, x: Tensor, bias: Tensor | None, _anchor: Tensor | None) -> Tensor:
         with on_device(x.device):
             y, s = run_forward(
-                x, call.base, bias, call.bank.a, call.bank.b,
+                x, call.base, bias, call.bank.rows_a, call.bank.rows_b,
                 layout=call.layout, routing=call.routing, targets=call.targets,
             )  # fmt: skip
         ctx.call = call
@@ -67,7 +67,7 @@ class BankedLinear(torch.autograd.Function):
         dy = as_rows(dy)
         with on_device(x.device):
             dx, _, _ = run_backward(
-                dy, x, s, call.base, call.bank.a, call.bank.b, layout=call.layout, routing=call.routing,
+                dy, x, s, call.base, call.bank.rows_a, call.bank.rows_b, layout=call.layout, routing=call.routing,
                 targets=call.targets, grad_dtype=torch.float32, needs_dx=ctx.needs_input_grad[1],
                 sums=(call.bank.grad_a, call.bank.grad_b),
             )  # fmt: skip

@@ -19,12 +19,16 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .draws import draw_words, keep_high, keep_low, row_keys, target_word
-from .layout import Layout
+from .draws import draw_words, keep_high, keep_low, row_keys
+from .layout import GemmConfig, Layout
 from .routing import Routing
+from .tape import Tape
 from .tiles import can_use_tma
 
 OUT_OF_RANGE = tl.constexpr(1 << 30)
+
+BORDER_ROWS = 3
+"""The fused product takes calls of which at most one row in so many lies in a block of two owners."""
 
 MASKED_REGISTERS = 200
 """Registers of a thread where the epilogue draws dropout: unbounded the compiler takes all 255, and no pass of the
@@ -182,74 +186,98 @@ def can_fuse(x: Tensor, dy: Tensor, weight: Tensor, *, layout: Layout, routing: 
         return False
     if any(end % config.columns for end in layout.borders[: layout.num_targets - 1]):
         return False
-    return routing.blocks(config.rows).num_border_rows * 8 <= routing.num_rows
+    return routing.blocks(config.rows).num_border_rows * BORDER_ROWS <= routing.num_rows
 
 
 def fused_forward(
-    y: Tensor, x: Tensor, weight: Tensor, s: Tensor, b: Tensor, bias: Tensor | None,
+    tape: Tape, y: Tensor, x: Tensor, weight: Tensor, s: Tensor, b: Tensor, bias: Tensor | None,
     *, layout: Layout, routing: Routing, overlap: bool,
 ) -> None:  # fmt: skip
     """Write `y [T, N]` = x W^T + S B^T + bias."""
     config = layout.config.gemm
     assert config is not None
     r, n = layout.padded_rank, layout.total_out_features
-    rows_b = b.view(-1, r)
     blocks = routing.blocks(config.rows)
     n_1, n_2, n_3, _ = layout.borders
-    gemm_kernel[(_num_programs(y, config.rows, config.columns),)](
+    tape.launch(
+        gemm_kernel, (_num_programs(y, config.rows, config.columns),),
         TensorDescriptor.from_tensor(x, [config.rows, config.depth]),
         TensorDescriptor.from_tensor(weight, [config.columns, config.depth]),
         TensorDescriptor.from_tensor(y, [config.rows, config.columns // 2]),
-        TensorDescriptor.from_tensor(s, [config.rows, r]), TensorDescriptor.from_tensor(rows_b, [config.columns, r]),
-        blocks.owners, b if bias is None else bias, *y.shape, x.shape[1], n_1, n_2, n_3, n,
-        routing.words, routing.thresholds, routing.token_index, 0,
-        R=r, TARGETS=1, FORWARD=True, HAS_BIAS=bias is not None, DROPOUT=False, OVERLAP=overlap,
-        BM=config.rows, BN=config.columns, BK=config.depth, BANDS=config.bands, PROGRAMS=num_multiprocessors(y.device),
-        num_warps=config.num_warps, num_stages=config.num_stages, launch_pdl=overlap,
+        TensorDescriptor.from_tensor(s, [config.rows, r]), TensorDescriptor.from_tensor(b, [config.columns, r]),
+        tape.fixed(blocks.owners), b if bias is None else bias, *y.shape, x.shape[1], n_1, n_2, n_3, n,
+        routing.words, routing.thresholds, routing.token_index, tape.words[0],
+        constants={
+            "R": r, "TARGETS": 1, "FORWARD": True, "HAS_BIAS": bias is not None, "DROPOUT": False,
+            **_gemm_constants(config, y, overlap=overlap),
+        },
+        options=_gemm_options(config, overlap=overlap, maxnreg=None),
     )  # fmt: skip
     if blocks.borders.num_tiles:
         width = min(128, config.columns)
-        add_borders_kernel[(blocks.borders.num_tiles, triton.cdiv(n, width))](
-            y, s, b, blocks.borders.table, routing.words, routing.thresholds, routing.token_index, 0,
-            n, n_1, n_2, n_3, n * r, r, 1,
-            C=layout.columns, R=r, STEPS=r // 16, BM=blocks.borders.height, BN=width, DROPOUT=False, num_warps=4,
+        tape.launch(
+            add_borders_kernel, (blocks.borders.num_tiles, triton.cdiv(n, width)),
+            y, s, b, tape.fixed(blocks.borders.table), routing.words, routing.thresholds, routing.token_index,
+            tape.words[0], n, n_1, n_2, n_3, n * r, r, 1,
+            constants={
+                "C": layout.columns, "R": r, "STEPS": r // 16, "BM": blocks.borders.height, "BN": width,
+                "DROPOUT": False,
+            },
+            options={"num_warps": 4},
         )  # fmt: skip
 
 
 def fused_backward(
-    dx: Tensor, dy: Tensor, weight: Tensor, ds: Tensor, a: Tensor,
-    *, layout: Layout, routing: Routing, target: int, overlap: bool,
+    tape: Tape, dx: Tensor, dy: Tensor, weight: Tensor, ds: Tensor, a: Tensor,
+    *, layout: Layout, routing: Routing, overlap: bool,
 ) -> None:  # fmt: skip
-    """Write `dx [T, K]` = dy W + mask * (dS A), the mask that of `target`."""
+    """Write `dx [T, K]` = dy W + mask * (dS A), the mask that of the first target, and so of all."""
     config = layout.config.gemm
     assert config is not None
     c, rows_of_a, k = layout.columns, layout.rows_of_a, layout.num_features
+    dropout = routing.has_dropout
     # under dropout one product of all targets' ranks, masked by quarters; else target by target, whole tiles
-    r = rows_of_a if routing.has_dropout else layout.padded_rank
-    dropout, word = routing.has_dropout, target_word(target)
-    rows_a = a.view(-1, k)
+    r = rows_of_a if dropout else layout.padded_rank
     blocks = routing.blocks(config.rows)
-    gemm_kernel[(_num_programs(dx, config.rows, config.columns),)](
+    tape.launch(
+        gemm_kernel, (_num_programs(dx, config.rows, config.columns),),
         TensorDescriptor.from_tensor(dy, [config.rows, config.depth]),
         TensorDescriptor.from_tensor(weight, [config.depth, config.columns]),
         TensorDescriptor.from_tensor(dx, [config.rows, 64 if dropout else config.columns // 2]),
         TensorDescriptor.from_tensor(ds, [config.rows, r]),
-        TensorDescriptor.from_tensor(rows_a, [r, 64 if dropout else config.columns]),
-        blocks.owners, a, *dx.shape, dy.shape[1], k, k, k, rows_of_a,
-        routing.words, routing.thresholds, routing.token_index, word,
-        R=r, TARGETS=layout.num_targets, FORWARD=False, HAS_BIAS=False, DROPOUT=dropout,
-        OVERLAP=overlap,
-        BM=config.rows, BN=config.columns, BK=config.depth, BANDS=config.bands,
-        PROGRAMS=num_multiprocessors(dx.device), num_warps=config.num_warps, num_stages=config.num_stages,
-        launch_pdl=overlap, maxnreg=MASKED_REGISTERS if dropout else None,
+        TensorDescriptor.from_tensor(a, [r, 64 if dropout else config.columns]),
+        tape.fixed(blocks.owners), a, *dx.shape, dy.shape[1], k, k, k, rows_of_a,
+        routing.words, routing.thresholds, routing.token_index, tape.words[0],
+        constants={
+            "R": r, "TARGETS": layout.num_targets, "FORWARD": False, "HAS_BIAS": False, "DROPOUT": dropout,
+            **_gemm_constants(config, dx, overlap=overlap),
+        },
+        options=_gemm_options(config, overlap=overlap, maxnreg=MASKED_REGISTERS if dropout else None),
     )  # fmt: skip
     if blocks.borders.num_tiles:
         width = min(128, config.columns)
-        add_borders_kernel[(blocks.borders.num_tiles, triton.cdiv(k, width))](
-            dx, ds, a, blocks.borders.table, routing.words, routing.thresholds, routing.token_index, word,
-            k, k, k, k, rows_of_a * k, 1, k,
-            C=c, R=0, STEPS=c // 16, BM=blocks.borders.height, BN=width, DROPOUT=dropout, num_warps=4,
+        tape.launch(
+            add_borders_kernel, (blocks.borders.num_tiles, triton.cdiv(k, width)),
+            dx, ds, a, tape.fixed(blocks.borders.table), routing.words, routing.thresholds, routing.token_index,
+            tape.words[0], k, k, k, k, rows_of_a * k, 1, k,
+            constants={
+                "C": c, "R": 0, "STEPS": c // 16, "BM": blocks.borders.height, "BN": width, "DROPOUT": dropout,
+            },
+            options={"num_warps": 4},
         )  # fmt: skip
+
+
+def _gemm_constants(config: GemmConfig, y: Tensor, *, overlap: bool) -> dict[str, int | bool]:
+    return {
+        "OVERLAP": overlap, "BM": config.rows, "BN": config.columns, "BK": config.depth, "BANDS": config.bands,
+        "PROGRAMS": num_multiprocessors(y.device),
+    }  # fmt: skip
+
+
+def _gemm_options(config: GemmConfig, *, overlap: bool, maxnreg: int | None) -> dict[str, int | bool | None]:
+    return {
+        "num_warps": config.num_warps, "num_stages": config.num_stages, "launch_pdl": overlap, "maxnreg": maxnreg,
+    }  # fmt: skip
 
 
 @functools.cache

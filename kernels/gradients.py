@@ -9,17 +9,17 @@ once for both uses, and never stored.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .draws import draw_words, keep_high, keep_low, locate, row_keys, target_word
+from .draws import draw_words, keep_high, keep_low, locate, row_keys
 from .layout import Layout
-from .reduce import sum_tiles
-from .routing import Routing, Tiles
+from .reduce import Shares
+from .routing import Routing
+from .tape import Tape
 from .tiles import can_use_tma, load_tile, tile_source
 
 
@@ -133,60 +133,56 @@ def gradient_step(
     return da_low, da_high
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shares:
-    """A gradient's shares, one for each row tile, float32 `[tiles, ...]`."""
-
-    parts: Tensor
-    tiles: Tiles
-
-    def total(self, *, num_adapters: int, dtype: torch.dtype, sums: Tensor | None) -> Tensor:
-        """The adapters' gradients `[adapters, ...]`, added to `sums` where given."""
-        return sum_tiles(self.parts, tiles=self.tiles, num_adapters=num_adapters, dtype=dtype, sums=sums)
-
-
 def input_gradients(
-    x: Tensor, ds: Tensor, a: Tensor, dx: Tensor | None, *, layout: Layout, routing: Routing, targets: Sequence[int]
-) -> Shares:
+    tape: Tape, x: Tensor, ds: Tensor, a: Tensor, dx: Tensor | None,
+    *, layout: Layout, routing: Routing, targets: Sequence[int],
+) -> Shares:  # fmt: skip
     """Shares of dA `[C, K]`; where `dx [T, K]` is given, mask * (dS A) is written into it."""
     config = layout.config.gradient
     k, c = x.shape[1], layout.columns
     tiles = routing.tiles(layout.gradient_rows(x.shape[0], width=k))
     tma = config.tma and can_use_tma(x)
-    parts = torch.empty((tiles.num_owned, c, k), dtype=torch.float32, device=x.device)
+    parts = tape.empty((tiles.num_owned, c, k), torch.float32)
     num_tiles = tiles.num_owned if dx is None else tiles.num_tiles
     written = False
     for mask_class in layout.mask_classes(targets, has_dropout=routing.has_dropout):
         block = min(triton.next_power_of_2(mask_class.end_column - mask_class.first_column), 64)
         for first in range(mask_class.first_column, mask_class.end_column, block):
-            gradient_kernel[(triton.cdiv(k, 128), num_tiles)](
+            tape.launch(
+                gradient_kernel, (triton.cdiv(k, 128), num_tiles),
                 tile_source(x, (config.rows, 64), tma=tma), a, ds, x if dx is None else dx, parts,
-                tiles.table, routing.words, routing.thresholds, routing.token_index,
-                x.stride(0), target_word(mask_class.target), k, k, k, k, c * k, 1, k,
-                C=c, ROWS_A=layout.rows_of_a, R=0, FIRST_C=first, END_C=min(first + block, mask_class.end_column),
-                BM=config.rows, BC=block,
-                DROPOUT=routing.has_dropout, WRITE_DX=dx is not None, ADD_DX=written, TMA=tma,
-                num_warps=config.num_warps, num_stages=config.num_stages,
+                tape.fixed(tiles.table), routing.words, routing.thresholds, routing.token_index,
+                x.stride(0), tape.words[mask_class.position], k, k, k, k, c * k, 1, k,
+                constants={
+                    "C": c, "ROWS_A": layout.rows_of_a, "R": 0,
+                    "FIRST_C": first, "END_C": min(first + block, mask_class.end_column),
+                    "BM": config.rows, "BC": block, "DROPOUT": routing.has_dropout, "WRITE_DX": dx is not None,
+                    "ADD_DX": written, "TMA": tma,
+                },
+                options={"num_warps": config.num_warps, "num_stages": config.num_stages},
             )  # fmt: skip
             written = True
     return Shares(parts=parts, tiles=tiles)
 
 
-def output_gradients(dy: Tensor, s: Tensor, *, layout: Layout, routing: Routing) -> Shares:
+def output_gradients(tape: Tape, dy: Tensor, s: Tensor, *, layout: Layout, routing: Routing) -> Shares:
     """Shares of dB `[N, R]` from `dy [T, N]` and S `[T, C]`."""
     config = layout.config.gradient
     n, r = layout.total_out_features, layout.padded_rank
     tiles = routing.tiles(layout.gradient_rows(dy.shape[0], width=n))
     tma = config.tma and can_use_tma(dy)
-    parts = torch.empty((tiles.num_owned, n, r), dtype=torch.float32, device=dy.device)
+    parts = tape.empty((tiles.num_owned, n, r), torch.float32)
     block = min(r, 64)
     for first in range(0, r, block):
-        gradient_kernel[(layout.chunk_ends(128)[-1], tiles.num_owned)](
+        tape.launch(
+            gradient_kernel, (layout.chunk_ends(128)[-1], tiles.num_owned),
             tile_source(dy, (config.rows, 64), tma=tma), s, s, dy, parts,
-            tiles.table, routing.words, routing.thresholds, routing.token_index,
-            dy.stride(0), 0, *layout.borders, n * r, r, 1,
-            C=layout.columns, ROWS_A=0, R=r, FIRST_C=first, END_C=first + block, BM=config.rows, BC=block,
-            DROPOUT=False, WRITE_DX=False, ADD_DX=False, TMA=tma,
-            num_warps=config.num_warps, num_stages=config.num_stages,
+            tape.fixed(tiles.table), routing.words, routing.thresholds, routing.token_index,
+            dy.stride(0), tape.words[0], *layout.borders, n * r, r, 1,
+            constants={
+                "C": layout.columns, "ROWS_A": 0, "R": r, "FIRST_C": first, "END_C": first + block,
+                "BM": config.rows, "BC": block, "DROPOUT": False, "WRITE_DX": False, "ADD_DX": False, "TMA": tma,
+            },
+            options={"num_warps": config.num_warps, "num_stages": config.num_stages},
         )  # fmt: skip
     return Shares(parts=parts, tiles=tiles)

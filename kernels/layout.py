@@ -7,7 +7,7 @@ and no table has to travel to the device.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MAX_TARGETS = 4
 """The borders of so many linears travel as kernel arguments; q/k/v and gate/up need three and two."""
@@ -63,7 +63,8 @@ class MaskClass:
 
     first_column: int
     end_column: int
-    target: int
+    position: int
+    """Of the first of its targets among those of the call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,13 +126,15 @@ class Layout:
     def mask_classes(self, targets: Sequence[int], *, has_dropout: bool) -> tuple[MaskClass, ...]:
         """Runs of neighbouring targets with one mask; without dropout all targets are one."""
         if not has_dropout:
-            return (MaskClass(first_column=0, end_column=self.columns, target=0),)
+            return (MaskClass(first_column=0, end_column=self.columns, position=0),)
         classes: list[MaskClass] = []
         for position, target in enumerate(targets):
-            first = position * self.padded_rank
-            if classes and classes[-1].target == target:
-                first = classes.pop().first_column
-            classes.append(MaskClass(first_column=first, end_column=(position + 1) * self.padded_rank, target=target))
+            first, end = position * self.padded_rank, (position + 1) * self.padded_rank
+            if classes and targets[classes[-1].position] == target:
+                last = classes.pop()
+                classes.append(replace(last, end_column=end))
+            else:
+                classes.append(MaskClass(first_column=first, end_column=end, position=position))
         return tuple(classes)
 
 

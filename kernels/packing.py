@@ -12,23 +12,22 @@ from .layout import Layout
 
 
 def pack_a(matrices: Sequence[Tensor | None], *, layout: Layout, like: Tensor) -> Tensor:
-    """`[adapters, rows_of_a, K]` from `[r, K]` each, adapter by adapter, in it target by target, then zeros."""
+    """`[adapters * rows_of_a, K]` from `[r, K]` each, adapter by adapter, in it target by target, then zeros."""
     k, r, num_targets = layout.num_features, layout.padded_rank, layout.num_targets
     rows = [_padded(matrix, (r, k), like) for matrix in matrices]
     if layout.rows_of_a > layout.columns:
         filler = like.new_zeros((layout.rows_of_a - layout.columns, k))
         for adapter in range(layout.num_adapters, 0, -1):
             rows.insert(adapter * num_targets, filler)
-    return _side_by_side(rows, like).view(layout.num_adapters, layout.rows_of_a, k)
+    return _side_by_side(rows, like)
 
 
 def pack_b(matrices: Sequence[Tensor | None], *, layout: Layout, like: Tensor) -> Tensor:
-    """`[adapters, N, R]` from `[N_t, r]` each, in the same order."""
-    shape = (layout.num_adapters, layout.total_out_features, layout.padded_rank)
+    """`[adapters * N, R]` from `[N_t, r]` each, in the same order."""
     r = layout.padded_rank
     sizes = layout.out_features * layout.num_adapters
     rows = [_padded(matrix, (n, r), like) for matrix, n in zip(matrices, sizes, strict=True)]
-    return _side_by_side(rows, like).view(shape)
+    return _side_by_side(rows, like)
 
 
 def unpack_a(grad: Tensor, shapes: Sequence[torch.Size | None], *, num_targets: int) -> list[Tensor | None]:

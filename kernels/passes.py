@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from .draws import target_word
 from .expand import expand
 from .gemm import can_fuse, can_fuse_backward, fused_backward, fused_forward
-from .gradients import Shares, input_gradients, output_gradients
+from .gradients import input_gradients, output_gradients
 from .layout import Layout
+from .reduce import sum_tiles
 from .routing import Routing
 from .shrink import shrink_input, shrink_output_grad
-from .streams import beside
+from .tape import Plan, Tape, distinct, pointers_of
+
+MOST_PLANS = 64
+"""Of one routing; a model has a handful of kinds of linears."""
 
 
 class FrozenProduct(Protocol):
@@ -53,58 +58,140 @@ class DenseProduct:
             first += weight.shape[0]
 
 
+Pair = tuple[Tensor, Tensor]
+
+
 def run_forward(
     x: Tensor, base: FrozenProduct, bias: Tensor | None, a: Tensor, b: Tensor,
     *, layout: Layout, routing: Routing, targets: Sequence[int],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> Pair:  # fmt: skip
     """(y `[T, N]`, S `[T, C]`) from `x [T, K]` and the packed adapters."""
-    y = torch.empty((x.shape[0], layout.total_out_features), dtype=x.dtype, device=x.device)
     weight = base.whole_weight()
+    key = (
+        "forward", *_kind(x, weight, layout=layout, routing=routing, targets=targets),
+        None if bias is None else bias.dtype,
+    )  # fmt: skip
+
+    def passes(tape: Tape, x: Tensor, weight: Tensor | None, a: Tensor, b: Tensor, bias: Tensor | None) -> Pair:
+        return _forward_passes(tape, x, base, weight, a, b, bias, layout=layout, routing=routing, targets=targets)
+
+    y, s = _play(key, passes, (x, weight, a, b, bias), base, layout=layout, routing=routing, targets=targets)
+    return y, s
+
+
+def _forward_passes(
+    tape: Tape, x: Tensor, base: FrozenProduct, weight: Tensor | None, a: Tensor, b: Tensor, bias: Tensor | None,
+    *, layout: Layout, routing: Routing, targets: Sequence[int],
+) -> Pair:  # fmt: skip
+    y = tape.empty((x.shape[0], layout.total_out_features), x.dtype)
     fused = weight is not None and can_fuse(x, y, weight, layout=layout, routing=routing)
     overlap = fused and layout.config.overlap
-    s = shrink_input(x, a, layout=layout, routing=routing, targets=targets, overlap=overlap)
+    s = shrink_input(tape, x, a, layout=layout, routing=routing, targets=targets, overlap=overlap)
     if fused and weight is not None:
-        fused_forward(y, x, weight, s, b, bias, layout=layout, routing=routing, overlap=overlap)
+        fused_forward(tape, y, x, weight, s, b, bias, layout=layout, routing=routing, overlap=overlap)
     else:
-        expand(y, s, b, bias, layout=layout, routing=routing)
-        base.add_forward(y, x)
+        expand(tape, y, s, b, bias, layout=layout, routing=routing)
+        tape.call(_add_forward, base, y, x)
     return y, s
 
 
 def run_backward(
     dy: Tensor, x: Tensor, s: Tensor, base: FrozenProduct, a: Tensor, b: Tensor,
     *, layout: Layout, routing: Routing, targets: Sequence[int], grad_dtype: torch.dtype, needs_dx: bool,
-    sums: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
+    sums: Pair | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
     """(dx `[T, K]` or None, dA `[adapters, C, K]`, dB `[adapters, N, R]`) from `dy [T, N]`.
 
     Where `sums` (of dA and of dB, float32) are given, the gradients are added to them, and they are returned.
-    The critical path is dS, then dx. dA and dB have no part in it and run beside the frozen product, except where
-    the library's GEMM adds to what the pass for dA has written into dx.
     """
     weight = base.whole_weight() if needs_dx else None
+    key = (
+        "backward", *_kind(x, weight, layout=layout, routing=routing, targets=targets),
+        dy.stride(0), grad_dtype, needs_dx, sums is None,
+    )  # fmt: skip
+
+    def passes(
+        tape: Tape, dy: Tensor, x: Tensor, s: Tensor, weight: Tensor | None, a: Tensor, b: Tensor,
+        sum_a: Tensor | None, sum_b: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
+        return _backward_passes(
+            tape, dy, x, s, base, weight, a, b, layout=layout, routing=routing, targets=targets,
+            grad_dtype=grad_dtype, needs_dx=needs_dx,
+            sums=None if sum_a is None or sum_b is None else (sum_a, sum_b),
+        )  # fmt: skip
+
+    sum_a, sum_b = (None, None) if sums is None else sums
+    inputs = (dy, x, s, weight, a, b, sum_a, sum_b)
+    dx, da, db = _play(key, passes, inputs, base, layout=layout, routing=routing, targets=targets)
+    return dx, da, db
+
+
+def _backward_passes(
+    tape: Tape, dy: Tensor, x: Tensor, s: Tensor, base: FrozenProduct, weight: Tensor | None, a: Tensor, b: Tensor,
+    *, layout: Layout, routing: Routing, targets: Sequence[int], grad_dtype: torch.dtype, needs_dx: bool,
+    sums: Pair | None,
+) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
+    """The critical path is dS, then dx. dA and dB have no part in it and run beside the frozen product, except where
+    the library's GEMM adds to what the pass for dA has written into dx.
+    """
     fused = weight is not None and can_fuse_backward(x, dy, weight, layout=layout, routing=routing, targets=targets)
     overlap = fused and layout.config.overlap
-    ds = shrink_output_grad(dy, b, layout=layout, routing=routing, overlap=overlap)
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if needs_dx else None
+    ds = shrink_output_grad(tape, dy, b, layout=layout, routing=routing, overlap=overlap)
+    dx = tape.empty(tuple(x.shape), x.dtype) if needs_dx else None
+    early = None
+    if dx is not None and not fused:
+        early = input_gradients(tape, x, ds, a, dx, layout=layout, routing=routing, targets=targets)
+    with tape.side(enabled=layout.config.overlap and dx is not None) as aside:
+        if fused and dx is not None and weight is not None:
+            fused_backward(tape, dx, dy, weight, ds, a, layout=layout, routing=routing, overlap=overlap)
+        elif dx is not None:
+            tape.call(_add_backward, base, dx, dy)
+        with aside:
+            db = output_gradients(tape, dy, s, layout=layout, routing=routing)
+            da = early or input_gradients(tape, x, ds, a, None, layout=layout, routing=routing, targets=targets)
+            da_sum, db_sum = sum_tiles(tape, (da, db), num_adapters=layout.num_adapters, dtype=grad_dtype, sums=sums)
+    return dx, da_sum, db_sum
 
-    def total(shares: Shares, sums: Tensor | None) -> Tensor:
-        return shares.total(num_adapters=layout.num_adapters, dtype=grad_dtype, sums=sums)
 
-    if fused or dx is None:
-        with beside(dy.device, enabled=layout.config.overlap and dx is not None) as join:
-            if dx is not None and weight is not None:
-                fused_backward(
-                    dx, dy, weight, ds, a, layout=layout, routing=routing, target=targets[0], overlap=overlap
-                )
-            with join:
-                db = total(output_gradients(dy, s, layout=layout, routing=routing), sums[1])
-                da = total(input_gradients(x, ds, a, None, layout=layout, routing=routing, targets=targets), sums[0])
-        return dx, da, db
-    da_shares = input_gradients(x, ds, a, dx, layout=layout, routing=routing, targets=targets)
-    with beside(dy.device, enabled=layout.config.overlap) as join:
-        base.add_backward(dx, dy)
-        with join:
-            db = total(output_gradients(dy, s, layout=layout, routing=routing), sums[1])
-            da = total(da_shares, sums[0])
-    return dx, da, db
+def _kind(
+    x: Tensor, weight: Tensor | None, *, layout: Layout, routing: Routing, targets: Sequence[int]
+) -> tuple[Any, ...]:
+    """What decides, with the routing's segments, which passes a call runs and all their numbers."""
+    return (
+        id(layout.config), layout.num_features, layout.out_features, layout.padded_rank, x.dtype, x.stride(0),
+        weight is not None and weight.is_contiguous(), routing.has_dropout,
+        # targets that share a mask, not their ids: those are the call's own
+        tuple([targets.index(target) for target in targets]),
+    )  # fmt: skip
+
+
+def _play(
+    key: tuple[Any, ...], passes: Callable[..., tuple[Tensor | None, ...]], tensors: Sequence[Tensor | None],
+    base: FrozenProduct, *, layout: Layout, routing: Routing, targets: Sequence[int],
+) -> tuple[Any, ...]:  # fmt: skip
+    """Play the routing's plan of this key, or run the passes and keep the plan."""
+    inputs = (
+        *tensors, routing.words, routing.thresholds, routing.branch_scale, routing.token_index, base,
+        *[target_word(target) for target in targets],
+    )  # fmt: skip
+    device = routing.device
+    pointers, may_replay = pointers_of(inputs)
+    plan: Plan | None = routing.plans.get(key) if may_replay else None
+    if plan is not None:
+        return plan.play(inputs, pointers, device)
+    unique = distinct(inputs)
+    tape = Tape(unique, num_words=len(targets), device=device)
+    outputs = passes(tape, *unique[: len(tensors)])
+    if may_replay:
+        if len(routing.plans) >= MOST_PLANS:
+            routing.plans.clear()
+        routing.plans[key] = tape.plan(outputs, kept=layout.config)
+    return outputs
+
+
+def _add_forward(base: FrozenProduct, y: Tensor, x: Tensor) -> None:
+    base.add_forward(y, x)
+
+
+def _add_backward(base: FrozenProduct, dx: Tensor, dy: Tensor) -> None:
+    base.add_backward(dx, dy)

@@ -4,12 +4,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .routing import Tiles
+from .tape import Tape
+
+SUM_BLOCK = 128
 
 
 @triton.jit
@@ -24,10 +29,23 @@ def sum_splits_kernel(parts_ptr, s_ptr, size, SPLITS: tl.constexpr, BLOCK: tl.co
 
 @triton.jit
 def sum_tiles_kernel(
-    parts_ptr, grad_ptr, ranges_ptr, size, ADD: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr
-):
-    """`[adapters, size]`: each adapter's own shares of `[tiles, size]` added, with ADD to what stands there."""
+    parts_0_ptr, grad_0_ptr, ranges_0_ptr, size_0, parts_1_ptr, grad_1_ptr, ranges_1_ptr, size_1, num_blocks_0,
+    ADD: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Two gradients `[adapters, size]`: each adapter's own shares of `[tiles, size]` added (ADD: to what is there)."""
     i_block, i_range = tl.program_id(0), tl.program_id(1)
+    if i_block < num_blocks_0:
+        sum_block(parts_0_ptr, grad_0_ptr, ranges_0_ptr, size_0, i_block, i_range, ADD, TILES, BLOCK)
+    else:
+        sum_block(parts_1_ptr, grad_1_ptr, ranges_1_ptr, size_1, i_block - num_blocks_0, i_range, ADD, TILES, BLOCK)
+
+
+@triton.jit
+def sum_block(
+    parts_ptr, grad_ptr, ranges_ptr, size, i_block, i_range,
+    ADD: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One block of one adapter's gradient."""
     adapter = tl.load(ranges_ptr + 4 * i_range)
     first = tl.load(ranges_ptr + 4 * i_range + 1)
     end = tl.load(ranges_ptr + 4 * i_range + 2)
@@ -48,26 +66,45 @@ def sum_tiles_kernel(
     tl.store(p_grad, total.to(grad_ptr.dtype.element_ty), mask=mask)
 
 
-def sum_splits(parts: Tensor, *, dtype: torch.dtype) -> Tensor:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shares:
+    """A gradient's shares, one for each row tile, float32 `[tiles, ...]`."""
+
+    parts: Tensor
+    tiles: Tiles
+
+
+def sum_splits(tape: Tape, parts: Tensor, *, dtype: torch.dtype) -> Tensor:
     """`[T, C]` from its shares `[splits, T, C]`, a power of two of them; rows nobody wrote stay whatever they are."""
-    s = torch.empty(parts.shape[1:], dtype=dtype, device=parts.device)
-    sum_splits_kernel[(triton.cdiv(s.numel(), 512),)](parts, s, s.numel(), SPLITS=parts.shape[0], BLOCK=512)
+    s = tape.empty(tuple(parts.shape[1:]), dtype)
+    tape.launch(
+        sum_splits_kernel, (triton.cdiv(s.numel(), 512),), parts, s, s.numel(),
+        constants={"SPLITS": parts.shape[0], "BLOCK": 512}, options={},
+    )  # fmt: skip
     return s
 
 
-def sum_tiles(parts: Tensor, *, tiles: Tiles, num_adapters: int, dtype: torch.dtype, sums: Tensor | None) -> Tensor:
-    """Gradients `[num_adapters, ...]` from the row tiles' shares `[num_tiles, ...]`, zero for an adapter without rows.
+def sum_tiles(
+    tape: Tape, shares: tuple[Shares, Shares], *, num_adapters: int, dtype: torch.dtype,
+    sums: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients `[num_adapters, ...]` from the row tiles' shares `[num_tiles, ...]`, two of them in one launch.
 
-    Where `sums`, float32 of that shape, is given, they are added to it instead, and what belongs to an adapter without
-    rows is neither read nor written.
+    Zero for an adapter without rows. Where `sums`, float32 of their shapes, are given, they are added to those instead,
+    and what belongs to an adapter without rows is neither read nor written.
     """
-    grad = sums
-    if grad is None:
-        grad = torch.empty((num_adapters, *parts.shape[1:]), dtype=dtype, device=parts.device)
-    size = parts[0].numel()
-    block = 128
-    num_ranges = num_adapters if sums is None else tiles.num_owners
-    sum_tiles_kernel[(triton.cdiv(size, block), num_ranges)](
-        parts, grad, tiles.ranges, size, ADD=sums is not None, TILES=16, BLOCK=block, num_warps=4
-    )
-    return grad
+    parts = tuple(share.parts for share in shares)
+    sizes = [part[0].numel() for part in parts]
+    if sums is None:
+        first, second = (tape.empty((num_adapters, *part.shape[1:]), dtype) for part in parts)
+    else:
+        first, second = sums
+    num_blocks = [triton.cdiv(size, SUM_BLOCK) for size in sizes]
+    num_ranges = num_adapters if sums is None else shares[0].tiles.num_owners
+    tape.launch(
+        sum_tiles_kernel, (sum(num_blocks), num_ranges),
+        parts[0], first, tape.fixed(shares[0].tiles.ranges), sizes[0],
+        parts[1], second, tape.fixed(shares[1].tiles.ranges), sizes[1], num_blocks[0],
+        constants={"ADD": sums is not None, "TILES": 16, "BLOCK": SUM_BLOCK}, options={"num_warps": 4},
+    )  # fmt: skip
+    return first, second

@@ -11,7 +11,7 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .segments import Blocks, Segment, Tiles, make_blocks, make_tiles
 
@@ -48,6 +48,8 @@ class Routing:
     so that other segments need no other graph."""
     _tiles: dict[int, Tiles] = field(default_factory=dict, repr=False)
     _blocks: dict[int, Blocks] = field(default_factory=dict, repr=False)
+    plans: dict[Any, Any] = field(default_factory=dict, repr=False)
+    """What the fused linears have recorded for these segments (`tape.Plan`), by what else they depend on."""
 
     @classmethod
     def build(

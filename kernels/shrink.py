@@ -12,10 +12,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents
 
-from .draws import draw_words, keep_high, keep_low, row_keys, target_word
+from .draws import draw_words, keep_high, keep_low, row_keys
 from .layout import Layout, MaskClass
 from .reduce import sum_splits
 from .routing import Routing, Tiles
+from .tape import Tape
 from .tiles import can_use_tma, load_tile, tile_source
 
 
@@ -85,44 +86,44 @@ def shrink_kernel(
 
 
 def shrink_input(
-    x: Tensor, a: Tensor, *, layout: Layout, routing: Routing, targets: Sequence[int], overlap: bool
+    tape: Tape, x: Tensor, a: Tensor, *, layout: Layout, routing: Routing, targets: Sequence[int], overlap: bool
 ) -> Tensor:
-    """S `[T, C]` = scale * dropout(x) A^T from `x [T, K]` and the packed `a [adapters, rows_of_a, K]`."""
+    """S `[T, C]` = scale * dropout(x) A^T from `x [T, K]` and the packed `a [adapters * rows_of_a, K]`."""
     tiles = routing.tiles(layout.config.shrink.rows)
     splits = layout.shrink_splits(tiles.num_owned, width=layout.num_features, draws=routing.has_dropout)
-    s = _empty_shares(x, layout.columns, splits)
+    s = _empty_shares(tape, x, layout.columns, splits)
     for mask_class in layout.mask_classes(targets, has_dropout=routing.has_dropout):
         block = min(triton.next_power_of_2(mask_class.end_column - mask_class.first_column), 64)
         _launch(
-            x, a.view(-1, layout.num_features), (block, 64), s, tiles=tiles, layout=layout, routing=routing,
+            tape, x, a, (block, 64), s, tiles=tiles, layout=layout, routing=routing,
             mask_class=mask_class, block=block, splits=splits, ends=(layout.num_features,) * 4, by_target=False,
             overlap=overlap,
         )  # fmt: skip
-    return s if splits == 1 else sum_splits(s, dtype=x.dtype)
+    return s if splits == 1 else sum_splits(tape, s, dtype=x.dtype)
 
 
-def shrink_output_grad(dy: Tensor, b: Tensor, *, layout: Layout, routing: Routing, overlap: bool) -> Tensor:
-    """dS `[T, C]` = scale * dy B, target by target, from `dy [T, N]` and the packed `b [adapters, N, R]`."""
+def shrink_output_grad(tape: Tape, dy: Tensor, b: Tensor, *, layout: Layout, routing: Routing, overlap: bool) -> Tensor:
+    """dS `[T, C]` = scale * dy B, target by target, from `dy [T, N]` and the packed `b [adapters * N, R]`."""
     tiles = routing.tiles(layout.config.shrink.rows)
     splits = layout.shrink_splits(tiles.num_owned * layout.num_targets, width=max(layout.out_features), draws=False)
-    ds = _empty_shares(dy, layout.columns, splits)
+    ds = _empty_shares(tape, dy, layout.columns, splits)
     block = min(layout.padded_rank, 64)
     _launch(
-        dy, b.view(-1, layout.padded_rank), (64, block), ds, tiles=tiles, layout=layout, routing=routing,
-        mask_class=MaskClass(first_column=0, end_column=layout.columns, target=0), block=block, splits=splits,
+        tape, dy, b, (64, block), ds, tiles=tiles, layout=layout, routing=routing,
+        mask_class=MaskClass(first_column=0, end_column=layout.columns, position=0), block=block, splits=splits,
         ends=layout.borders, by_target=True, overlap=overlap,
     )  # fmt: skip
-    return ds if splits == 1 else sum_splits(ds, dtype=dy.dtype)
+    return ds if splits == 1 else sum_splits(tape, ds, dtype=dy.dtype)
 
 
-def _empty_shares(x: Tensor, columns: int, splits: int) -> Tensor:
+def _empty_shares(tape: Tape, x: Tensor, columns: int, splits: int) -> Tensor:
     if splits == 1:
-        return torch.empty((x.shape[0], columns), dtype=x.dtype, device=x.device)
-    return torch.empty((splits, x.shape[0], columns), dtype=torch.float32, device=x.device)
+        return tape.empty((x.shape[0], columns), x.dtype)
+    return tape.empty((splits, x.shape[0], columns), torch.float32)
 
 
 def _launch(
-    x: Tensor, matrix: Tensor, matrix_tile: tuple[int, int], s: Tensor, *, tiles: Tiles, layout: Layout,
+    tape: Tape, x: Tensor, matrix: Tensor, matrix_tile: tuple[int, int], s: Tensor, *, tiles: Tiles, layout: Layout,
     routing: Routing, mask_class: MaskClass, block: int, splits: int, ends: tuple[int, int, int, int],
     by_target: bool, overlap: bool,
 ) -> None:  # fmt: skip
@@ -130,12 +131,15 @@ def _launch(
     # by target a tile may not run on into other columns: there the packed B is another target's or adapter's
     tma = config.tma and can_use_tma(x, matrix) and not (by_target and any(end % 128 for end in ends))
     first, end = mask_class.first_column, mask_class.end_column
-    shrink_kernel[(tiles.num_owned, triton.cdiv(end - first, block), splits)](
+    tape.launch(
+        shrink_kernel, (tiles.num_owned, triton.cdiv(end - first, block), splits),
         tile_source(x, (config.rows, 64), tma=tma), tile_source(matrix, matrix_tile, tma=tma), s,
-        tiles.table, routing.words, routing.thresholds, routing.branch_scale, routing.token_index,
-        x.shape[0], x.stride(0), target_word(mask_class.target), *ends,
-        C=layout.columns, ROWS_A=layout.rows_of_a, R=layout.padded_rank, FIRST_C=first, END_C=end,
-        BM=config.rows, BC=block, SPLITS=splits,
-        BY_TARGET=by_target, DROPOUT=routing.has_dropout and not by_target, TMA=tma, OVERLAP=overlap and splits == 1,
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        tape.fixed(tiles.table), routing.words, routing.thresholds, routing.branch_scale, routing.token_index,
+        x.shape[0], x.stride(0), tape.words[mask_class.position], *ends,
+        constants={
+            "C": layout.columns, "ROWS_A": layout.rows_of_a, "R": layout.padded_rank, "FIRST_C": first, "END_C": end,
+            "BM": config.rows, "BC": block, "SPLITS": splits, "BY_TARGET": by_target,
+            "DROPOUT": routing.has_dropout and not by_target, "TMA": tma, "OVERLAP": overlap and splits == 1,
+        },
+        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
     )  # fmt: skip

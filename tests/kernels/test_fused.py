@@ -203,4 +203,4 @@ def test_nothing_but_input_and_skinny_product_is_saved_for_backward(device: str)
             routing=case.routing(device), targets=(0,),
         )  # fmt: skip
     # x, S, and the packed A and B: neither a mask nor a dropped input
-    assert sorted(tuple(t.shape) for t in saved) == [(1, 16, 96), (1, 80, 16), (256, 16), (256, 96)]
+    assert sorted(tuple(t.shape) for t in saved) == [(16, 96), (80, 16), (256, 16), (256, 96)]

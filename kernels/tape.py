@@ -1,0 +1,280 @@
+"""Passes that run once as written and are then replayed: allocations, launches and library calls in order.
+
+Triton's own way to a launch works out every argument's type and divisibility again, and a linear of a model runs ten of
+them with arguments that change in nothing but addresses. A tape keeps each compiled kernel with its
+grid and its arguments, and holes where tensors of the call go. A plan may be replayed wherever everything else is the
+same, which is its key's business (`passes.py`): shapes, strides, dtypes, and addresses that are multiples of 16.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .streams import side_stream
+
+ALIGNMENT_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hole:
+    """Stands for what lies in a slot: for a number that is the call's own, where a tensor is known by its identity."""
+
+    slot: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """One playing of a plan: what lies in each slot, and how a kernel is given it."""
+
+    values: list[Any]
+    pointers: list[Any]
+    """Addresses; under the interpreter, which reads tensors, the tensors."""
+    device: torch.device
+    stream: int
+
+
+class Step(Protocol):
+    def __call__(self, run: Run) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Empty:
+    slot: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __call__(self, run: Run) -> None:
+        made = torch.empty(self.shape, dtype=self.dtype, device=run.device)
+        run.values[self.slot] = made
+        run.pointers[self.slot] = _pointer(made)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    runner: Callable[..., None]
+    template: list[Any]
+    """Every argument of the kernel in order, constants too; None in the holes."""
+    holes: tuple[tuple[int, int], ...]
+    """(place among the arguments, slot)."""
+    tiles: tuple[tuple[int, int, TensorDescriptor], ...]
+    """(place, slot, descriptor without its tensor)."""
+    stream: int | None
+    """None: the current one."""
+    keep: tuple[Tensor, ...]
+    """Tensors whose addresses stand in the template."""
+
+    def __call__(self, run: Run) -> None:
+        arguments = self.template.copy()
+        for place, slot in self.holes:
+            arguments[place] = run.pointers[slot]
+        for place, slot, tile in self.tiles:
+            arguments[place] = _rebased(tile, run.values[slot])
+        self.runner(*arguments, stream=run.stream if self.stream is None else self.stream)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LibraryCall:
+    function: Callable[..., None]
+    slots: tuple[int, ...]
+
+    def __call__(self, run: Run) -> None:
+        self.function(*[run.values[slot] for slot in self.slots])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """One stream waits for where the other stands now; under graph capture a fork or a join."""
+
+    side_waits: bool
+
+    def __call__(self, run: Run) -> None:
+        current, side = torch.cuda.current_stream(run.device), side_stream(run.device)
+        if self.side_waits:
+            side.wait_stream(current)
+        else:
+            current.wait_stream(side)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A tape's steps, to be played on other inputs of the same kind."""
+
+    steps: tuple[Step, ...]
+    num_slots: int
+    outputs: tuple[int | None, ...]
+    kept: object
+    """What the plan's key names by identity."""
+
+    def play(self, inputs: Sequence[Any], pointers: list[Any], device: torch.device) -> tuple[Any, ...]:
+        missing = self.num_slots - len(inputs)
+        run = Run(
+            values=[*inputs, *[None] * missing], pointers=pointers + [None] * missing, device=device,
+            stream=_raw_stream(device),
+        )  # fmt: skip
+        for step in self.steps:
+            step(run)
+        return tuple([None if slot is None else run.values[slot] for slot in self.outputs])
+
+
+class Tape:
+    """Runs what it is told to at once, and remembers it."""
+
+    def __init__(self, inputs: Sequence[Any], *, num_words: int, device: torch.device) -> None:
+        """Give tensors, None and others, no tensor twice (`distinct`); the last `num_words` are the targets' words."""
+        first_word = len(inputs) - num_words
+        self.words = tuple(Hole(slot=slot) for slot in range(first_word, len(inputs)))
+        self.device = device
+        pointers, _ = pointers_of(inputs)
+        self.run = Run(values=list(inputs), pointers=pointers, device=device, stream=_raw_stream(device))
+        self.steps: list[Step] = []
+        self.slots = {id(value): slot for slot, value in enumerate(inputs) if value is not None}
+        self.fixed_ids: dict[int, Tensor] = {}
+        self.beside = False
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Memory of the current stream; a pass on the side stream may use it until the join."""
+        slot = len(self.run.values)
+        self.run.values.append(None)
+        self.run.pointers.append(None)
+        self._do(Empty(slot=slot, shape=shape, dtype=dtype))
+        made: Tensor = self.run.values[slot]
+        self.slots[id(made)] = slot
+        return made
+
+    def fixed(self, tensor: Tensor) -> Tensor:
+        """A tensor that every playing of the plan shares, as the tables of a routing; any other must have a slot."""
+        self.fixed_ids[id(tensor)] = tensor
+        return tensor
+
+    def call(self, function: Callable[..., None], *arguments: Any) -> None:
+        """A function of inputs and of what `empty` gave, on the current stream."""
+        self._do(LibraryCall(function=function, slots=tuple(self.slots[id(argument)] for argument in arguments)))
+
+    def launch(
+        self, kernel: Any, grid: tuple[int, ...], *arguments: Any, constants: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        """`kernel[grid](*arguments, **constants, **options)`; `constants` holds the rest of its parameters."""
+        bound = [*arguments, *[constants[name] for name in kernel.arg_names[len(arguments) :]]]
+        template, holes, tiles, keep = list(bound), [], [], []
+        for place, argument in enumerate(bound):
+            if isinstance(argument, Hole):
+                holes.append((place, argument.slot))
+                bound[place] = self.run.values[argument.slot]
+            elif isinstance(argument, TensorDescriptor):
+                tiles.append((place, self.slots[id(argument.base)], _rebased(argument, None)))
+            elif isinstance(argument, Tensor):
+                slot = self.slots.get(id(argument))
+                if slot is None:
+                    keep.append(self.fixed_ids[id(argument)])
+                    template[place] = _pointer(argument)
+                    continue
+                holes.append((place, slot))
+            else:
+                continue
+            template[place] = None
+        self._do(
+            Launch(
+                runner=_runner(kernel, (*grid, 1, 1)[:3], bound, dict(options)), template=template,
+                holes=tuple(holes), tiles=tuple(tiles), keep=tuple(keep),
+                stream=side_stream(self.device).cuda_stream if self.beside else None,
+            )
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def side(self, *, enabled: bool) -> Iterator[contextlib.AbstractContextManager[None]]:
+        """Yields a context whose launches go to a second stream, which starts from where the current one stands now.
+
+        The current stream waits for it at the end of the block.
+        """
+        if not enabled or self.device.type != "cuda":
+            yield contextlib.nullcontext()
+            return
+        self._do(Wait(side_waits=True))
+        yield self._aside()
+        self._do(Wait(side_waits=False))
+
+    def plan(self, outputs: Sequence[Tensor | None], *, kept: object) -> Plan:
+        return Plan(
+            steps=tuple(self.steps), num_slots=len(self.run.values), kept=kept,
+            outputs=tuple(None if output is None else self.slots[id(output)] for output in outputs),
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        self.beside = True
+        yield
+        self.beside = False
+
+    def _do(self, step: Step) -> None:
+        self.steps.append(step)
+        step(self.run)
+
+
+def distinct(inputs: Sequence[Any]) -> list[Any]:
+    """The inputs, a tensor's second appearance as another object, so that each is known by its identity."""
+    seen: set[int] = set()
+    made = []
+    for value in inputs:
+        if isinstance(value, Tensor) and id(value) in seen:
+            value = value.detach()
+        seen.add(id(value))
+        made.append(value)
+    return made
+
+
+def pointers_of(inputs: Sequence[Any]) -> tuple[list[Any], bool]:
+    """(What kernels are given, whether a plan may serve these inputs).
+
+    A compiled kernel was promised addresses that are multiples of 16.
+    """
+    if INTERPRETED:
+        return list(inputs), True
+    pointers, aligned = [], True
+    for value in inputs:
+        pointer = value
+        if isinstance(value, Tensor):
+            pointer = value.data_ptr()
+            aligned = aligned and pointer % ALIGNMENT_BYTES == 0
+        pointers.append(pointer)
+    return pointers, aligned
+
+
+def _pointer(tensor: Tensor) -> Any:
+    return tensor if INTERPRETED else tensor.data_ptr()
+
+
+def _raw_stream(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    stream: int = triton.runtime.driver.active.get_current_stream(device.index)
+    return stream
+
+
+def _rebased(tile: TensorDescriptor, base: Tensor | None) -> TensorDescriptor:
+    """The descriptor for another tensor of the same shape and alignment, without its checks."""
+    moved = object.__new__(TensorDescriptor)
+    moved.__dict__.update(tile.__dict__)
+    moved.base = base
+    return moved
+
+
+def _runner(kernel: Any, grid: tuple[int, ...], bound: Sequence[Any], options: dict[str, Any]) -> Callable[..., None]:
+    """What launches the kernel that `kernel[grid](*bound, **options)` would, on any arguments of the same kinds."""
+    if INTERPRETED:
+        return lambda *arguments, stream: kernel[grid](*arguments, **options)
+    # as Triton's tutorial on persistent softmax does: compile ahead, then launch the compiled kernel by its grid
+    runner: Callable[..., None] = kernel.warmup(*bound, grid=grid, **options)[grid]
+    return runner
+
+
+INTERPRETED = triton.knobs.runtime.interpret
+"""Under Triton's interpreter kernels are Python functions of tensors."""

@@ -1,0 +1,124 @@
+"""Plans: passes recorded on some tensors and played on others."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from loraplex.kernels import fused
+from loraplex.kernels.fused_bank import fused_banked_linears
+from loraplex.kernels.routing import Routing
+from loraplex.kernels.tape import distinct, pointers_of
+from loraplex.tests.kernels import test_gemm
+from loraplex.tests.kernels.cases import Case, rounded, run, targets_of
+from loraplex.tests.kernels.test_bank import bank_of
+from loraplex.tests.kernels.test_bank import call as banked_call
+from loraplex.tests.kernels.test_fused import CASES
+from loraplex.tests.kernels.test_gemm import calls  # noqa: F401 (a fixture)
+
+
+def listed_call(
+    case: Case, dtype: torch.dtype, device: str, routing: Routing, targets: tuple[int, ...]
+) -> dict[str, Tensor]:
+    values = rounded(case.inputs(), dtype, device)
+    weight = torch.cat(values["weights"])
+    values["weights"] = list(torch.split(weight, list(case.out_features)))
+    return run(fused.fused_linears, values, routing=routing, targets=targets)
+
+
+def check_replayed(case: Case, dtype: torch.dtype, device: str) -> Routing:
+    """Another layer's call first, whose targets have other ids, then this: the same bits as on a routing of its own."""
+    fresh = listed_call(case, dtype, device, case.routing(device), targets_of(case))
+    routing = case.routing(device)
+    other = dataclasses.replace(case, seed=case.seed + 1)
+    listed_call(other, dtype, device, routing, tuple(target + 7 for target in targets_of(case)))
+    made = dict(routing.plans)
+    played = listed_call(case, dtype, device, routing, targets_of(case))
+    assert routing.plans == made
+    assert len(made) == 2
+    assert all(torch.equal(played[name], fresh[name]) for name in fresh)
+    return routing
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["bias", "rank 100", "odd N and K", "one adapter in two segments", "three targets, a mask each",
+     "rows of no adapter, an adapter without rows, one without the target"],
+)  # fmt: skip
+def test_a_plan_played_on_other_tensors_gives_the_same_bits(name: str, device: str) -> None:
+    check_replayed(CASES[name], torch.float32, device)
+
+
+@pytest.mark.parametrize("name", ["borders inside blocks", "three targets", "dropout, one mask for two targets"])
+def test_so_does_one_of_the_fused_product(name: str, device: str, calls: dict[str, int]) -> None:  # noqa: F811
+    check_replayed(test_gemm.CASES[name], torch.float16, device)
+    # recorded twice (each on its own routing), played once
+    assert calls == {"forward": 2, "backward": 2}
+
+
+def test_scaling_dropout_and_the_sum_of_gradients_are_not_part_of_a_plan(device: str) -> None:
+    case = dataclasses.replace(CASES["one adapter in two segments"], dropout=(0.3, 0.2))
+    first = case.routing(device)
+    listed_call(case, torch.float32, device, first, (0,))
+    second = first.with_scaling(scaling=[3.0, -1.0], dropout=[0.5, 0.25])
+    assert second.plans is first.plans
+    changed = dataclasses.replace(case, scaling=(3.0, -1.0), dropout=(0.5, 0.25))
+    played = listed_call(changed, torch.float32, device, second, (0,))
+    assert len(first.plans) == 2
+    fresh = listed_call(changed, torch.float32, device, changed.routing(device), (0,))
+    assert all(torch.equal(played[name], fresh[name]) for name in fresh)
+    # without dropout it is another plan, and with sums to add to as well
+    listed_call(case, torch.float32, device, first.with_scaling(scaling=[1.0, 1.0], dropout=[0.0, 0.0]), (0,))
+    assert len(first.plans) == 4
+    values = rounded(case.inputs(), torch.float32, device)
+    banked_call(fused_banked_linears, case, values, bank_of(case, values, device, torch.float32), first)
+    assert len(first.plans) == 5
+
+
+def test_fresh_random_words_reach_a_plan(device: str) -> None:
+    case = CASES["dropout"]
+    routing = case.routing(device)
+    first, again = (listed_call(case, torch.float32, device, routing, (0,))["y"] for _ in range(2))
+    routing.refresh(global_batches=[4])
+    assert torch.equal(first, again)
+    assert not torch.equal(listed_call(case, torch.float32, device, routing, (0,))["y"], first)
+
+
+def test_a_tensor_that_comes_twice_is_told_apart() -> None:
+    tensor = torch.zeros(3)
+    one, none, other = distinct([tensor, None, tensor])
+    assert one is tensor
+    assert none is None
+    assert other is not tensor
+    assert other.data_ptr() == tensor.data_ptr()
+
+
+def test_the_output_gradient_may_be_the_input_itself(device: str) -> None:
+    case = dataclasses.replace(CASES["one adapter"], out_features=(96,))
+    values = rounded(case.inputs(), torch.float32, device)
+    values["dy"] = values["x"]
+    routing = case.routing(device)
+    found = run(fused.fused_linears, values, routing=routing, targets=(0,))
+    apart = rounded(case.inputs(), torch.float32, device)
+    apart["dy"] = apart["x"].detach().clone()
+    for other in (routing, case.routing(device)):
+        apart["x"].grad = None
+        wanted = run(fused.fused_linears, apart, routing=other, targets=(0,))
+        assert torch.equal(found["x"], wanted["x"])
+
+
+@pytest.mark.gpu
+def test_misaligned_tensors_are_served_without_a_plan() -> None:
+    case = dataclasses.replace(CASES["one adapter"], num_rows=64, segments=((0, 64, 0),))
+    routing = case.routing("cuda")
+    values = rounded(case.inputs(), torch.bfloat16, "cuda")
+    plain = run(fused.fused_linears, values, routing=routing, targets=(0,))
+    shifted = rounded(case.inputs(), torch.bfloat16, "cuda")
+    buffer = torch.empty(64 * 96 + 1, dtype=torch.bfloat16, device="cuda")
+    x = buffer[1:].view(64, 96).copy_(shifted["x"].detach()).requires_grad_()
+    assert pointers_of([x])[1] is False
+    shifted["x"] = x
+    found = run(fused.fused_linears, shifted, routing=routing, targets=(0,))
+    for name in plain:
+        torch.testing.assert_close(found[name], plain[name], rtol=2e-2, atol=2e-2)
