@@ -22,6 +22,10 @@ from .routing import Routing
 from .tape import Tape
 from .tiles import can_use_tma, load_tile, tile_source
 
+REGISTERS_BESIDE = 112
+"""A thread's registers that let 4 warps live beside the product that draws dropout (which takes `gemm.MASKED_REGISTERS`
+times 256 threads of 65,536); unbounded, a pass of three targets takes 135 and waits until the product ends (sm_90)."""
+
 
 @triton.jit(do_not_specialize=["target_word"])
 def gradient_kernel(
@@ -144,6 +148,7 @@ def input_gradients(
     tma = config.tma and can_use_tma(x)
     parts = tape.empty((tiles.num_owned, c, k), torch.float32)
     num_tiles = tiles.num_owned if dx is None else tiles.num_tiles
+    beside = dx is None and routing.has_dropout and layout.config.gemm is not None
     written = False
     for mask_class in layout.mask_classes(targets, has_dropout=routing.has_dropout):
         block = min(triton.next_power_of_2(mask_class.end_column - mask_class.first_column), 64)
@@ -159,7 +164,10 @@ def input_gradients(
                     "BM": config.rows, "BC": block, "DROPOUT": routing.has_dropout, "WRITE_DX": dx is not None,
                     "ADD_DX": written, "TMA": tma,
                 },
-                options={"num_warps": config.num_warps, "num_stages": config.num_stages},
+                options={
+                    "num_warps": config.num_warps, "num_stages": config.num_stages,
+                    "maxnreg": REGISTERS_BESIDE if beside else None,
+                },
             )  # fmt: skip
             written = True
     return Shares(parts=parts, tiles=tiles)

@@ -55,6 +55,9 @@ class KernelConfig:
     min_drawing_programs: int
     """The same where it draws dropout: then arithmetic, not memory, wants more warps."""
     min_gradient_programs: int
+    room_bytes: int = 0
+    """Shared memory that a frozen product leaves on a multiprocessor; a skinny product that takes no more lives beside
+    the one after it. 0: takes what it likes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +118,20 @@ class Layout:
         most = max(1, width // 512)
         wanted = self.config.min_drawing_programs if draws else self.config.min_programs
         return _power_of_two_within(-(-wanted // max(num_programs, 1)), most)
+
+    def shrink_rows(self, num_rows: int, *, draws: bool) -> int:
+        """Rows of a tile of the skinny product: fewer where there are few, so that its inner sum need not be split."""
+        rows = self.config.shrink.rows
+        while self.config.room_bytes and not draws and rows > 16 and num_rows < rows * self.config.min_programs:
+            rows //= 2
+        return rows
+
+    def shrink_stages(self, stage_bytes: int) -> int:
+        """Tiles that are loaded ahead: as many as tuned, or as fit beside a product."""
+        most = self.config.shrink.num_stages
+        if not self.config.room_bytes:
+            return most
+        return max(2, min(most, self.config.room_bytes // stage_bytes))
 
     def gradient_rows(self, num_rows: int, *, width: int) -> int:
         """Rows that one program of a gradient's pass walks over: as many as leave `min_gradient_programs`."""

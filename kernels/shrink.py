@@ -25,7 +25,8 @@ def shrink_kernel(
     x_source, m_source, s_ptr, table_ptr, words_ptr, threshold_ptr, scale_ptr, token_index_ptr,
     num_rows, stride_x, target_word, n_1, n_2, n_3, n_4,
     C: tl.constexpr, ROWS_A: tl.constexpr, R: tl.constexpr,
-    FIRST_C: tl.constexpr, END_C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, SPLITS: tl.constexpr,
+    FIRST_C: tl.constexpr, END_C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr,
+    SPLITS: tl.constexpr,
     BY_TARGET: tl.constexpr, DROPOUT: tl.constexpr, TMA: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """BC columns of S `[T, C]` of one row tile; with SPLITS > 1 a share of the inner sum, float32 `[SPLITS, T, C]`.
@@ -47,39 +48,45 @@ def shrink_kernel(
         end = tl.where(target == 0, n_1, tl.where(target == 1, n_2, tl.where(target == 2, n_3, n_4)))
     else:
         target, start, end = 0, 0, n_4
-    # [BM], [BC], [64]
+    # [BM], [BC]
     o_row = first_row + tl.arange(0, BM)
     m_row = o_row < end_row
     o_c = first_c + tl.arange(0, BC)
-    o_half = tl.arange(0, 64)
-    threshold = tl.load(threshold_ptr + adapter)
-    word_0 = tl.load(words_ptr + 2 * adapter)
-    word_1 = tl.load(words_ptr + 2 * adapter + 1)
-    key_0, key_1 = row_keys(word_0, word_1, token_index_ptr, o_row, m_row, target_word)
+    # shares are whole blocks of 128, whose features f and f + 64 share a word
     num_blocks = (end - start + 127) // 128
     share = (num_blocks + SPLITS - 1) // SPLITS
+    first_block, end_block = i_split * share, tl.minimum((i_split + 1) * share, num_blocks)
     row_m = adapter * n_4 if BY_TARGET else adapter * ROWS_A + first_c
     end_m = row_m + end if BY_TARGET else adapter * ROWS_A + END_C
     # [BM, BC]
     acc = tl.zeros((BM, BC), tl.float32)
-    for block in range(i_split * share, tl.minimum((i_split + 1) * share, num_blocks)):
-        low = start + block * 128
-        # [BM, 64] twice; rows past the tile's end and columns past END_C are computed, not stored
-        x_low = load_tile(x_source, stride_x, first_row, end_row, low, end, BM, 64, TMA, True)
-        x_high = load_tile(x_source, stride_x, first_row, end_row, low + 64, end, BM, 64, TMA, True)
-        # [64, BC] twice
-        if BY_TARGET:
-            m_low = load_tile(m_source, R, row_m + low, end_m, first_c - target * R, R, 64, BC, TMA, True)
-            m_high = load_tile(m_source, R, row_m + low + 64, end_m, first_c - target * R, R, 64, BC, TMA, True)
-        else:
-            m_low = tl.trans(load_tile(m_source, n_4, row_m, end_m, low, end, BC, 64, TMA, True))
-            m_high = tl.trans(load_tile(m_source, n_4, row_m, end_m, low + 64, end, BC, 64, TMA, True))
-        if DROPOUT:
-            word = draw_words(key_0, key_1, block * 64 + o_half)
+    if DROPOUT:
+        threshold = tl.load(threshold_ptr + adapter)
+        word_0 = tl.load(words_ptr + 2 * adapter)
+        word_1 = tl.load(words_ptr + 2 * adapter + 1)
+        key_0, key_1 = row_keys(word_0, word_1, token_index_ptr, o_row, m_row, target_word)
+        for part in range(first_block * (64 // BK), end_block * (64 // BK)):
+            low = part // (64 // BK) * 128 + part % (64 // BK) * BK
+            # [BM, BK] twice; rows past the tile's end and columns past END_C are computed, not stored
+            x_low = load_tile(x_source, stride_x, first_row, end_row, low, end, BM, BK, TMA, True)
+            x_high = load_tile(x_source, stride_x, first_row, end_row, low + 64, end, BM, BK, TMA, True)
+            # [BK, BC] twice
+            m_low = tl.trans(load_tile(m_source, n_4, row_m, end_m, low, end, BC, BK, TMA, True))
+            m_high = tl.trans(load_tile(m_source, n_4, row_m, end_m, low + 64, end, BC, BK, TMA, True))
+            word = draw_words(key_0, key_1, part * BK + tl.arange(0, BK))
             x_low = tl.where(keep_low(word, threshold), x_low, 0.0)
             x_high = tl.where(keep_high(word, threshold), x_high, 0.0)
-        acc = tl.dot(x_low, m_low, acc, input_precision="ieee")
-        acc = tl.dot(x_high, m_high, acc, input_precision="ieee")
+            acc = tl.dot(x_low, m_low, acc, input_precision="ieee")
+            acc = tl.dot(x_high, m_high, acc, input_precision="ieee")
+    else:
+        for column in range(start + first_block * 128, tl.minimum(start + end_block * 128, end), BK):
+            # [BM, BK], [BK, BC]
+            x = load_tile(x_source, stride_x, first_row, end_row, column, end, BM, BK, TMA, True)
+            if BY_TARGET:
+                m = load_tile(m_source, R, row_m + column, end_m, first_c - target * R, R, BK, BC, TMA, True)
+            else:
+                m = tl.trans(load_tile(m_source, n_4, row_m, end_m, column, end, BC, BK, TMA, True))
+            acc = tl.dot(x, m, acc, input_precision="ieee")
     acc = acc * tl.load(scale_ptr + adapter)
     p_s = s_ptr + (i_split.to(tl.int64) * num_rows + o_row)[:, None] * C + o_c[None, :]
     tl.store(p_s, acc.to(s_ptr.dtype.element_ty), mask=m_row[:, None] & (o_c < END_C)[None, :])
@@ -89,13 +96,13 @@ def shrink_input(
     tape: Tape, x: Tensor, a: Tensor, *, layout: Layout, routing: Routing, targets: Sequence[int], overlap: bool
 ) -> Tensor:
     """S `[T, C]` = scale * dropout(x) A^T from `x [T, K]` and the packed `a [adapters * rows_of_a, K]`."""
-    tiles = routing.tiles(layout.config.shrink.rows)
+    tiles = routing.tiles(layout.shrink_rows(x.shape[0], draws=routing.has_dropout))
     splits = layout.shrink_splits(tiles.num_owned, width=layout.num_features, draws=routing.has_dropout)
     s = _empty_shares(tape, x, layout.columns, splits)
     for mask_class in layout.mask_classes(targets, has_dropout=routing.has_dropout):
         block = min(triton.next_power_of_2(mask_class.end_column - mask_class.first_column), 64)
         _launch(
-            tape, x, a, (block, 64), s, tiles=tiles, layout=layout, routing=routing,
+            tape, x, a, s, tiles=tiles, layout=layout, routing=routing,
             mask_class=mask_class, block=block, splits=splits, ends=(layout.num_features,) * 4, by_target=False,
             overlap=overlap,
         )  # fmt: skip
@@ -104,12 +111,12 @@ def shrink_input(
 
 def shrink_output_grad(tape: Tape, dy: Tensor, b: Tensor, *, layout: Layout, routing: Routing, overlap: bool) -> Tensor:
     """dS `[T, C]` = scale * dy B, target by target, from `dy [T, N]` and the packed `b [adapters * N, R]`."""
-    tiles = routing.tiles(layout.config.shrink.rows)
+    tiles = routing.tiles(layout.shrink_rows(dy.shape[0], draws=False))
     splits = layout.shrink_splits(tiles.num_owned * layout.num_targets, width=max(layout.out_features), draws=False)
     ds = _empty_shares(tape, dy, layout.columns, splits)
     block = min(layout.padded_rank, 64)
     _launch(
-        tape, dy, b, (64, block), ds, tiles=tiles, layout=layout, routing=routing,
+        tape, dy, b, ds, tiles=tiles, layout=layout, routing=routing,
         mask_class=MaskClass(first_column=0, end_column=layout.columns, position=0), block=block, splits=splits,
         ends=layout.borders, by_target=True, overlap=overlap,
     )  # fmt: skip
@@ -123,23 +130,28 @@ def _empty_shares(tape: Tape, x: Tensor, columns: int, splits: int) -> Tensor:
 
 
 def _launch(
-    tape: Tape, x: Tensor, matrix: Tensor, matrix_tile: tuple[int, int], s: Tensor, *, tiles: Tiles, layout: Layout,
-    routing: Routing, mask_class: MaskClass, block: int, splits: int, ends: tuple[int, int, int, int],
-    by_target: bool, overlap: bool,
+    tape: Tape, x: Tensor, matrix: Tensor, s: Tensor, *, tiles: Tiles, layout: Layout, routing: Routing,
+    mask_class: MaskClass, block: int, splits: int, ends: tuple[int, int, int, int], by_target: bool, overlap: bool,
 ) -> None:  # fmt: skip
     config = layout.config.shrink
     # by target a tile may not run on into other columns: there the packed B is another target's or adapter's
     tma = config.tma and can_use_tma(x, matrix) and not (by_target and any(end % 128 for end in ends))
     first, end = mask_class.first_column, mask_class.end_column
+    draws = routing.has_dropout and not by_target
+    width = config.columns if draws else 64
     tape.launch(
         shrink_kernel, (tiles.num_owned, triton.cdiv(end - first, block), splits),
-        tile_source(x, (config.rows, 64), tma=tma), tile_source(matrix, matrix_tile, tma=tma), s,
+        tile_source(x, (tiles.height, width), tma=tma),
+        tile_source(matrix, (width, block) if by_target else (block, width), tma=tma), s,
         tape.fixed(tiles.table), routing.words, routing.thresholds, routing.branch_scale, routing.token_index,
         x.shape[0], x.stride(0), tape.words[mask_class.position], *ends,
         constants={
             "C": layout.columns, "ROWS_A": layout.rows_of_a, "R": layout.padded_rank, "FIRST_C": first, "END_C": end,
-            "BM": config.rows, "BC": block, "SPLITS": splits, "BY_TARGET": by_target,
-            "DROPOUT": routing.has_dropout and not by_target, "TMA": tma, "OVERLAP": overlap and splits == 1,
+            "BM": tiles.height, "BC": block, "BK": width, "SPLITS": splits, "BY_TARGET": by_target,
+            "DROPOUT": draws, "TMA": tma, "OVERLAP": overlap and splits == 1,
         },
-        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
+        options={
+            "num_warps": min(config.num_warps, max(1, tiles.height // 16)),
+            "num_stages": layout.shrink_stages((tiles.height + block) * width * (4 if draws else 2)),
+        },
     )  # fmt: skip

@@ -15,6 +15,8 @@ from loraplex.tests.kernels.cases import Case, expected, relative_errors, rounde
 CONFIG = dataclasses.replace(
     DEFAULT_CONFIG,
     gemm=GemmConfig(rows=32, columns=256, depth=64, bands=2, num_warps=4, num_stages=2),
+    shrink=dataclasses.replace(DEFAULT_CONFIG.shrink, columns=32),
+    room_bytes=37000,
 )
 CASES = {
     "one adapter": Case(
