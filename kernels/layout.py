@@ -126,9 +126,9 @@ class Layout:
             rows //= 2
         return rows
 
-    def shrink_stages(self, stage_bytes: int) -> int:
-        """Tiles that are loaded ahead: as many as tuned, or as fit beside a product."""
-        most = self.config.shrink.num_stages
+    def shrink_stages(self, stage_bytes: int, *, draws: bool) -> int:
+        """Tiles that are loaded ahead: as many as tuned, or as fit beside a product; drawing takes two at a time."""
+        most = self.config.shrink.num_stages * (1 if draws else 2)
         if not self.config.room_bytes:
             return most
         return max(2, min(most, self.config.room_bytes // stage_bytes))

@@ -152,6 +152,6 @@ def _launch(
         },
         options={
             "num_warps": min(config.num_warps, max(1, tiles.height // 16)),
-            "num_stages": layout.shrink_stages((tiles.height + block) * width * (4 if draws else 2)),
+            "num_stages": layout.shrink_stages((tiles.height + block) * width * (4 if draws else 2), draws=draws),
         },
     )  # fmt: skip
