@@ -48,6 +48,7 @@ app.add_typer(bench, name="bench")
 bench.command("planner")(planner_commands.bench_planner)
 bench.command("simulator")(simulator_commands.bench_simulator)
 bench.command("kernels")(kernels_commands.bench_kernels)
+bench.command("train")(engine_commands.bench_train)
 bench.command("sharing")(analysis_commands.bench_sharing)
 
 

@@ -197,3 +197,91 @@ def merge(
             markup=False,
             highlight=False,
         )
+
+
+def bench_train(
+    model: Annotated[str, typer.Option(help="A built-in shape, a model folder, a hub id, or tiny.")] = "llama-3.1-8b",
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="Draw the weights.")] = False,
+    num_layers: Annotated[
+        int | None, typer.Option(help="Only so many layers, with random weights.", min=1, show_default="all")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cuda or cpu.")] = "auto",
+    systems: Annotated[
+        list[str] | None, typer.Option("--system", help="Measure only these; may be repeated.", show_default="all")
+    ] = None,
+    workloads: Annotated[
+        list[str] | None, typer.Option("--workload", help="mix or dialogsum; may be repeated.", show_default="both")
+    ] = None,
+    dropouts: Annotated[
+        list[float] | None, typer.Option("--dropout", help="May be repeated.", min=0.0, show_default="0 and 0.1")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Measure each figure for about so long, once warm.", min=0.1)] = 5.0,
+    microbatch_tokens: Annotated[int, typer.Option(help="Tokens a microbatch may hold.", min=16)] = 8192,
+    global_batch_size: Annotated[int, typer.Option(help="Samples of an adapter to a step.", min=1)] = 16,
+    recompute: Annotated[str, typer.Option(help="Our engine's: none, selective or full.")] = "selective",
+    growth: Annotated[bool, typer.Option("--growth", help="Our engine over adapters and microbatch sizes.")] = False,
+    lengths: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of NAME.csv with num_tokens, the data sets themselves.", show_default="the shipped tables"
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("analysis/results"),
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure training of four adapters: this engine beside transformers, PEFT, Liger and the frozen model.
+
+    Every system runs in a process of its own. Writes JSON, CSV and a plot.
+    """
+    import datetime
+    import json as json_module
+    import shlex
+    import sys
+
+    import torch
+    from rich.console import Console
+
+    from .bench_train import ask_all, make_questions, surroundings
+    from .bench_train_report import results_table, write_results
+    from .bench_train_spec import SYSTEMS
+    from .devices import check_device
+
+    check_device(device)
+    device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    questions = make_questions(
+        model=model,
+        random_weights=random_weights,
+        num_layers=num_layers,
+        device=device,
+        systems=tuple(systems or ()),
+        workloads=tuple(workloads or ()),
+        dropouts=tuple(dropouts or ()),
+        seconds=seconds,
+        microbatch_tokens=microbatch_tokens,
+        global_batch_size=global_batch_size,
+        recompute=recompute,
+        growth=growth,
+        lengths_folder=lengths,
+    )
+    around = surroundings(device)
+    console = Console(stderr=True)
+    records = ask_all(questions, report=lambda record: console.print(json_module.dumps(record), soft_wrap=True))
+    date = datetime.date.today().isoformat()
+    document = {
+        "command": shlex.join(["loraplex", *sys.argv[1:]]),
+        "date": date,
+        "model": model,
+        "growth": growth,
+        **around,
+        "systems": {question.system: SYSTEMS[question.system] for question in questions},
+        "records": records,
+    }
+    slug = "-".join(around["gpu"].lower().split())
+    paths = write_results(output, f"train-{'growth-' if growth else ''}{slug}-{date}", document)
+    if json:
+        print(json_module.dumps(document))
+    else:
+        # Wide enough for names and figures where no terminal says how wide it is.
+        Console(width=max(Console().width, 120)).print(results_table(records))
+        for path in paths:
+            Console(soft_wrap=True).print(f"wrote {path}", markup=False, highlight=False)

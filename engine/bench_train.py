@@ -1,0 +1,119 @@
+"""`bench train`: every system in a process of its own, one after another, and what they answer."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, get_args
+
+from ..traces.costs import RecomputeMode
+from ..traces.errors import InputError
+from .bench_train_spec import OURS, RECORD, SYSTEMS, WORKLOADS, Question, check_names, growth_points, points_of
+
+Record = dict[str, Any]
+
+
+PACKAGES = ("torch", "triton", "transformers", "peft", "liger-kernel", "unsloth")
+"""Whose versions go with the figures."""
+
+
+def make_questions(
+    *,
+    model: str,
+    random_weights: bool,
+    num_layers: int | None,
+    device: str,
+    systems: tuple[str, ...],
+    workloads: tuple[str, ...],
+    dropouts: tuple[float, ...],
+    seconds: float,
+    microbatch_tokens: int,
+    global_batch_size: int,
+    recompute: str,
+    growth: bool,
+    lengths_folder: Path | None,
+) -> tuple[Question, ...]:
+    """One for each system that is to be measured. Raises InputError for a name or a choice that is unknown."""
+    mode = next((mode for mode in get_args(RecomputeMode) if mode == recompute), None)
+    if mode is None:
+        raise InputError(f"--recompute {recompute} is unknown; choose from {', '.join(get_args(RecomputeMode))}")
+    chosen = check_names(systems, known=("ours",) if growth else tuple(SYSTEMS), option="--system")
+    kinds = check_names(workloads, known=tuple(WORKLOADS), option="--workload")
+    if lengths_folder is not None and not lengths_folder.is_dir():
+        raise InputError(f"--lengths {lengths_folder} is no folder; give one with a NAME.csv for each data set")
+    from ..planner.inputs.base_model import find_base_model
+    from .base_folder import check_has_weights
+
+    # Here and not in each process: a wrong name is told once.
+    check_has_weights(
+        find_base_model(model, relative_to=Path.cwd(), random_weights=random_weights, num_layers=num_layers)
+    )
+    return tuple(
+        Question(
+            system=system,
+            model=model,
+            random_weights=random_weights,
+            num_layers=num_layers,
+            device=device,
+            seconds=seconds,
+            recompute=mode if system in OURS else "none",
+            lengths_folder=None if lengths_folder is None else str(lengths_folder),
+            points=growth_points(microbatch_tokens=microbatch_tokens, dropout=dropouts[0] if dropouts else 0.0)
+            if growth
+            else points_of(
+                system,
+                workloads=kinds,
+                dropouts=dropouts or (0.0, 0.1),
+                microbatch_tokens=microbatch_tokens,
+                global_batch_size=global_batch_size,
+            ),
+        )
+        for system in chosen
+    )
+
+
+def surroundings(device: str) -> dict[str, Any]:
+    """GPU and versions."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    gpu = "cpu"
+    if device == "cuda":
+        # In a process of its own: a CUDA context in this one would take memory from those that are measured.
+        asked = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name())"]
+        gpu = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    return {"gpu": gpu, "versions": found}
+
+
+def ask_all(questions: Sequence[Question], *, report: Callable[[Record], None]) -> list[Record]:
+    """All records, in the order of the questions; `report` hears of each as it comes."""
+    records = []
+    for question in questions:
+        for record in ask(question):
+            report(record)
+            records.append(record)
+    return records
+
+
+def ask(question: Question) -> Iterator[Record]:
+    """The records of one system; what a process that broke down left unanswered is recorded as skipped, and why."""
+    command = [sys.executable, "-m", "loraplex.engine.bench_train_worker", question.to_json()]
+    answered = 0
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith(RECORD):
+                    answered += 1
+                    yield json.loads(line.removeprefix(RECORD))
+        errors.seek(0)
+        said = [line.strip() for line in errors if line.strip()]
+    for point in question.points[answered:]:
+        why = f"its process ended with {process.returncode}: {said[-1] if said else 'no word'}"
+        yield {**point.named(question.system), "skipped": why}

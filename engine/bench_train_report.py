@@ -1,0 +1,103 @@
+"""The figures of `bench train` as JSON, CSV, bars and a table."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+
+from ..traces.files import write_atomically
+
+Record = dict[str, Any]
+
+
+def write_results(folder: Path, stem: str, document: dict[str, Any]) -> list[Path]:
+    """`<stem>.json` (all of it), `.csv` (the records) and `.png` (bars, or lines of growth); the paths written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{stem}.{suffix}" for suffix in ("json", "csv", "png")]
+    records: list[Record] = document["records"]
+    write_atomically(paths[0], _one_record_a_line(document))
+    write_atomically(paths[1], pd.DataFrame(records).to_csv(index=False))
+    measured = [record for record in records if "tokens_per_s" in record]
+    if not measured:
+        return paths[:2]
+    _plot(measured, paths[2], title=f"{document['model']}, {document['gpu']}", growth=bool(document["growth"]))
+    return paths
+
+
+def results_table(records: Sequence[Record]) -> Table:
+    """For people: a line for each figure, or why there is none."""
+    table = Table("system", "workload", "dropout", "adapters", "microbatch", "tokens/s", "GiB", "hours", "note")
+    for record in records:
+        where = (record["system"], record["workload"], f"{record['dropout']:g}", str(record["num_adapters"]))
+        if "skipped" in record:
+            table.add_row(*where, str(record["microbatch_tokens"]), "", "", "", f"skipped: {record['skipped']}")
+            continue
+        memory = record["peak_memory_gib"]
+        table.add_row(
+            *where,
+            str(record["microbatch_tokens"]),
+            f"{record['tokens_per_s']:,.0f}",
+            "" if memory is None else f"{memory:.1f}",
+            f"{record['hours_for_all_jobs']:.3f}",
+            record.get("note", ""),
+        )
+    return table
+
+
+def _plot(records: Sequence[Record], path: Path, *, title: str, growth: bool) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 5))
+    if growth:
+        base = records[0]["microbatch_tokens"]
+        for axis, key, of in (
+            (axes[0], "num_adapters", [r for r in records if r["microbatch_tokens"] == base]),
+            (axes[1], "microbatch_tokens", [r for r in records if r["num_adapters"] == 4]),
+        ):
+            points = sorted((record[key], record["tokens_per_s"]) for record in of)
+            axis.plot([x for x, _ in points], [y for _, y in points], marker="o")
+            axis.set_xscale("log", base=2)
+            axis.set_xlabel(key)
+            axis.set_ylabel("real tokens/s")
+            axis.set_ylim(bottom=0)
+    else:
+        _bars(axes, records)
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _bars(axes: Any, records: Sequence[Record]) -> None:
+    # One panel a workload, one bar a system and dropout.
+    systems = list(dict.fromkeys(record["system"] for record in records))
+    dropouts = sorted({record["dropout"] for record in records})
+    for axis, workload in zip(axes, dict.fromkeys(record["workload"] for record in records), strict=False):
+        for place, dropout in enumerate(dropouts):
+            own = {
+                record["system"]: record["tokens_per_s"]
+                for record in records
+                if record["workload"] == workload and record["dropout"] == dropout
+            }
+            spots = [index + 0.4 * place for index, system in enumerate(systems) if system in own]
+            heights = [own[system] for system in systems if system in own]
+            bars = axis.barh(spots, heights, height=0.38, label=f"dropout {dropout:g}")
+            axis.bar_label(bars, labels=[f"{height:,.0f}" for height in heights], fontsize=7, padding=2)
+        axis.set_yticks([index + 0.2 * (len(dropouts) - 1) for index in range(len(systems))], systems)
+        axis.invert_yaxis()
+        axis.set_title(workload)
+        axis.set_xlabel("real tokens/s")
+        axis.margins(x=0.12)
+        axis.legend(fontsize=8)
+
+
+def _one_record_a_line(document: dict[str, Any]) -> str:
+    head = json.dumps({key: value for key, value in document.items() if key != "records"}, indent=1)
+    lines = ",\n".join("  " + json.dumps(record) for record in document["records"])
+    return head[:-2] + ',\n "records": [\n' + lines + "\n ]\n}\n"

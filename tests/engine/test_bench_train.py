@@ -1,0 +1,228 @@
+"""`bench train` on a CPU with the tiny model: what is measured, that peers compute it rightly, what is written."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from typer.testing import CliRunner
+
+from loraplex.cli import app
+from loraplex.engine.base_folder import base_model_folder
+from loraplex.engine.bench_train import ask, make_questions
+from loraplex.engine.bench_train_laps import Laps, Measured, together
+from loraplex.engine.bench_train_ours import plan_of
+from loraplex.engine.bench_train_peers import ASSEMBLIES, Trainer, add_adapter, build_base, packed, padded
+from loraplex.engine.bench_train_spec import SYSTEMS, Point, Question, growth_points, points_of
+from loraplex.engine.bench_train_work import AdapterData, adapter_data, bounded_jobs, packs
+from loraplex.engine.bench_train_worker import answer
+from loraplex.planner.inputs.base_model import find_base_model
+from loraplex.traces.errors import InputError
+from loraplex.traces.workloads import sample_lengths
+
+CPU = torch.device("cpu")
+POINT = Point(workload="mix", dropout=0.1, num_adapters=4, microbatch_tokens=256, global_batch_size=2)
+
+
+def question(system: str, *points: Point, model: str = "tiny") -> Question:
+    return Question(
+        system=system, model=model, random_weights=True, num_layers=None, device="cpu", seconds=0.01,
+        recompute="none", lengths_folder=None, points=points or (POINT,),
+    )  # fmt: skip
+
+
+def test_a_question_survives_the_command_line() -> None:
+    asked = question("ours", POINT, dataclasses.replace(POINT, dropout=0.0))
+    assert Question.from_json(asked.to_json()) == asked
+
+
+def test_dropout_is_asked_of_those_who_have_adapters() -> None:
+    sizes = {"microbatch_tokens": 8192, "global_batch_size": 16}
+    found = {
+        system: [
+            (point.workload, point.dropout)
+            for point in points_of(system, workloads=("mix", "dialogsum"), dropouts=(0.0, 0.1), **sizes)
+        ]
+        for system in ("ours", "frozen")
+    }
+    assert found == {
+        "ours": [("mix", 0.0), ("mix", 0.1), ("dialogsum", 0.0), ("dialogsum", 0.1)],
+        "frozen": [("mix", 0.0), ("dialogsum", 0.0)],
+    }
+    grown = [(p.num_adapters, p.microbatch_tokens) for p in growth_points(microbatch_tokens=8192, dropout=0.0)]
+    assert grown == [(1, 8192), (4, 8192), (16, 8192), (64, 8192), (4, 2048), (4, 4096), (4, 16384)]
+
+
+def test_adapters_of_one_data_set_start_at_different_samples_and_long_ones_are_cut() -> None:
+    point = Point(workload="dialogsum", dropout=0.0, num_adapters=4, microbatch_tokens=300, global_batch_size=2)
+    found = adapter_data(point, question("ours"))
+    whole = [min(length, 300) for length in sample_lengths("dialogsum", num_samples=12460, seed=0)]
+    assert [one.lengths[:3] for one in found] == [tuple(whole[start : start + 3]) for start in (0, 3115, 6230, 9345)]
+    assert {sum(one.lengths) for one in found} == {sum(whole)}
+
+
+def test_the_data_sets_themselves_are_read_from_a_folder(tmp_path: Path) -> None:
+    for name, length in (("gsm8k", 5), ("dialogsum", 7), ("scitldr_a", 1), ("qmsum_span", 9000)):
+        (tmp_path / f"{name}.csv").write_text(f"num_tokens\n{length}\n")
+    asked = dataclasses.replace(question("ours"), lengths_folder=str(tmp_path))
+    point = dataclasses.replace(POINT, microbatch_tokens=16384)
+    # one token predicts nothing, and 8192 are the most
+    assert [one.lengths for one in adapter_data(point, asked)] == [(5,), (7,), (2,), (8192,)]
+
+
+def test_packs_hold_whole_samples_and_lose_none() -> None:
+    lengths = sample_lengths("gsm8k", num_samples=300, seed=1)
+    found = list(packs(lengths, capacity=1000))
+    assert sorted(length for pack in found for length in pack) == sorted(lengths)
+    assert max(map(sum, found)) <= 1000
+    assert sum(map(sum, found)) / len(found) > 930
+
+
+def test_each_adapter_brings_the_same_share_of_its_data() -> None:
+    data = [AdapterData(dataset=name, lengths=(length,) * 1000) for name, length in (("a", 10), ("b", 40))]
+    point = Point(workload="mix", dropout=0.1, num_adapters=2, microbatch_tokens=500, global_batch_size=4)
+    jobs = bounded_jobs(data, point, question("ours"), num_microbatches=8, full=1.0)
+    assert [job.num_samples() for job in jobs] == [80, 80]
+    assert [job.target_tokens(0) for job in jobs] == [4 * 9, 4 * 39]
+    answers = bounded_jobs(data, point, question("ours-targets"), num_microbatches=8, full=1.0)
+    assert [job.target_tokens(0) for job in answers] == [4 * 2, 4 * 10]
+    off = bounded_jobs(data, point, question("ours-adapters-off"), num_microbatches=8, full=1.0)
+    assert {job.lora.target_modules for job in off} == {("layers.0.self_attn.q_proj",)}
+    assert [job.global_batches for job in off] == [job.global_batches for job in jobs]
+
+
+def test_the_plan_that_is_timed_is_full_and_mixes_adapters() -> None:
+    point = Point(workload="mix", dropout=0.0, num_adapters=4, microbatch_tokens=8192, global_batch_size=16)
+    plan = plan_of(point, question("ours"))
+    tokens = [held.num_tokens() for held in plan.microbatches]
+    assert sum(tokens) / len(tokens) > 0.98 * 8192
+    assert any(len(held.global_batches()) > 1 for held in plan.microbatches)
+
+
+def test_several_runs_weigh_as_many_tokens_as_they_stand_for() -> None:
+    slow, fast = (
+        Measured(tokens_per_s=rate, spread=0.1 * rate, num_microbatches=3, num_tokens=5) for rate in (1.0, 4.0)
+    )
+    # 8 s for 8 tokens and 2 s for 8 tokens
+    assert together([(slow, 8), (fast, 8)]) == Measured(tokens_per_s=1.6, spread=0.4, num_microbatches=6, num_tokens=10)
+
+
+def test_laps_leave_the_warm_up_out_and_say_when_it_is_enough() -> None:
+    laps = Laps(CPU, seconds=0.0, num_warmup=2, num_least=3)
+    assert [laps.lap(tokens) for tokens in (100, 100, 1, 2, 3)] == [False, False, False, False, True]
+    found = laps.measured()
+    assert (found.num_microbatches, found.num_tokens) == (3, 6)
+    short = Laps(CPU, seconds=0.0, num_warmup=1)
+    short.lap(5)
+    with pytest.raises(ValueError, match="1 microbatches are all warm-up"):
+        short.measured()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """(base, folder) of a peer on the tiny model."""
+    model = find_base_model("tiny", relative_to=Path.cwd(), random_weights=True)
+    folder = base_model_folder(model, output_dir=tmp_path_factory.mktemp("base"))
+    return lambda name: build_base(folder, ASSEMBLIES[name], model=model, dtype=torch.float32, device=CPU)
+
+
+@pytest.mark.parametrize("system", ["peft-packed", "peft-padded", "frozen"])
+def test_a_peers_loss_is_that_of_its_samples_one_by_one(system: str, tiny: Any) -> None:
+    assembly = dataclasses.replace(ASSEMBLIES[system], autocast=False)
+    model = add_adapter(tiny(system), assembly, dropout=0.0)
+    data = AdapterData(dataset="gsm8k", lengths=(5, 9, 3, 7))
+    point = dataclasses.replace(POINT, microbatch_tokens=24)
+    batches = padded(data, 4, 262, CPU) if assembly.padded else packed(data, point, 262, CPU)
+    batch, num_samples, num_tokens = next(batches)
+    assert (num_samples, num_tokens) == (4, 24)
+    ids = batch["input_ids"]
+    samples = [row[:length] for row, length in zip(ids, data.lengths, strict=False)]
+    if not assembly.padded:
+        samples = list(torch.split(ids[0], list(data.lengths)))
+    plain = tiny("peft-padded")
+    with torch.no_grad():
+        sums = [cross_entropy(plain(sample[None]).logits[0, :-1], sample[1:], reduction="sum") for sample in samples]
+    trainer = Trainer(model, assembly, global_batch_size=4, device=CPU)
+    trainer.train(batch, num_samples=num_samples)
+    torch.testing.assert_close(trainer.loss, torch.stack(sums).sum() / (24 - 4))
+
+
+def test_a_step_follows_a_global_batch(tiny: Any) -> None:
+    model = add_adapter(tiny("peft-packed"), ASSEMBLIES["peft-packed"], dropout=0.0)
+    trainer = Trainer(model, ASSEMBLIES["peft-packed"], global_batch_size=3, device=CPU)
+    matrices = {name: tensor for name, tensor in model.named_parameters() if "lora_B" in name}
+    moved = []
+    data, point = AdapterData(dataset="gsm8k", lengths=(5, 9) * 8), dataclasses.replace(POINT, microbatch_tokens=14)
+    batches = packed(data, point, 262, CPU)
+    for (batch, num_samples, _), _turn in zip(batches, range(3), strict=False):
+        trainer.train(batch, num_samples=num_samples)
+        moved.append(all(bool(tensor.any()) for tensor in matrices.values()))
+    assert moved == [False, True, True]
+
+
+@pytest.mark.parametrize("system", ["ours", "ours-adapters-off", "peft-packed-bf16"])
+def test_every_point_gives_a_flat_record(system: str) -> None:
+    points = (POINT, dataclasses.replace(POINT, dropout=0.0, workload="dialogsum"))
+    found = list(answer(question(system, *points)))
+    assert [(record["system"], record["workload"], record["dropout"]) for record in found] == [
+        (system, "mix", 0.1), (system, "dialogsum", 0.0),
+    ]  # fmt: skip
+    for record in found:
+        assert "skipped" not in record
+        assert record["peak_memory_gib"] is None
+        expected = sum(one.num_tokens() for one in adapter_data(POINT, question(system)))
+        if record["workload"] == "mix":
+            assert record["hours_for_all_jobs"] == pytest.approx(expected / record["tokens_per_s"] / 3600, rel=1e-2)
+        assert all(isinstance(value, (str, int, float, type(None))) for value in record.values())
+
+
+def test_who_cannot_run_here_is_recorded_with_the_reason() -> None:
+    found = {system: next(iter(answer(question(system))))["skipped"] for system in ("frozen-liger", "unsloth")}
+    assert found == {"frozen-liger": "Liger's kernels need a GPU", "unsloth": "unsloth is not installed"}
+
+
+def test_a_process_that_breaks_down_is_recorded_too() -> None:
+    (record,) = ask(question("ours", model="nowhere"))
+    assert record["system"] == "ours"
+    assert "its process ended with 1" in record["skipped"]
+    assert "'nowhere' is no folder" in record["skipped"]
+
+
+def test_the_command_writes_json_csv_and_a_plot(tmp_path: Path) -> None:
+    words = ["bench", "train", "--model", "tiny", "--random-weights", "--device", "cpu", "--seconds", "0.1",
+             "--microbatch-tokens", "256", "--global-batch-size", "2", "--workload", "dialogsum", "--dropout", "0.1",
+             "--system", "ours", "--system", "unsloth", "-o", str(tmp_path), "--json"]  # fmt: skip
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    (path,) = tmp_path.glob("train-cpu-*.json")
+    document = json.loads(path.read_text())
+    assert json.loads(done.stdout) == document
+    assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".csv", ".png"}
+    ours, unsloth = document["records"]
+    assert ours["tokens_per_s"] > 0
+    assert unsloth["skipped"] == "unsloth is not installed"
+    assert document["systems"] == {"ours": SYSTEMS["ours"], "unsloth": SYSTEMS["unsloth"]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"systems": ("theirs",)}, "--system theirs is unknown; choose from peft-padded"),
+        ({"workloads": ("chat",)}, "--workload chat is unknown; choose from mix, dialogsum"),
+        ({"recompute": "half"}, "--recompute half is unknown; choose from none"),
+        ({"random_weights": False, "model": "llama-3.1-8b"}, "is a shape without weights"),
+        ({"lengths_folder": Path("nowhere")}, "--lengths nowhere is no folder"),
+    ],
+)
+def test_wrong_choices_are_refused_before_anything_runs(changed: dict[str, Any], message: str) -> None:
+    right: dict[str, Any] = {
+        "model": "tiny", "random_weights": True, "num_layers": None, "device": "cpu", "systems": (), "workloads": (),
+        "dropouts": (), "seconds": 1.0, "microbatch_tokens": 8192, "global_batch_size": 16, "recompute": "none",
+        "growth": False, "lengths_folder": None,
+    }  # fmt: skip
+    assert [asked.system for asked in make_questions(**right)] == list(SYSTEMS)
+    with pytest.raises(InputError, match=message):
+        make_questions(**(right | changed))
