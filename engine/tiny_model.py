@@ -33,6 +33,8 @@ def write_tiny_model(
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {**TINY_CONFIG, **(changes or {})}
+    # Set below; some versions of transformers take nothing but a list here.
+    del settings["architectures"]
     # Wider than the usual 0.02: with so few dimensions, random features would otherwise carry almost no signal.
     settings.setdefault("initializer_range", settings["hidden_size"] ** -0.5)
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
