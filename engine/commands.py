@@ -54,7 +54,7 @@ def train(
         print(f"loraplex: {error}", file=sys.stderr)
         if checkpoint_every is not None:
             words = ["loraplex", "train", str(job_file), *([] if output is None else ["-o", str(output)]), "--resume"]
-            words += settings.override.arguments()
+            words += ([] if plan is None else ["--plan", str(plan)]) + settings.override.arguments()
             print(f"loraplex: go on with {shlex.join(words)}", file=sys.stderr)
         raise typer.Exit(STOPPED if isinstance(error, InterruptedRunError) else 1) from None
     for warning in filter(None, (adapter.warning() for adapter in done.adapters)):

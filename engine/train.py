@@ -8,16 +8,18 @@ from pathlib import Path
 
 from ..planner.inputs.load_jobs import load_jobs
 from ..planner.make_plan import make_plan
-from ..planner.plan_file import save_plan
+from ..planner.plan_file import load_plan, save_plan
+from ..planner.position import continued
 from ..traces.run_folder import MEASURED, PLAN, metrics_name
 from ..traces.timeline import Timeline
 from .base_folder import check_has_weights
+from .checkpoint import newest_position
 from .cut import check_can_cut
 from .devices import check_device
 from .launch import launch
 from .metrics import StepRecord, read_metrics
 from .output import ADAPTERS, WORK, read_validation
-from .prepare import Prepared, RunSettings, prepare
+from .prepare import Prepared, RunSettings, check_plan_belongs, prepare
 from .reports import what_broke
 
 
@@ -102,13 +104,14 @@ def train(
 ) -> TrainedRun:
     """Train all adapters of a job file on this machine, one process per stage and replica.
 
-    A plan is made when none is given, except on resume. `before_launch` is called when all is checked and the processes
-    start, which draw their own bars. Raises JobError or PlanError for bad input before that, EngineError when the run
-    breaks.
+    A plan is made when none is given. On resume it is that of the run so far; where the job file asks for other stages
+    or replicas than that has, what is left is planned anew for them. `before_launch` is called when all is checked and
+    the processes start, which draw their own bars. Raises JobError or PlanError for bad input before that, EngineError
+    when the run breaks.
     """
     check_device(settings.device)
-    if settings.plan_file is None and not settings.resume:
-        _plan(settings, progress=progress)
+    if settings.plan_file is None:
+        (_plan_rest if settings.resume else _plan)(settings, progress=progress)
     prepared = prepare(settings, progress=progress)
     if settings.checkpoint_every is not None:
         check_can_cut(prepared.program)
@@ -143,6 +146,26 @@ def _plan(settings: RunSettings, *, progress: Callable[[str, float], None] | Non
     folder = settings.output_dir or wanted.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     save_plan(plan, folder / PLAN)
+
+
+def _plan_rest(settings: RunSettings, *, progress: Callable[[str, float], None] | None) -> None:
+    loaded = load_jobs(settings.job_file, override=settings.override, progress=progress)
+    wanted = loaded.settings
+    folder = settings.output_dir or wanted.output_dir
+    if not (folder / PLAN).is_file():
+        return
+    plan = load_plan(folder / PLAN)
+    if (plan.num_stages, plan.num_replicas) == (wanted.num_stages, wanted.num_replicas):
+        return
+    check_plan_belongs(plan, loaded, path=folder / PLAN)
+    slot = newest_position(folder, plan)
+    rest = continued(
+        plan,
+        slot=-1 if slot is None else slot,
+        num_stages=wanted.num_stages,
+        num_replicas=wanted.num_replicas,
+    )
+    save_plan(rest, folder / PLAN)
 
 
 def _result(prepared: Prepared) -> TrainedRun:

@@ -9,7 +9,7 @@ from typing import Protocol
 import pandas as pd
 import torch
 
-from ..planner.plan_file import plan_fingerprint
+from ..planner.position import positions
 from ..traces.run_folder import MEASURED, metrics_name
 from ..traces.timeline import Timeline
 from .base_folder import base_model_folder
@@ -122,9 +122,9 @@ def _restore(settings: RunSettings, prepared: Prepared, stage: Stage, transport:
             (prepared.output_dir / VALIDATION).unlink(missing_ok=True)
         transport.barrier()
         return None
-    restored = newest_checkpoint(prepared.output_dir, plan_fingerprint=plan_fingerprint(prepared.plan))
+    restored = newest_checkpoint(prepared.output_dir, prepared.plan)
     if restored is not None:
-        restored.put_into(stage.adapters)
+        restored.put_into(stage.adapters, replica=stage.replica, num_replicas=prepared.plan.num_replicas)
     # Nobody writes a new checkpoint before everybody has read the old one.
     transport.barrier()
     return restored
@@ -143,15 +143,22 @@ def _train(
 ) -> None:
     plan, index, after = prepared.plan, stage.layout.stage, -1 if restored is None else restored.after
     program = prepared.program if restored is None else restored.rest_of(prepared.program)
-    sums = Sums() if restored is None else restored.sums()
+    sums = Sums()
+    if restored is not None:
+        sums = restored.sums(replica=stage.replica, num_replicas=plan.num_replicas)
     writer = _metrics_writer(prepared, stage, listener)
     checkpoints = CheckpointWriter(
-        prepared.output_dir, stage=index, num_stages=plan.num_stages, plan_fingerprint=plan_fingerprint(plan)
+        prepared.output_dir,
+        stage=index,
+        num_stages=plan.num_stages,
+        positions=() if settings.checkpoint_every is None else positions(plan),
+        replica=stage.replica,
+        num_replicas=plan.num_replicas,
     )
     due = {}
     if settings.checkpoint_every is not None:
-        cuts = cut_points(len(plan.microbatches), every=settings.checkpoint_every, after=after)
-        due = copies(program, stage=index, num_adapters=len(plan.jobs), cuts=cuts)
+        cuts = cut_points(plan.num_slots(), every=settings.checkpoint_every, after=after)
+        due = copies(program, plan, stage=index, replica=stage.replica, cuts=cuts)
 
     def hear(record: StepRecord) -> None:
         if writer is not None:

@@ -1,7 +1,8 @@
 """What is left of a Program after a checkpoint, for the engine that resumes and for the simulator that foretells it.
 
-The cut behind a slot (a microbatch, with one replica) lies where stage 0 ends the backward of that slot. Every stage
-then holds the steps that stage 0 had taken; gradients of later slots are dropped, their passes run anew.
+The cut behind a slot (a microbatch, with one replica) lies where stage 0 ends the backward of that slot. Every worker
+then holds the steps that stage 0 of any replica had taken, and the reduced gradients of the batches that the slot made
+whole; gradients of later slots are dropped, their passes run anew.
 """
 
 from collections.abc import Collection, Sequence
@@ -29,24 +30,22 @@ def program_after(program: Program, plan: Plan, *, slot: int) -> Program:
         for batch in held.global_batches()
     }
     whole = {batch for batch, at in last.items() if at <= slot}
-    stepped, reduced = set(whole), set(whole)
+    stepped: set[Batch] = set()
     for replica in range(program.num_replicas):
         columns = program.columns(stage=0, replica=replica)
-        done = _rows(columns, np.arange(_cut(columns, slot=slot, num_replicas=program.num_replicas)))
-        stepped &= _batches(done, ActionKind.STEP)
-        if program.num_replicas > 1:
-            reduced &= _batches(done, ActionKind.REDUCE)
+        done = _rows(columns, np.arange(cut_place(columns, slot=slot, num_replicas=program.num_replicas)))
+        stepped |= _batches(done, ActionKind.STEP)
     versions = [0] * len(plan.jobs)
     for adapter, _ in stepped:
         versions[adapter] += 1
-    return remaining(program, slot=slot, versions=versions, pending=reduced - stepped)
+    return remaining(program, slot=slot, versions=versions, pending=whole - stepped)
 
 
 def remaining(program: Program, *, slot: int, versions: Sequence[int], pending: Collection[Batch]) -> Program:
     """What is left to do after the cut behind `slot`, on any number of stages.
 
     `versions` are the steps each adapter has taken, `pending` the batches whose gradients are whole (with replicas:
-    reduced) but not stepped: their steps come first, since all that they need is in the checkpoint.
+    reduced) but not stepped: their steps come before all forwards, since all that they need is in the checkpoint.
     """
     workers = tuple(
         _remaining(columns, first=slot + 1, versions=versions, pending=pending, num_replicas=program.num_replicas)
@@ -55,8 +54,8 @@ def remaining(program: Program, *, slot: int, versions: Sequence[int], pending: 
     return replace(program, workers=workers)
 
 
-def _cut(columns: ActionColumns, *, slot: int, num_replicas: int) -> int:
-    # How many of a worker's actions lie before the cut.
+def cut_place(columns: ActionColumns, *, slot: int, num_replicas: int) -> int:
+    """How many of a worker's actions lie before the cut: up to the last backward of this slot and those before it."""
     earlier = (columns.microbatch >= 0) & (columns.microbatch // num_replicas <= slot)
     gradients = np.flatnonzero(earlier & np.isin(columns.kind, _GRADIENTS))
     return int(gradients[-1]) + 1 if len(gradients) else 0
@@ -77,8 +76,19 @@ def _remaining(
     # Adapter -1 of an action on a microbatch looks up a version that is not read.
     untaken = columns.global_batch >= np.asarray(versions)[columns.adapter]
     later: NDArray[np.bool_] = np.where(on_microbatch, columns.microbatch >= first * num_replicas, untaken & ~waits)
-    opening = waits & (columns.kind == int(ActionKind.STEP))
-    return _rows(columns, np.concatenate([np.flatnonzero(opening), np.flatnonzero(later)]))
+    opening = np.flatnonzero(waits & (columns.kind == int(ActionKind.STEP)))
+    left = np.flatnonzero(later)
+    return _rows(columns, np.insert(left, _first_step(columns.kind[left]), opening))
+
+
+def _first_step(kinds: NDArray[np.int32]) -> int:
+    # Where the steps before the first forward begin (without a forward: the last ones). Reduces may stand before them,
+    # and must: what a step waits for comes with the forward, which an earlier stage sends when it has reduced.
+    forwards = np.flatnonzero(kinds == int(ActionKind.FORWARD))
+    place = int(forwards[0]) if len(forwards) else len(kinds)
+    while place and kinds[place - 1] == int(ActionKind.STEP):
+        place -= 1
+    return place
 
 
 def _rows(columns: ActionColumns, places: NDArray[np.int64]) -> ActionColumns:

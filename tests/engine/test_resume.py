@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from loraplex.engine.checkpoint import CheckpointWriter, Restored, newest_checkpoint
-from loraplex.engine.cut import Copy, check_can_cut, copies, cut_points
+from loraplex.engine.checkpoint import CheckpointWriter, Restored, newest_checkpoint, newest_position
+from loraplex.engine.cut import Copy, copies, cut_points
 from loraplex.engine.mailbox import Sums
 from loraplex.engine.metrics import StepRecord
 from loraplex.engine.output import CHECKPOINTS
@@ -18,11 +18,11 @@ from loraplex.engine.stage import Stage
 from loraplex.engine.threads import run_in_threads
 from loraplex.planner.build_program import build_program
 from loraplex.planner.errors import PlanError
-from loraplex.planner.plan import Plan
+from loraplex.planner.plan import Plan, microbatch
+from loraplex.planner.position import continued, positions
 from loraplex.planner.program import Program
 from loraplex.planner.resume import program_after, remaining
 
-FINGERPRINT = "a plan"
 TWO_STAGES = """\
 0F0 0F1 0B0 0S0.0 0F2 0B1 0S1.0 0F3 0B2 0B3 0S0.1 0S1.1
 1F0 1B0 1F1 1B1 1S0.0 1F2 1B2 1S1.0 1F3 1B3 1S0.1 1S1.1
@@ -44,23 +44,31 @@ def train(
     restored: Restored | None = None,
     kill: tuple[int, int] | None = None,
 ) -> list[StepRecord]:
-    """Run (the rest of) a Program with checkpoints; `kill` is (stage, place of the leg after which it dies)."""
+    """Run (the rest of) a Program with checkpoints; `kill` is (worker, place of the leg after which it dies)."""
     after = -1 if restored is None else restored.after
     program = program if restored is None else restored.rest_of(program)
-    sums = [Sums() if restored is None else restored.sums() for _ in stages]
+    owners = [{"replica": stage.replica, "num_replicas": plan.num_replicas} for stage in stages]
+    sums = [Sums() if restored is None else restored.sums(**owner) for owner in owners]
     writers = [
-        CheckpointWriter(folder, stage=stage, num_stages=len(stages), plan_fingerprint=FINGERPRINT)
-        for stage in range(len(stages))
+        CheckpointWriter(
+            folder,
+            stage=stage.layout.stage,
+            num_stages=plan.num_stages,
+            positions=positions(plan),
+            replica=stage.replica,
+            num_replicas=plan.num_replicas,
+        )
+        for stage in stages
     ]
-    cuts = cut_points(len(plan.microbatches), every=every, after=after)
-    due = [copies(program, stage=stage, num_adapters=len(plan.jobs), cuts=cuts) for stage in range(len(stages))]
+    cuts = cut_points(plan.num_slots(), every=every, after=after)
+    due = [copies(program, plan, stage=stage.layout.stage, replica=stage.replica, cuts=cuts) for stage in stages]
     if restored is not None:
-        for stage in stages:
-            restored.put_into(stage.adapters)
+        for stage, owner in zip(stages, owners, strict=True):
+            restored.put_into(stage.adapters, **owner)
 
-    def after_leg(stage: int, place: int) -> None:
-        writers[stage].copy(due[stage].get(place, ()), stages[stage].adapters, sums[stage])
-        if kill == (stage, place):
+    def after_leg(worker: int, place: int) -> None:
+        writers[worker].copy(due[worker].get(place, ()), stages[worker].adapters, sums[worker])
+        if kill == (worker, place):
             raise KilledError
 
     return list(run_in_threads(stages, plan, program, tokens, sums=sums, after_leg=after_leg).records)
@@ -78,27 +86,28 @@ def line(record: StepRecord) -> tuple[object, ...]:
 def case(
     make_stages: Any, tokens_of: Any, small_plan: Any, three_jobs: Any
 ) -> Callable[..., tuple[Plan, Program, Any, Callable[[], tuple[Stage, ...]]]]:
-    def build(num_stages: int, schedule: str = "1f1b") -> Any:
+    def build(num_stages: int, schedule: str = "1f1b", num_replicas: int = 1, seed: int = 0) -> Any:
         jobs = three_jobs(num_steps=4, dropout=0.1)
-        plan = small_plan(jobs, num_stages=num_stages)
+        plan = small_plan(jobs, num_stages=num_stages, num_replicas=num_replicas, seed=seed)
         return plan, build_program(plan, schedule=schedule), tokens_of(jobs), lambda: make_stages(plan)
 
     return build
 
 
-@pytest.mark.parametrize("number", range(20))
+@pytest.mark.parametrize("number", range(22))
 def test_resumed_from_a_random_kill_point_the_bits_are_the_same(case: Any, tmp_path: Path, number: int) -> None:
     generator = np.random.default_rng(number)
     num_stages, every = int(generator.integers(1, 5)), int(generator.integers(1, 6))
+    num_replicas = 1 if number < 13 else int(generator.integers(2, 4))
     schedule = str(generator.choice(["1f1b-slots", "1f1b-greedy", "1f1b-wide", "gpipe"]))
-    plan, program, tokens, fresh = case(num_stages, schedule)
+    plan, program, tokens, fresh = case(num_stages, schedule, num_replicas, number)
     whole = fresh()
     records = train(whole, plan, program, tokens, tmp_path / "whole", every=every)
-    stage = int(generator.integers(num_stages))
-    place = int(generator.integers(len(program.columns(stage=stage))))
+    worker = int(generator.integers(num_stages * num_replicas))
+    place = int(generator.integers(len(program.workers[worker])))
     with pytest.raises(KilledError):
-        train(fresh(), plan, program, tokens, tmp_path / "killed", every=every, kill=(stage, place))
-    restored = newest_checkpoint(tmp_path / "killed", plan_fingerprint=FINGERPRINT)
+        train(fresh(), plan, program, tokens, tmp_path / "killed", every=every, kill=(worker, place))
+    restored = newest_checkpoint(tmp_path / "killed", plan)
     if restored is not None:
         # What the simulator replays after a restart is what the engine runs.
         assert restored.rest_of(program) == program_after(program, plan, slot=restored.after)
@@ -118,10 +127,10 @@ def test_killed_again_and_again_it_still_arrives(case: Any, tmp_path: Path) -> N
     whole = fresh()
     train(whole, plan, program, tokens, tmp_path / "whole", every=2)
     for place in (9, 12, 9, 15):
-        restored = newest_checkpoint(tmp_path / "killed", plan_fingerprint=FINGERPRINT)
+        restored = newest_checkpoint(tmp_path / "killed", plan)
         with pytest.raises(KilledError):
             train(fresh(), plan, program, tokens, tmp_path / "killed", every=2, restored=restored, kill=(1, place))
-    restored = newest_checkpoint(tmp_path / "killed", plan_fingerprint=FINGERPRINT)
+    restored = newest_checkpoint(tmp_path / "killed", plan)
     assert restored is not None
     assert restored.after > 7
     resumed = fresh()
@@ -138,7 +147,7 @@ def test_a_checkpoint_knows_nothing_of_stages(
     plan, program, tokens, fresh = case(num_before)
     with pytest.raises(KilledError):
         train(fresh(), plan, program, tokens, tmp_path, every=1, kill=(0, last_leg))
-    restored = newest_checkpoint(tmp_path, plan_fingerprint=FINGERPRINT)
+    restored = newest_checkpoint(tmp_path, plan)
     assert restored is not None
     other_plan, other_program, _, other_fresh = case(num_after)
     assert other_plan.microbatches == plan.microbatches
@@ -150,6 +159,37 @@ def test_a_checkpoint_knows_nothing_of_stages(
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "last_leg"),
+    [((2, 1), (3, 1), 14), ((2, 2), (1, 1), 23), ((1, 1), (2, 2), 23), ((2, 2), (1, 3), 14)],
+)
+def test_what_is_left_is_planned_anew_for_other_stages_and_replicas(
+    case: Any, make_stages: Any, tmp_path: Path, before: tuple[int, int], after: tuple[int, int], last_leg: int
+) -> None:
+    plan, program, tokens, fresh = case(before[0], num_replicas=before[1])
+    whole = fresh()
+    records = train(whole, plan, program, tokens, tmp_path / "whole", every=1000)
+    with pytest.raises(KilledError):
+        train(fresh(), plan, program, tokens, tmp_path, every=1, kill=(0, last_leg))
+    slot = newest_position(tmp_path, plan)
+    assert slot is not None
+    other = continued(plan, slot=slot, num_stages=after[0], num_replicas=after[1])
+    assert not other.verify()
+    restored = newest_checkpoint(tmp_path, other)
+    assert restored is not None
+    resumed = make_stages(other)
+    rest = train(resumed, other, build_program(other), tokens, tmp_path, every=1, restored=restored)
+    expected = {(record.adapter, record.step): record.loss for record in records}
+    assert {record.adapter for record in rest} == {job.name for job in plan.jobs}
+    for record in rest:
+        assert record.loss == pytest.approx(expected[record.adapter, record.step], abs=1e-5)
+    # Nothing was lost or done twice: the weights end where they would have ended.
+    for index, adapter in enumerate(whole[0].adapters):
+        mine = {name: weight for stage in resumed for name, weight in stage.adapters[index].parameters.items()}
+        for name, weight in adapter.parameters.items():
+            torch.testing.assert_close(mine[name], weight, atol=1e-5, rtol=0)
+
+
 def test_what_is_left_after_a_cut() -> None:
     # Stage 0 is at the end of 0B1; (0, 0) has been stepped there, (1, 0) is whole and waits for its step.
     program = Program.from_text(TWO_STAGES, num_stages=2)
@@ -157,15 +197,21 @@ def test_what_is_left_after_a_cut() -> None:
     assert left.to_text() == "0S1.0 0F2 0F3 0B2 0B3 0S0.1 0S1.1\n1S1.0 1F2 1B2 1F3 1B3 1S0.1 1S1.1\n"
 
 
-def test_adapters_are_copied_when_they_hold_what_stage_0_has() -> None:
+def test_adapters_are_copied_when_they_hold_what_stage_0_has(three_jobs: Any) -> None:
+    jobs = three_jobs(num_steps=2)[:2]
+    held = (jobs[0].global_batches[0], jobs[1].global_batches[0], jobs[0].global_batches[1], jobs[1].global_batches[1])
+    plan = Plan(jobs=jobs, num_stages=2, microbatch_tokens=200, microbatches=tuple(map(microbatch, held)))
     program = Program.from_text(TWO_STAGES, num_stages=2)
     # By the end of 0B1, stage 0 has taken step 0.0. Stage 1 copies adapter 1 after 1B1, adapter 0 after its 1S0.0.
-    assert copies(program, stage=0, num_adapters=2, cuts=[1]) == {
-        5: (Copy(after=1, adapter=0, completes=False), Copy(after=1, adapter=1, completes=True))
+    assert copies(program, plan, stage=0, cuts=[1]) == {
+        5: (
+            Copy(after=1, adapter=0, num_whole=1, completes=False),
+            Copy(after=1, adapter=1, num_whole=1, completes=True),
+        )
     }
-    assert copies(program, stage=1, num_adapters=2, cuts=[1]) == {
-        4: (Copy(after=1, adapter=0, completes=True),),
-        3: (Copy(after=1, adapter=1, completes=False),),
+    assert copies(program, plan, stage=1, cuts=[1]) == {
+        4: (Copy(after=1, adapter=0, num_whole=1, completes=True),),
+        3: (Copy(after=1, adapter=1, num_whole=1, completes=False),),
     }
 
 
@@ -175,23 +221,21 @@ def test_a_stage_whose_part_is_missing_makes_a_checkpoint_incomplete(case: Any, 
     folders = sorted((tmp_path / CHECKPOINTS).iterdir(), key=lambda path: int(path.name.split("-")[1]))
     # The newest two are kept.
     assert len(folders) == 2
-    newest = newest_checkpoint(tmp_path, plan_fingerprint=FINGERPRINT)
+    newest = newest_checkpoint(tmp_path, plan)
     (folders[-1] / "stage-1-of-2.safetensors").unlink()
-    older = newest_checkpoint(tmp_path, plan_fingerprint=FINGERPRINT)
+    older = newest_checkpoint(tmp_path, plan)
     assert newest is not None
     assert older is not None
     assert [f"microbatch-{found.after}" for found in (older, newest)] == [path.name for path in folders]
     shutil.rmtree(folders[0])
-    assert newest_checkpoint(tmp_path, plan_fingerprint=FINGERPRINT) is None
+    assert newest_checkpoint(tmp_path, plan) is None
 
 
-def test_a_checkpoint_of_another_plan_is_refused(case: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_plan_is_refused(case: Any, small_plan: Any, three_jobs: Any, tmp_path: Path) -> None:
     plan, program, tokens, fresh = case(1)
     train(fresh(), plan, program, tokens, tmp_path, every=5)
-    with pytest.raises(
-        PlanError, match=r"stage-0-of-1.safetensors is of another plan; give that plan, or train without"
-    ):
-        newest_checkpoint(tmp_path, plan_fingerprint="another")
+    with pytest.raises(PlanError, match=r"microbatch-\d+ is of another plan; give that plan, or train without"):
+        newest_checkpoint(tmp_path, small_plan(three_jobs(num_steps=3), num_stages=1))
 
 
 def test_a_broken_checkpoint_is_named(case: Any, tmp_path: Path) -> None:
@@ -202,10 +246,4 @@ def test_a_broken_checkpoint_is_named(case: Any, tmp_path: Path) -> None:
     with pytest.raises(
         PlanError, match=r"stage-0-of-1.safetensors cannot be read .*; remove .*microbatch-\d+ to resume"
     ):
-        newest_checkpoint(tmp_path, plan_fingerprint=FINGERPRINT)
-
-
-def test_replicas_cannot_be_cut_and_say_so(small_plan: Any, three_jobs: Any) -> None:
-    program = build_program(small_plan(three_jobs(num_steps=2), num_stages=2, num_replicas=2))
-    with pytest.raises(PlanError, match=r"checkpoints of 2 replicas are not written yet; leave out --checkpoint-every"):
-        check_can_cut(program)
+        newest_checkpoint(tmp_path, plan)
