@@ -1,9 +1,13 @@
 """The command line's share of the engine: `train`, `profile`, `parity`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ..planner.systems import SystemRun
+    from ..traces.costs import CostProfile
 
 
 def train(
@@ -125,6 +129,80 @@ def profile(
             markup=False,
             highlight=False,
         )
+
+
+def bench_pipeline(
+    model: Annotated[str, typer.Option(help="A built-in shape, or tiny.")] = "llama-3.1-8b",
+    layers: Annotated[int, typer.Option(help="Decoder layers of it, over all stages.", min=1)] = 12,
+    stages: Annotated[int, typer.Option(help="Processes, all on one GPU where there is one.", min=2)] = 4,
+    microbatch_tokens: Annotated[int, typer.Option(help="Tokens a microbatch may hold.", min=16)] = 4096,
+    batches: Annotated[int, typer.Option(help="Global batches of each of the four adapters.", min=1)] = 8,
+    global_batch_size: Annotated[int, typer.Option(help="Samples in each.", min=1)] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    thread_percentage: Annotated[
+        str, typer.Option(help="Share of the GPU for each process (MPS), or auto: find it. Unused on a CPU.")
+    ] = "12",
+    profile: Annotated[
+        Path | None, typer.Option(help="Cost profile to foretell with.", show_default="measured first")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for JSON, CSV and picture.")] = Path(
+        "analysis/results"
+    ),
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in ms).")] = False,
+) -> None:
+    """Profile, plan, simulate and execute six systems on real stages, and compare what was foretold with what was."""
+    import json as json_module
+    import shlex
+    import sys
+
+    from rich.console import Console
+
+    from ..analysis.pipeline_results import pipeline_document, pipeline_row, pipeline_table, write_pipeline
+    from ..simulator.simulate import Hardware
+    from ..simulator.systems import one_after_another, replay_system
+    from .bench_pipeline import BenchRequest
+    from .bench_pipeline_run import Foretold, run_bench
+    from .errors import STOPPED, EngineError, InterruptedRunError
+
+    request = BenchRequest(
+        model=model,
+        num_layers=layers,
+        num_stages=stages,
+        microbatch_tokens=microbatch_tokens,
+        num_batches=batches,
+        global_batch_size=global_batch_size,
+        device=device,
+        thread_percentage=thread_percentage,
+        profile_file=profile,
+    )
+
+    def foretell(system: "SystemRun", known: "CostProfile") -> Foretold:
+        result = replay_system(system, Hardware(profile=known))
+        return Foretold(schedule=result.schedule, timeline=result.timeline)
+
+    try:
+        with Console(stderr=True).status("pipeline") as status:
+            done = run_bench(request, foretell=foretell, say=status.update)
+    except EngineError as error:
+        print(f"loraplex: {error}", file=sys.stderr)
+        raise typer.Exit(STOPPED if isinstance(error, InterruptedRunError) else 1) from None
+    rows = [
+        pipeline_row(
+            one.system,
+            schedule=one.foretold.schedule,
+            simulated=one.foretold.timeline,
+            measured=one_after_another(one.measured),
+        )
+        for one in done.outcomes
+    ]
+    document = pipeline_document(rows, facts=done.facts, command=shlex.join(["loraplex", *sys.argv[1:]]))
+    stem = write_pipeline(document, rows, output)
+    if json:
+        print(json_module.dumps(document))
+    else:
+        console = Console(soft_wrap=True)
+        console.print(pipeline_table(rows, title=f"{done.facts['gpu']}: measured and simulated"))
+        console.print(f"wrote {stem}.json, .csv, .png, .svg", markup=False, highlight=False)
 
 
 def parity(

@@ -24,10 +24,10 @@ def choose_device(name: str) -> torch.device:
     torchrun's LOCAL_RANK and LOCAL_WORLD_SIZE say which of a machine's GPUs; where there are fewer than workers,
     workers next to each other share one. Raises InputError.
     """
-    check_device(name)
     # Streams that share a hardware queue wait for each other: a worker over NCCL has nine, and queues are eight unless
     # this is said before CUDA starts.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+    check_device(name)
     num_gpus = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
     if not num_gpus:
         return torch.device("cpu")
