@@ -18,7 +18,7 @@ from ..planner.inputs.load_jobs import load_jobs
 from ..planner.inputs.override import Override
 from ..planner.jobs import Job
 from ..traces.costs import CostProfile, CostTerms, EndCosts, LinkCosts, MemoryCosts, PassCosts
-from ..traces.fit import CostPoints, fit, fit_terms, predicted_ms
+from ..traces.fit import CostPoints, calibrated, fit, fit_terms
 from .base_folder import check_has_weights
 from .launch import launch
 from .measure import Float, StagePoints, measure_link, measure_stages
@@ -112,14 +112,14 @@ def measure_profile(
     link_ms = measure_link(transport, wire, num_tokens=_LINK_SIZES) if num_stages > 1 else []
     forward_points = _cost_points(middle, middle.forward_ms / num_layers)
     backward_points = _cost_points(middle, middle.backward_ms / num_layers)
-    forward, backward = fit(forward_points), fit(backward_points)
+    forward, backward = fit(forward_points, fitter=calibrated), fit(backward_points, fitter=calibrated)
     return CostProfile(
         name=f"{Path(base.name).name}-cpu",
         origin="measured",
         source=_source(base, num_stages=num_stages, num_layers=num_layers),
         num_layers=base.num_layers,
-        forward=_pass(_calibrated(forward.terms, forward_points)),
-        backward=_pass(_calibrated(backward.terms, backward_points)),
+        forward=_pass(forward.terms),
+        backward=_pass(backward.terms),
         ends=_ends(first, middle, last),
         step_ms_per_layer=middle.step_ms / num_layers,
         link=_link(link_ms, wire),
@@ -127,11 +127,6 @@ def measure_profile(
         fit_error_median=float(np.median([forward.error_median, backward.error_median])),
         fit_error_worst=max(forward.error_worst, backward.error_worst),
     )
-
-
-def _calibrated(terms: CostTerms, points: CostPoints) -> CostTerms:
-    # Small relative errors pull a fit below the mean; a makespan is a sum, so the sum over the points must be right.
-    return terms.scaled(float(points.ms.sum() / predicted_ms(terms, points).sum()))
 
 
 def _pass(terms: CostTerms) -> PassCosts:
@@ -166,7 +161,9 @@ def _surplus(tokens: NDArray[np.int64], ms: Float) -> CostTerms:
 
 def _cost_points(points: StagePoints, ms: Float) -> CostPoints:
     loads = points.loads
-    return CostPoints.of(tokens=loads.tokens, squares=loads.squares, adapters=loads.adapters, ms=ms)
+    return CostPoints.of(
+        tokens=loads.tokens, squares=loads.squares, adapters=loads.adapters, dropped=loads.dropped, ms=ms
+    )
 
 
 def _link(ms: Sequence[float], wire: Wire) -> LinkCosts:

@@ -1,7 +1,7 @@
 """From measured points to cost terms: non-negative least squares in relative error, and how well it foretells."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,10 +10,11 @@ from .costs import CostTerms
 from .errors import TraceError
 
 Float = NDArray[np.float64]
-_TERMS = ("fixed_ms", "per_token_ms", "per_square_ms", "per_adapter_ms")
-_FOLDS = 5
-_BETTER = 1 - 1e-9
-"""A larger set of terms must lower the error by more than rounding, so that constant columns are not split at will."""
+TERMS = ("fixed_ms", "per_token_ms", "per_square_ms", "per_adapter_ms", "per_dropped_ms")
+_COLUMNS = ("tokens", "squares", "adapters", "dropped", "ms")
+NUM_FOLDS = 5
+_ROUNDING = 1e-12
+"""Gains below it are none, so that columns that say the same are not split at will."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -23,30 +24,42 @@ class CostPoints:
     tokens: Float
     squares: Float
     adapters: Float
+    dropped: Float
+    """Tokens of adapters with dropout."""
     ms: Float
 
     @classmethod
     def of(
-        cls, *, tokens: ArrayLike, ms: ArrayLike, squares: ArrayLike = 0.0, adapters: ArrayLike = 1.0
+        cls,
+        *,
+        tokens: ArrayLike,
+        ms: ArrayLike,
+        squares: ArrayLike = 0.0,
+        adapters: ArrayLike = 1.0,
+        dropped: ArrayLike = 0.0,
     ) -> "CostPoints":
         """Columns from anything array-like. Raises TraceError naming the first point that cannot be."""
-        columns = np.broadcast_arrays(
-            *(np.atleast_1d(np.asarray(held, dtype=np.float64)) for held in (tokens, squares, adapters, ms))
-        )
-        for name, column in zip(("tokens", "squares", "adapters", "ms"), columns, strict=True):
+        given = (tokens, squares, adapters, dropped, ms)
+        columns = np.broadcast_arrays(*(np.atleast_1d(np.asarray(held, dtype=np.float64)) for held in given))
+        for name, column in zip(_COLUMNS, columns, strict=True):
             bad = np.flatnonzero(~(np.isfinite(column) & (column >= 0)))
             if len(bad):
                 raise TraceError(f"point {bad[0]}: {name}={column[bad[0]]} must be a finite number, not below 0")
-        for name, column in (("tokens", columns[0]), ("ms", columns[3])):
+        for name, column in (("tokens", columns[0]), ("ms", columns[-1])):
             if (column == 0).any():
                 raise TraceError(f"point {int(np.argmin(column))}: {name}=0 measures nothing; leave it out")
-        return cls(tokens=columns[0], squares=columns[1], adapters=columns[2], ms=columns[3])
+        return cls(**dict(zip(_COLUMNS, columns, strict=True)))
 
     def chosen(self, points: NDArray[np.bool_]) -> "CostPoints":
         """Some of the points."""
-        return CostPoints(
-            tokens=self.tokens[points], squares=self.squares[points], adapters=self.adapters[points], ms=self.ms[points]
-        )
+        return CostPoints(**{name: getattr(self, name)[points] for name in _COLUMNS})
+
+    def features(self) -> Float:
+        """What the terms multiply, one column each, in their order."""
+        return np.stack([np.ones_like(self.ms), self.tokens, self.squares, self.adapters, self.dropped], axis=1)
+
+
+Fitter = Callable[[CostPoints], CostTerms]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,45 +74,88 @@ class Fit:
 def fit_terms(points: CostPoints) -> CostTerms:
     """The terms, none negative, with the smallest sum of squared relative errors.
 
-    Relative, because a microbatch of 100 tokens must be foretold as well as one of 8,000. With four terms the exact
-    optimum is the best of the least-squares fits over all sets of terms that come out positive.
-    Raises TraceError without points.
+    Relative, because a microbatch of 100 tokens must be foretold as well as one of 8,000. Raises TraceError without
+    points.
     """
     if not len(points.ms):
         raise TraceError("0 points were given; a fit needs at least one")
-    columns = np.stack([np.ones_like(points.ms), points.tokens, points.squares, points.adapters], axis=1)
-    rows = columns / points.ms[:, None]
-    scale = np.maximum(np.abs(rows).max(axis=0), 1e-300)
-    best, best_error = np.zeros(len(_TERMS)), float(len(points.ms))
-    for size in range(1, len(_TERMS) + 1):
-        for chosen in combinations(range(len(_TERMS)), size):
-            used = rows[:, chosen] / scale[list(chosen)]
-            found = np.linalg.lstsq(used, np.ones(len(rows)), rcond=None)[0]
-            error = float(((used @ found - 1.0) ** 2).sum())
-            if (found >= 0).all() and error < best_error * _BETTER - 1e-24:
-                best, best_error = np.zeros(len(_TERMS)), error
-                best[list(chosen)] = found / scale[list(chosen)]
-    return CostTerms(**dict(zip(_TERMS, best.tolist(), strict=True)))
+    found = least_relative(points.features(), points.ms)
+    return CostTerms(**dict(zip(TERMS, found.tolist(), strict=True)))
 
 
-def fit(points: CostPoints) -> Fit:
-    """Terms from all points, and their errors by cross-validation: every point foretold by a fit without it.
+def least_relative(columns: Float, ms: Float, *, known_ms: ArrayLike = 0.0) -> Float:
+    """Coefficients of `columns [points, terms]`, none negative, that foretell `ms - known_ms` best relative to `ms`."""
+    wanted = 1.0 - np.broadcast_to(np.asarray(known_ms, dtype=np.float64), ms.shape) / ms
+    return nonnegative(columns / ms[:, None], wanted)
 
-    Points are held out one at a time up to 25 points, in 5 interleaved folds beyond. With a single point, the error is
-    that of its own fit.
+
+def nonnegative(rows: Float, wanted: Float) -> Float:
+    """The least-squares solution of `rows @ x = wanted` among all x without negative entries.
+
+    By active sets (Lawson and Hanson, "Solving Least Squares Problems", chapter 23): a term comes in while that lowers
+    the error by more than rounding, and goes out where it would turn negative.
+    """
+    scale = np.maximum(np.abs(rows).max(axis=0, initial=0.0), 1e-300)
+    scaled = rows / scale
+    found, used = np.zeros(rows.shape[1]), np.zeros(rows.shape[1], dtype=bool)
+    for _ in range(3 * rows.shape[1]):
+        gain = np.where(used, 0.0, scaled.T @ (wanted - scaled @ found))
+        if gain.max(initial=0.0) <= _ROUNDING * max(1.0, float(np.abs(wanted).sum())):
+            break
+        used[int(np.argmax(gain))] = True
+        found = _within(scaled, wanted, found, used)
+    return np.asarray(found / scale, dtype=np.float64)
+
+
+def _within(rows: Float, wanted: Float, found: Float, used: NDArray[np.bool_]) -> Float:
+    # Towards the best of the terms in use; where one would turn negative on the way, it goes out there.
+    while True:
+        best = np.zeros_like(found)
+        best[used] = np.linalg.lstsq(rows[:, used], wanted, rcond=None)[0]
+        below = used & (best <= 0.0)
+        if not below.any():
+            return best
+        share = np.min(found[below] / (found[below] - best[below] + 1e-300))
+        found = found + share * (best - found)
+        used &= found > _ROUNDING * found.max(initial=0.0)
+        found = np.where(used, found, 0.0)
+        if not used.any():
+            return found
+
+
+def calibrated(points: CostPoints) -> CostTerms:
+    """As `fit_terms`, with the sum over the points right.
+
+    Small relative errors pull a fit below the mean, but a makespan is a sum.
     """
     terms = fit_terms(points)
-    count = len(points.ms)
-    folds = np.arange(count) % (count if count <= _FOLDS**2 else _FOLDS)
-    foretold = np.empty(count)
-    for fold in range(int(folds.max(initial=0)) + 1):
-        held_out = folds == fold
-        known = terms if held_out.all() else fit_terms(points.chosen(~held_out))
+    return terms.scaled(float(points.ms.sum() / predicted_ms(terms, points).sum()))
+
+
+def fit(points: CostPoints, *, fitter: Fitter = fit_terms) -> Fit:
+    """Terms from all points, and their errors by cross-validation: every point foretold by a fit without it.
+
+    Whatever `fitter` does with points it does without those held out, so that the errors are those of points that it
+    has not seen. With a single point, the error is that of its own fit.
+    """
+    terms = fitter(points)
+    foretold = np.empty(len(points.ms))
+    for held_out in folds(len(points.ms)):
+        known = terms if held_out.all() else fitter(points.chosen(~held_out))
         foretold[held_out] = predicted_ms(known, points.chosen(held_out))
     errors = np.abs(foretold / points.ms - 1.0)
     return Fit(terms=terms, error_median=float(np.median(errors)), error_worst=float(errors.max()))
 
 
+def folds(count: int, *, num_folds: int = NUM_FOLDS, seed: int = 0) -> Iterator[NDArray[np.bool_]]:
+    """Which of `count` points are held out, fold by fold: in turn up to 25 points, else random parts of equal size."""
+    fold = np.arange(count) % (count if count <= num_folds**2 else num_folds)
+    if count > num_folds**2:
+        fold = np.random.default_rng(seed).permutation(fold)
+    for held_out in range(int(fold.max(initial=0)) + 1):
+        yield fold == held_out
+
+
 def predicted_ms(terms: CostTerms, points: CostPoints) -> Float:
     """What these terms say the points cost."""
-    return terms.ms(tokens=points.tokens, squares=points.squares, adapters=points.adapters)
+    return terms.ms(tokens=points.tokens, squares=points.squares, adapters=points.adapters, dropped=points.dropped)

@@ -1,0 +1,76 @@
+"""Stages of several depths, with launch floors, back into the cost of a layer and of what stands beside the layers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from loraplex.traces.costs import CostTerms
+from loraplex.traces.errors import TraceError
+from loraplex.traces.fit import CostPoints, Float
+from loraplex.traces.fit_layers import LayerFit, fit_layers
+
+LAYER = CostTerms(
+    fixed_ms=0.05,
+    per_token_ms=6e-4,
+    per_adapter_ms=0.01,
+    per_dropped_ms=4e-5,
+    floor_ms=0.4,
+    floor_per_adapter_ms=0.02,
+)
+STAGE = CostTerms(fixed_ms=0.1, per_token_ms=1e-5, floor_ms=0.3)
+ATTENTION = LayerFit(layer=CostTerms(fixed_ms=0.02, per_token_ms=1e-5, per_square_ms=1.5e-8))
+NOT_BY_SQUARES = ("fixed_ms", "per_token_ms", "per_adapter_ms", "per_dropped_ms")
+
+
+def measured(fit: LayerFit, *, noise: float = 0.0, count: int = 60, seed: int = 0) -> tuple[CostPoints, Float]:
+    """Stages of 2 and of 4 layers over microbatches of 256 to 16384 tokens."""
+    random = np.random.default_rng(seed)
+    tokens = np.exp(random.uniform(np.log(256), np.log(16384), count)).round()
+    points = CostPoints(
+        tokens=tokens,
+        squares=tokens * random.integers(64, 8192, count),
+        adapters=random.integers(1, 17, count).astype(float),
+        dropped=tokens * random.integers(0, 2, count),
+        ms=np.ones(count),
+    )
+    layers = np.where(np.arange(count) % 3, 2.0, 4.0)
+    ms = (fit + ATTENTION).ms(points, layers=layers) * np.exp(noise * random.standard_normal(count))
+    return replace(points, ms=ms), layers
+
+
+def test_exact_stages_give_layer_stage_and_floors_back() -> None:
+    points, layers = measured(LayerFit(layer=LAYER, stage=STAGE))
+    found = fit_layers(points, layers=layers, known=ATTENTION, terms=NOT_BY_SQUARES)
+    for name in LAYER.__dataclass_fields__:
+        assert getattr(found.layer, name) == pytest.approx(getattr(LAYER, name), rel=1e-6, abs=1e-12), name
+        assert getattr(found.stage, name) == pytest.approx(getattr(STAGE, name), rel=1e-6, abs=1e-12), name
+
+
+def test_what_is_not_known_of_attention_is_fitted_by_squares() -> None:
+    points, layers = measured(LayerFit(layer=LAYER, stage=STAGE))
+    found = fit_layers(points, layers=layers)
+    assert found.layer.per_square_ms == pytest.approx(ATTENTION.layer.per_square_ms, rel=1e-6)
+    assert found.layer.per_token_ms == pytest.approx(LAYER.per_token_ms + ATTENTION.layer.per_token_ms, rel=1e-6)
+
+
+def test_without_a_floor_none_is_found() -> None:
+    plain = CostTerms(fixed_ms=0.05, per_token_ms=6e-4)
+    points, layers = measured(LayerFit(layer=plain, stage=CostTerms()))
+    found = fit_layers(points, layers=layers, known=ATTENTION)
+    assert (found + ATTENTION).ms(points, layers=layers) == pytest.approx(points.ms, rel=1e-9)
+    assert (found.layer.floor_ms, found.stage.floor_ms) == (0.0, 0.0)
+
+
+def test_noise_stays_noise() -> None:
+    points, layers = measured(LayerFit(layer=LAYER, stage=STAGE), noise=0.02, count=90)
+    unseen, unseen_layers = measured(LayerFit(layer=LAYER, stage=STAGE), seed=1)
+    found = fit_layers(points, layers=layers, known=ATTENTION)
+    errors = np.abs((found + ATTENTION).ms(unseen, layers=unseen_layers) / unseen.ms - 1)
+    assert np.median(errors) < 0.01
+    assert errors.max() < 0.05
+
+
+def test_a_fit_needs_stages() -> None:
+    with pytest.raises(TraceError, match="0 stages were measured"):
+        fit_layers(CostPoints.of(tokens=[], ms=[]), layers=np.array([]))

@@ -1,0 +1,111 @@
+"""From measured stages of several depths to the cost of one layer and of what a stage has beside its layers.
+
+A stage of n layers takes max(launching, work): work grows with tokens, launching (the floor) does not. Which points are
+bound by which is found by trying: the smallest microbatches first, then whatever the fit itself says.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .costs import CostTerms
+from .errors import TraceError
+from .fit import TERMS, CostPoints, Float, least_relative
+
+_TURNS = 4
+"""Times that points are dealt anew between floor and work; they settle in two or three."""
+_CUTS = 10
+"""Sizes up to which microbatches are first taken to be bound by their launch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerFit:
+    """Terms of one layer, and of a stage beside its layers."""
+
+    layer: CostTerms = field(default_factory=CostTerms)
+    stage: CostTerms = field(default_factory=CostTerms)
+
+    def __add__(self, other: "LayerFit") -> "LayerFit":
+        return LayerFit(layer=self.layer + other.layer, stage=self.stage + other.stage)
+
+    def ms(self, points: CostPoints, *, layers: Float) -> Float:
+        """What stages of so many layers take."""
+        return np.maximum(self.work_ms(points, layers=layers), self.floor_ms(points, layers=layers))
+
+    def work_ms(self, points: CostPoints, *, layers: Float) -> Float:
+        """The work of it, however long it takes to launch."""
+        features = points.features()
+        work = layers * (features @ _coefficients(self.layer)) + features @ _coefficients(self.stage)
+        return np.asarray(work, dtype=np.float64)
+
+    def floor_ms(self, points: CostPoints, *, layers: Float) -> Float:
+        """The time to launch it."""
+        each = self.layer.floor_ms + self.layer.floor_per_adapter_ms * points.adapters
+        return np.asarray(layers * each + self.stage.floor_ms, dtype=np.float64)
+
+
+def fit_layers(
+    points: CostPoints,
+    *,
+    layers: Float,
+    known: LayerFit | None = None,
+    terms: Sequence[str] = TERMS,
+    beside: bool = True,
+) -> LayerFit:
+    """Fit stages of `layers[i]` layers that took `points.ms[i]`: what they take more than `known`.
+
+    `terms` names those of a layer that are fitted (floors always are); without `beside`, nothing stands beside the
+    layers. Raises TraceError without points.
+    """
+    if not len(points.ms):
+        raise TraceError("0 stages were measured; a fit needs at least one")
+    given = known or LayerFit()
+    best, best_error = LayerFit(), np.inf
+    for most in (0.0, *_cuts(points.tokens)):
+        bound = points.tokens <= most
+        for _ in range(_TURNS):
+            found = _fit_work(points.chosen(~bound), layers[~bound], given, terms=terms, beside=beside)
+            found += _fit_floor(points.chosen(bound), layers[bound], given, beside=beside)
+            whole = found + given
+            error = float(((whole.ms(points, layers=layers) / points.ms - 1.0) ** 2).sum())
+            if error < best_error - 1e-12:
+                best, best_error = found, error
+            again = whole.floor_ms(points, layers=layers) > whole.work_ms(points, layers=layers)
+            if (again == bound).all() or again.all():
+                break
+            bound = again
+    return best
+
+
+def _cuts(tokens: Float) -> Float:
+    # Not the largest size: something must be left to fit work to.
+    sizes = np.unique(tokens)[:-1]
+    if not len(sizes):
+        return sizes
+    return np.unique(np.quantile(sizes, np.linspace(0.0, 1.0, _CUTS), method="nearest"))
+
+
+def _fit_work(points: CostPoints, layers: Float, known: LayerFit, *, terms: Sequence[str], beside: bool) -> LayerFit:
+    columns = points.features()
+    own = columns[:, [TERMS.index(name) for name in terms]] * layers[:, None]
+    # Beside the layers a fixed part and one by tokens.
+    every = np.concatenate([own, columns[:, : 2 * beside]], axis=1)
+    found = least_relative(every, points.ms, known_ms=known.work_ms(points, layers=layers)).tolist()
+    fixed, token = found[len(terms) :] if beside else (0.0, 0.0)
+    return LayerFit(
+        layer=CostTerms(**dict(zip(terms, found[: len(terms)], strict=True))),
+        stage=CostTerms(fixed_ms=fixed, per_token_ms=token),
+    )
+
+
+def _fit_floor(points: CostPoints, layers: Float, known: LayerFit, *, beside: bool) -> LayerFit:
+    columns = np.stack([layers, layers * points.adapters, np.full_like(layers, float(beside))], axis=1)
+    known_ms = known.floor_ms(points, layers=layers)
+    layer, adapter, stage = least_relative(columns, points.ms, known_ms=known_ms).tolist()
+    return LayerFit(layer=CostTerms(floor_ms=layer, floor_per_adapter_ms=adapter), stage=CostTerms(floor_ms=stage))
+
+
+def _coefficients(terms: CostTerms) -> NDArray[np.float64]:
+    return np.array([getattr(terms, name) for name in TERMS])
