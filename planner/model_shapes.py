@@ -32,11 +32,8 @@ class ModelShapes:
     dtype_bytes: int = 2
 
     @classmethod
-    def of(cls, model: BaseModel, *, dtype_bytes: int | None = None) -> "ModelShapes":
-        """From config.json; `dtype_bytes` of an element where it is not config.json's type that runs.
-
-        Raises JobError for a number that is not there.
-        """
+    def of(cls, model: BaseModel) -> "ModelShapes":
+        """From config.json, whose type is the one that runs. Raises JobError for a number that is not there."""
         config = model.config
         heads = _number(config, "num_attention_heads", model.name)
         hidden = _number(config, "hidden_size", model.name)
@@ -55,7 +52,7 @@ class ModelShapes:
             tied_head=bool(config.get("tie_word_embeddings", False)),
             bias_elements=(heads + 2 * kv_heads) * head_dim if qkv_bias else 0,
             head_norms=model.family == "qwen3",
-            dtype_bytes=dtype_bytes or _DTYPE_BYTES.get(str(named), 4),
+            dtype_bytes=_DTYPE_BYTES.get(str(named), 4),
         )
 
     def query_size(self) -> int:

@@ -21,8 +21,6 @@ from .memory import tracks_memory
 from .simulate import Hardware, Simulation, simulate
 
 Progress = Callable[[str, float], None]
-_GPU_DTYPE_BYTES = 2
-"""The engine computes in bfloat16 on a GPU, whatever config.json names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +74,7 @@ def estimate(request: EstimateRequest, *, progress: Progress | None = None) -> E
     """
     loaded = load_jobs(request.job_file, allow_lengths=True, progress=progress)
     profile = _profile(request, loaded)
-    shapes = ModelShapes.of(loaded.settings.base_model, dtype_bytes=_GPU_DTYPE_BYTES)
+    shapes = ModelShapes.of(loaded.settings.base_model)
     plan = _plan(request, loaded, progress)
     asked = request.recompute or loaded.settings.recompute
     measured = profile is not None and tracks_memory(profile.memory)

@@ -14,6 +14,7 @@ where no device counts them.
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -41,7 +42,7 @@ WHOLE = ("stage", "first", "last")
 PASSES = ("forward", "backward", "step")
 
 
-def points_table(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
+def points_table(rows: Sequence[Mapping[Any, object]]) -> pd.DataFrame:
     """A table of these rows; what a row leaves out is NaN. Raises TraceError for a piece or pass that is unknown."""
     table = pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(dict(COLUMNS))
     for column, known in (("piece", PIECES), ("pass", PASSES)):

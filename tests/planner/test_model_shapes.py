@@ -49,10 +49,10 @@ def test_in_4_bits_a_weight_takes_half_a_byte_and_its_share_of_a_scale() -> None
     assert shapes.layer_weight_bytes(load_in_4bit=True) == linear * (0.5 + 4 / 64) + 2 * 2 * 4096
 
 
-def test_the_type_is_that_of_the_config_unless_another_runs() -> None:
+def test_the_type_is_that_of_the_config() -> None:
     model = find_base_model("tiny", relative_to=Path())
     assert ModelShapes.of(model).dtype_bytes == 4
-    assert ModelShapes.of(model, dtype_bytes=2).dtype_bytes == 2
+    assert ModelShapes.of(replace(model, config={**model.config, "dtype": "float16"})).dtype_bytes == 2
 
 
 def test_a_config_that_lacks_a_number_is_named() -> None:
