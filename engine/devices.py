@@ -18,6 +18,14 @@ def check_device(name: str) -> None:
         raise InputError(f"device cuda: torch {torch.__version__} {why}; choose cpu, or install torch for your GPU")
 
 
+def resolved_device(name: str) -> str:
+    """cpu or cuda, where `auto` leaves it open; checked as by `check_device`."""
+    check_device(name)
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
 def choose_device(name: str) -> torch.device:
     """This process's device: `auto` takes a GPU where there is one. It becomes torch's current device.
 

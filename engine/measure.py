@@ -14,7 +14,7 @@ from ..planner.jobs import Job
 from ..planner.loads import Loads
 from ..planner.plan import Plan
 from ..planner.program import Action, ActionKind
-from .batch import Packer
+from .batch import Packer, TokenSource
 from .execute import Executor
 from .itinerary import Leg, itinerary
 from .loopback import LoopbackTransport
@@ -68,12 +68,12 @@ def measure_stages(
     begin_ns = now_ns()
     kept = [_kept_bytes(stage, plan) for stage in stages]
     afforded = min(7, max(1, int(seconds * 1e9 / (now_ns() - begin_ns))))
-    rounds = _agreed(afforded, transport, num_workers)
+    rounds = agreed_rounds(afforded, transport, num_workers)
     taken: list[dict[ActionKind, list[Float]]] = [defaultdict(list) for _ in stages]
     for _ in range(rounds):
         for stage, found in zip(stages, taken, strict=True):
             transport.barrier()
-            spans = _round(stage, plan)
+            spans = run_round(stage, plan)
             for kind in (ActionKind.FORWARD, ActionKind.BACKWARD, ActionKind.STEP):
                 found[kind].append(np.array([ms for action, ms in spans if action.kind is kind]))
     return tuple(
@@ -81,8 +81,8 @@ def measure_stages(
     )
 
 
-def _agreed(rounds: int, transport: Transport, num_workers: int) -> int:
-    # The fewest anyone can afford: everybody must come to the same barriers.
+def agreed_rounds(rounds: int, transport: Transport, num_workers: int) -> int:
+    """The fewest rounds that any worker can afford: everybody must come to the same barriers."""
     afforded = torch.zeros(num_workers, dtype=torch.int64)
     afforded[transport.worker] = rounds
     transport.reduce(afforded, workers=range(num_workers))
@@ -130,28 +130,45 @@ def _kept_bytes(stage: Stage, plan: Plan) -> Float:
         saved.clear()
 
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-        _round(stage, plan, before_leg=count)
+        run_round(stage, plan, before_leg=count)
     return np.array(found, dtype=np.float64)
 
 
-def _round(stage: Stage, plan: Plan, *, before_leg: Callable[[Leg], None] | None = None) -> list[tuple[Action, float]]:
+def run_round(
+    stage: Stage,
+    plan: Plan,
+    *,
+    tokens: TokenSource | None = None,
+    recorder: Recorder | None = None,
+    before_leg: Callable[[Leg], None] | None = None,
+) -> list[tuple[Action, float]]:
+    """Every action of the measuring program of a plan, made-up messages around it, with what it took in ms.
+
+    `tokens` are random ones when absent.
+    """
     index = stage.layout.stage
     for adapter in stage.adapters:
         adapter.version = 0
     legs: tuple[Leg, ...] = itinerary(measuring_program(plan), plan, stage=index)
     weight = next(stage.model.parameters())
     config = stage.model.config
-    wire = Wire(hidden_size=config.hidden_size, dtype=weight.dtype)
-    recorder = Recorder(stage=index)
+    wire = Wire(hidden_size=config.hidden_size, dtype=weight.dtype, device=stage.device)
+    recorder = recorder or Recorder(stage=index, device=stage.device)
     Executor(
         stage,
         plan,
-        Packer(plan.jobs, RandomTokens(config.vocab_size), device=stage.device),
+        Packer(plan.jobs, tokens or RandomTokens(config.vocab_size), device=stage.device),
         LoopbackTransport(legs, wire, worker=index),
         recorder=recorder,
         before_leg=before_leg,
     ).run(legs)
     return [(leg.action, ms) for leg, ms in zip(legs, recorder.compute_ms(), strict=True)]
+
+
+def _there(device: torch.device) -> None:
+    # On a GPU the host has only asked for it.
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def measure_link(transport: Transport, wire: Wire, *, num_tokens: Sequence[int], rounds: int = 30) -> list[float]:
@@ -164,7 +181,8 @@ def measure_link(transport: Transport, wire: Wire, *, num_tokens: Sequence[int],
     found = []
     for tokens in num_tokens:
         message = Message(direction=Direction.DOWN, num_tokens=tokens)
-        payload, none = torch.zeros(message.shape(wire.hidden_size), dtype=wire.dtype), torch.empty(0).double()
+        payload = torch.zeros(message.shape(wire.hidden_size), dtype=wire.dtype, device=wire.device)
+        none = torch.empty(0, dtype=torch.float64, device=wire.device)
         transport.barrier()
         trips = []
         for _ in range(rounds if transport.worker < 2 else 0):
@@ -174,9 +192,11 @@ def measure_link(transport: Transport, wire: Wire, *, num_tokens: Sequence[int],
             if transport.worker == 0:
                 transport.send(out, wire.pack(message, payload=payload, norms=none, clock_ns=0))
                 wire.unpack(message, receive.wait())
+                _there(wire.device)
             else:
                 came, _ = wire.unpack(message, receive.wait())
                 transport.send(out, wire.pack(message, payload=came, norms=none, clock_ns=0))
+                _there(wire.device)
             trips.append((now_ns() - start_ns) / 2e6)
         transport.finish()
         if trips:

@@ -106,6 +106,10 @@ class StageModel(nn.Module):
         """`[V, H]`, on the last stage."""
         return self.lm_head.weight
 
+    def blocks(self) -> tuple[DecoderBlock, ...]:
+        """The forwards of this stage's layers, in order."""
+        return self._blocks
+
     def groups(self) -> Iterator[LinearGroup]:
         """The linears of this stage's decoder layers, by the input they share, in model order."""
         for block in self._blocks:

@@ -3,6 +3,8 @@
 import datetime
 import os
 import platform
+import shlex
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +22,7 @@ from ..planner.jobs import Job
 from ..traces.costs import CostProfile, CostTerms, EndCosts, LinkCosts, MemoryCosts, PassCosts
 from ..traces.fit import CostPoints, calibrated, fit, fit_terms
 from .base_folder import check_has_weights
+from .devices import check_device
 from .launch import launch
 from .measure import Float, StagePoints, measure_link, measure_stages
 from .message import Wire
@@ -38,13 +41,17 @@ def profile_model(
     random_weights: bool = False,
     num_stages: int = 2,
     capacity_tokens: int = 1024,
+    device: str = "cpu",
+    depth: int = 2,
 ) -> CostProfile:
-    """Measure on this machine's CPU, with as many processes as a run would have, and write the profile to `output`.
+    """Measure on this machine, with as many processes as a run would have, and write the profile to `output`.
 
-    With a job file, its adapters and lengths are measured, else two adapters of r = 16. With `random_weights` the model
-    needs no weights of its own. Takes 20 to 60 s for a small model. Raises JobError for a model that does not fit,
-    EngineError when a process ends.
+    With a job file, its adapters are measured (on a CPU its lengths too), else adapters of r = 16. With
+    `random_weights` the model needs no weights of its own. On `cuda`, stages of `depth` layers and of twice as many
+    stand for all, and the raw points are written beside the profile. Takes about a minute. Raises JobError for a model
+    that does not fit, InputError for a device that is not here, EngineError when a process ends.
     """
+    check_device(device)
     base = find_base_model(model, relative_to=Path.cwd(), random_weights=random_weights)
     check_has_weights(base)
     _check_request(base, output=output, job_file=job_file, num_stages=num_stages, capacity_tokens=capacity_tokens)
@@ -53,6 +60,7 @@ def profile_model(
         arguments += ["--microbatch-tokens", str(capacity_tokens)]
         arguments += [] if job_file is None else ["--job", str(job_file)]
         arguments += ["--random-weights"] if random_weights else []
+        arguments += ["--device", device, "--depth", str(depth), "--command", shlex.join(["loraplex", *sys.argv[1:]])]
         launch("loraplex.engine.profile_worker", arguments, work_dir=Path(folder), num_workers=num_stages)
     return CostProfile.load(output)
 

@@ -62,7 +62,7 @@ def measuring_plan(jobs: Sequence[Job], *, capacity_tokens: int, num_stages: int
             order = generator.permutation(len(samples))
             drawn.append([samples[index] for index in order[: max(1, round(share * len(samples)))]])
     shuffled = [drawn[index] for index in generator.permutation(len(drawn))]
-    return _as_plan(jobs, shuffled, num_stages=num_stages, capacity_tokens=capacity_tokens)
+    return numbered_plan(jobs, shuffled, num_stages=num_stages, capacity_tokens=capacity_tokens)
 
 
 def measuring_program(plan: Plan) -> Program:
@@ -81,8 +81,11 @@ def measuring_program(plan: Plan) -> Program:
     return Program(schedule="measuring", num_stages=plan.num_stages, workers=(columns,) * plan.num_stages)
 
 
-def _as_plan(jobs: Sequence[Job], drawn: list[list[Sample]], *, num_stages: int, capacity_tokens: int) -> Plan:
-    # Samples are numbered anew, and an adapter's batch ends with every second microbatch that holds it.
+def numbered_plan(jobs: Sequence[Job], drawn: list[list[Sample]], *, num_stages: int, capacity_tokens: int) -> Plan:
+    """These samples, a microbatch a list, as a plan of its own.
+
+    Samples are numbered anew, and an adapter's batch ends with every second microbatch that holds it.
+    """
     counts = [0] * len(jobs)
     held = [0] * len(jobs)
     batches: list[list[list[Sample]]] = [[] for _ in jobs]

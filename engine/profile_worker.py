@@ -2,16 +2,25 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..planner.inputs.base_model import find_base_model
+import torch
+
+from ..planner.inputs.base_model import BaseModel, find_base_model
 from ..planner.inputs.load_jobs import load_jobs
 from ..planner.inputs.override import Override
+from ..planner.jobs import Job
+from ..traces.profile_points import points_path, save_points
 from .base_folder import base_model_folder
-from .gloo import open_gloo
+from .connect import open_transport
+from .devices import choose_device
+from .gpu_profile import GpuRequest, measure_gpu_profile
 from .position import PositionFile, position_path
 from .profile import measure_profile
+from .profile_conditions import DEFAULT_LORAS, MAX_ADAPTERS
 from .profile_plan import default_jobs
+from .transport import Transport
 from .watchdog import start_watchdog
 
 
@@ -25,8 +34,12 @@ def main() -> None:
     parser.add_argument("--microbatch-tokens", type=int, required=True)
     parser.add_argument("--job", type=Path)
     parser.add_argument("--random-weights", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--depth", type=int, default=2)
+    parser.add_argument("--command", default="")
     given = parser.parse_args()
-    transport = open_gloo(num_stages=given.stages)
+    device = choose_device(given.device)
+    transport = open_transport(num_stages=given.stages, device=device)
     position = PositionFile(position_path(given.work, transport.worker))
     start_watchdog(lambda: f"worker {transport.worker} at {position.text}")
     position.move("measuring", -1)
@@ -35,14 +48,43 @@ def main() -> None:
         base_model_folder(base, output_dir=given.work)
     transport.barrier()
     folder = base_model_folder(base, output_dir=given.work)
-    capacity = given.microbatch_tokens
-    override = Override(random_weights=given.random_weights)
-    jobs = default_jobs(sequence_len=capacity) if given.job is None else load_jobs(given.job, override=override).jobs
-    profile = measure_profile(base, folder, jobs, transport, num_stages=given.stages, capacity_tokens=capacity)
-    if transport.worker == 0:
-        profile.save(given.output)
+    jobs = None
+    if given.job is not None:
+        jobs = load_jobs(given.job, override=Override(random_weights=given.random_weights)).jobs
+    if device.type == "cuda":
+        _on_gpu(given, base, folder, transport, device=device, jobs=jobs)
+    else:
+        jobs = jobs or default_jobs(sequence_len=given.microbatch_tokens)
+        profile = measure_profile(
+            base, folder, jobs, transport, num_stages=given.stages, capacity_tokens=given.microbatch_tokens
+        )
+        if transport.worker == 0:
+            profile.save(given.output)
     transport.barrier()
     transport.close()
+
+
+def _on_gpu(
+    given: argparse.Namespace,
+    base: BaseModel,
+    folder: Path,
+    transport: Transport,
+    *,
+    device: torch.device,
+    jobs: Sequence[Job] | None,
+) -> None:
+    loras = DEFAULT_LORAS if jobs is None else tuple(job.lora for job in jobs[:MAX_ADAPTERS])
+    request = GpuRequest(
+        num_stages=given.stages,
+        capacity_tokens=given.microbatch_tokens,
+        depth=given.depth,
+        loras=loras,
+        command=given.command,
+    )
+    measured = measure_gpu_profile(base, folder, transport, request, device=device)
+    if transport.worker == 0:
+        save_points(measured.points, points_path(given.output), source=measured.profile.source)
+        measured.profile.save(given.output)
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def _parts(own: pd.DataFrame, layer: LayerFit, attention: CostTerms, *, kernels:
         "frozen": _each(np.subtract, frozen, elementwise),
         kernels: _each(np.subtract, layer.layer, elementwise),
     }
-    if (own["piece"] == "linears-eager").any():
+    if kernels != "eager" and (own["piece"] == "linears-eager").any():
         # What stands around eager linears is launched in the time that it takes around frozen ones.
         around = max(0.0, frozen.floor_ms - alone.floor_ms)
         linears["eager"] = _alone(own, "linears-eager") + CostTerms(floor_ms=around)

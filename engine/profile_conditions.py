@@ -1,0 +1,122 @@
+"""Microbatches to measure on a GPU: of all sizes and length mixes, few and many adapters, with and without dropout."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..planner.jobs import Job, LoraSettings, Sample
+from ..planner.plan import Plan
+from .batch import IGNORED, Encoded
+from .profile_plan import numbered_plan
+
+_SMALLEST = 256
+_LONGEST = (128, 512, 2048, None)
+"""Length that the samples of a microbatch are cut to; None: one sample."""
+_ADAPTERS = (1, 2, 4, 8, 16)
+MAX_ADAPTERS = max(_ADAPTERS)
+_TARGETS = (0.25, 0.5, 0.95)
+"""Shares of a sample that are learned."""
+NUM_CONDITIONS = 36
+DEFAULT_LORAS = tuple(LoraSettings(lora_dropout=dropout) for dropout in (0.0, 0.1) for _ in range(8))
+"""Sixteen adapters as users make them, r = 16 on all linears, half of them with dropout."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """One microbatch to measure."""
+
+    number: int
+    lengths: tuple[int, ...]
+    adapters: tuple[int, ...]
+    """Owner of each sample, in order."""
+    target_share: float
+
+
+def draw_conditions(
+    loras: Sequence[LoraSettings], *, capacity_tokens: int, count: int = NUM_CONDITIONS, seed: int = 0
+) -> tuple[Condition, ...]:
+    """Half of them spread log-evenly over all sizes, half over the upper half, where most of a plan's lie."""
+    generator = np.random.default_rng(seed)
+    smallest = min(_SMALLEST, capacity_tokens)
+    spread = np.geomspace(smallest, capacity_tokens, (count + 1) // 2)
+    upper = generator.uniform(capacity_tokens / 2, capacity_tokens, count // 2)
+    sizes = np.concatenate([spread, upper]).astype(int).tolist()
+    pools = _pools(loras)
+    # Each list of choices is gone through in an order of its own, so that all of them meet.
+    longest, shares, numbers, chosen = (
+        generator.permutation(np.arange(count) % num_choices).tolist()
+        for num_choices in (len(_LONGEST), len(_TARGETS), len(_ADAPTERS), len(pools))
+    )
+    return tuple(
+        _condition(
+            place,
+            size,
+            _LONGEST[longest[place]],
+            pools[chosen[place]][: _ADAPTERS[numbers[place]]],
+            target_share=_TARGETS[shares[place]],
+        )
+        for place, size in enumerate(sizes)
+    )
+
+
+def _condition(number: int, size: int, longest: int | None, owners: Sequence[int], *, target_share: float) -> Condition:
+    length = min(size, longest or size)
+    whole, rest = divmod(size, length)
+    # A rest of one token could not learn anything.
+    lengths = (length,) * whole + ((rest,) if rest > 1 else ())
+    used = min(len(owners), len(lengths))
+    adapters = tuple(owners[place * used // len(lengths)] for place in range(len(lengths)))
+    return Condition(number=number, lengths=lengths, adapters=adapters, target_share=target_share)
+
+
+def _pools(loras: Sequence[LoraSettings]) -> tuple[tuple[int, ...], ...]:
+    # Adapters without dropout, with it, and both in turn.
+    dry = tuple(place for place, lora in enumerate(loras) if not lora.lora_dropout)
+    wet = tuple(place for place, lora in enumerate(loras) if lora.lora_dropout)
+    both = tuple(place for pair in zip(dry, wet, strict=False) for place in pair)
+    return tuple(pool for pool in (dry, wet, both) if pool)
+
+
+def conditions_plan(conditions: Sequence[Condition], loras: Sequence[LoraSettings], *, num_stages: int) -> Plan:
+    """A microbatch for each condition, in their order."""
+    jobs = [Job(name=f"measured-{place}", global_batches=(), lora=lora, seed=place) for place, lora in enumerate(loras)]
+    drawn = [
+        [
+            Sample(
+                adapter=adapter,
+                global_batch=0,
+                index=0,
+                num_tokens=length,
+                num_target_tokens=max(1, min(length - 1, round(length * condition.target_share))),
+            )
+            for length, adapter in zip(condition.lengths, condition.adapters, strict=True)
+        ]
+        for condition in conditions
+    ]
+    capacity = max(sum(condition.lengths) for condition in conditions)
+    plan = numbered_plan(jobs, drawn, num_stages=num_stages, capacity_tokens=capacity)
+    # Rates are so small that random gradients over many rounds keep the weights sane.
+    gentle = tuple(replace(job, optimizer=replace(job.optimizer, learning_rate=1e-6)) for job in plan.jobs)
+    return replace(plan, jobs=gentle)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolTokens:
+    """Random tokens cut from one pool: as cheap to get as those of a training run, whose texts are tokens already."""
+
+    vocabulary: int
+    pool: NDArray[np.int64] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        drawn = np.random.default_rng(0).integers(0, self.vocabulary, 2**16)
+        object.__setattr__(self, "pool", drawn)
+
+    def tokens(self, sample: Sample) -> Encoded:
+        """The last `num_target_tokens` of each sample are learned."""
+        first = (sample.index * 977 + sample.adapter * 131) % (len(self.pool) // 2)
+        ids = np.resize(self.pool[first:], sample.num_tokens)
+        labels = ids.copy()
+        labels[: sample.num_tokens - sample.num_target_tokens] = IGNORED
+        return ids, labels

@@ -1,0 +1,68 @@
+"""Which microbatches a GPU is measured with."""
+
+from collections import Counter
+
+import numpy as np
+
+from loraplex.engine.batch import IGNORED, Packer
+from loraplex.engine.profile_conditions import DEFAULT_LORAS, PoolTokens, conditions_plan, draw_conditions
+from loraplex.planner.jobs import LoraSettings
+from loraplex.planner.loads import Loads
+
+
+def test_sizes_mixes_adapters_and_dropout_all_meet() -> None:
+    conditions = draw_conditions(DEFAULT_LORAS, capacity_tokens=16384)
+    sizes = [sum(condition.lengths) for condition in conditions]
+    assert len(conditions) == 36
+    assert min(sizes) == 256
+    assert 16300 < max(sizes) <= 16384
+    # Half of them in the upper half, as in a plan.
+    assert sum(size > 8192 for size in sizes) >= 18
+    assert {max(condition.lengths) for condition in conditions} >= {128, 512, 2048}
+    assert {len(set(condition.adapters)) for condition in conditions} >= {1, 2, 4, 8, 16}
+    kinds = Counter(
+        frozenset(DEFAULT_LORAS[adapter].lora_dropout > 0 for adapter in condition.adapters) for condition in conditions
+    )
+    assert {frozenset({False}), frozenset({True}), frozenset({False, True})} <= set(kinds)
+    assert all(
+        list(condition.adapters) == sorted(condition.adapters, key=condition.adapters.index) for condition in conditions
+    )
+
+
+def test_a_small_capacity_and_a_single_adapter_are_measured_too() -> None:
+    conditions = draw_conditions([LoraSettings(r=4)], capacity_tokens=60, count=5)
+    assert [max(sum(condition.lengths) for condition in conditions) <= 60] == [True]
+    assert {condition.adapters[0] for condition in conditions} == {0}
+
+
+def test_each_condition_is_a_microbatch_of_its_own() -> None:
+    conditions = draw_conditions(DEFAULT_LORAS, capacity_tokens=1024, count=12)
+    plan = conditions_plan(conditions, DEFAULT_LORAS, num_stages=3)
+    loads = Loads.of(plan.microbatches, jobs=plan.jobs)
+    assert loads.tokens.tolist() == [sum(condition.lengths) for condition in conditions]
+    assert loads.squares.tolist() == [sum(length**2 for length in condition.lengths) for condition in conditions]
+    assert loads.adapters.tolist() == [len(set(condition.adapters)) for condition in conditions]
+    assert loads.dropped.tolist() == [
+        sum(
+            length
+            for length, adapter in zip(condition.lengths, condition.adapters, strict=True)
+            if DEFAULT_LORAS[adapter].lora_dropout
+        )
+        for condition in conditions
+    ]
+    shares = loads.targets / loads.tokens
+    assert np.allclose(shares, [condition.target_share for condition in conditions], atol=0.02)
+
+
+def test_tokens_are_those_the_packer_wants() -> None:
+    conditions = draw_conditions(DEFAULT_LORAS, capacity_tokens=300, count=6)
+    plan = conditions_plan(conditions, DEFAULT_LORAS, num_stages=3)
+    source = PoolTokens(64)
+    packer = Packer(plan.jobs, source)
+    for batch in plan.microbatches:
+        assert len(packer.pack(batch).target_ids) == batch.num_target_tokens()
+        for sample in batch.samples:
+            ids, labels = source.tokens(sample)
+            assert ids.max() < 64
+            learned = labels != IGNORED
+            assert (labels[learned] == ids[learned]).all()
