@@ -131,7 +131,7 @@ def test_linears_of_layers_are_rounded_and_nothing_else(tmp_path: Path, family: 
     spared = sum(dense.get_parameter(name).numel() for name in found)
     # Half a byte a weight and a float for 64 of them, where 4 bytes were; and as the planner foretells.
     assert held_bytes(dense) - held_bytes(held) == spared * 4 - spared // 2 - spared // 16
-    shapes = ModelShapes.of(find_base_model(str(folder), relative_to=tmp_path), dtype_bytes=4)
+    shapes = ModelShapes.of(find_base_model(str(folder), relative_to=tmp_path))
     foretold = shapes.layer_weight_bytes(load_in_4bit=True) - shapes.layer_weight_bytes()
     assert 3 * foretold == held_bytes(held) - held_bytes(dense)
 

@@ -65,7 +65,7 @@ def test_every_part_comes_back() -> None:
     assert [memory.kept_bytes_per_token_layer(mode) for mode in modes] == pytest.approx([LAYER, SELECTIVE, HIDDEN])
     assert memory.stage_bytes_per_token == pytest.approx(BESIDE + HIDDEN)
     assert memory.workspace_bytes_per_token == pytest.approx(WORKSPACE)
-    assert (memory.logit_bytes_per_target, memory.head_workspace_bytes) == (pytest.approx(PER_TARGET), CHUNK)
+    assert [memory.logit_bytes_per_target, memory.head_workspace_bytes] == pytest.approx([PER_TARGET, CHUNK])
     assert (memory.overhead_bytes, memory.capacity_bytes) == (3600, 80 * 2**30)
 
 
