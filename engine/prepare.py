@@ -15,6 +15,7 @@ from ..planner.plan_file import load_plan
 from ..planner.program import Program
 from ..traces.run_folder import PLAN
 from .base_folder import check_has_weights
+from .init_adapter import check_init_adapters
 from .itinerary import check_runnable
 
 ProgressCallback = Callable[[str, float], None]
@@ -65,6 +66,7 @@ def prepare(settings: RunSettings, *, progress: ProgressCallback | None = None) 
     """Read job file, texts and plan and check that they belong together. Raises JobError or PlanError."""
     loaded = load_jobs(settings.job_file, override=settings.override, progress=progress)
     check_has_weights(loaded.settings.base_model)
+    check_init_adapters(loaded)
     output_dir = settings.output_dir or loaded.settings.output_dir
     path = settings.plan_file or output_dir / PLAN
     if not path.is_file():

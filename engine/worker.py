@@ -22,6 +22,7 @@ from .cut import check_can_cut, copies, cut_points
 from .devices import choose_device
 from .execute import Executor
 from .export import export_adapters, save_part
+from .init_adapter import start_from
 from .itinerary import itinerary
 from .mailbox import Sums
 from .metrics import MetricsWriter, StepRecord
@@ -78,6 +79,7 @@ def run_worker(settings: RunSettings, listener: Listener) -> None:
         weights=weights,
         device=device,
     )
+    start_from(stage.adapters, prepared.loaded.init_adapters)
     restored = _restore(settings, prepared, stage, transport)
     recorder = Recorder(stage=index, replica=replica, device=device)
     recorder.clock_offset_ns = clock_offset_ns(transport, num_workers=plan.num_stages * plan.num_replicas)

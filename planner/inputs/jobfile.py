@@ -105,6 +105,9 @@ class AdapterEntry(_Entry):
         description="`all-linear`, or names of linears such as [q_proj, v_proj].",
     )
     use_rslora: bool = Field(default=False, description="Multiply by lora_alpha / sqrt(r) instead.")
+    init_adapter: str | None = Field(
+        default=None, min_length=1, description="Folder of a PEFT adapter to go on from, relative to the job file."
+    )
     global_batch_size: BatchSize = Field(default=8, description="Samples per optimizer step.")
     num_epochs: Epochs | None = Field(default=None, description="Passes over the data; 1 without max_steps.")
     max_steps: Steps | None = Field(default=None, description="Optimizer steps, instead of num_epochs.")

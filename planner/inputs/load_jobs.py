@@ -55,6 +55,7 @@ def load_jobs(
         ),
         tables=tuple(table.table for table in tables),
         orders=orders,
+        init_adapters=tuple(_init_adapter(read, number) for number in range(len(read.adapters))),
     )
 
 
@@ -112,6 +113,17 @@ def _targets(read: ReadJobFile, number: int, model: BaseModel) -> tuple[str, ...
         return model.targets(read.adapters[number].target_modules)
     except JobError as error:
         raise JobError(f"{read.adapter_place(number, 'target_modules')}: {error}") from error
+
+
+def _init_adapter(read: ReadJobFile, number: int) -> Path | None:
+    given = read.adapters[number].init_adapter
+    if given is None:
+        return None
+    folder = data_path(given, folder=read.text.path.parent)
+    if not folder.is_dir():
+        place = read.adapter_place(number, "init_adapter")
+        raise JobError(f"{place}: there is no folder {folder}; paths are relative to the job file, mend it")
+    return folder
 
 
 def _tokenizer(read: ReadJobFile, model: BaseModel) -> Tokenizer:

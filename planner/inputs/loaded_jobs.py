@@ -59,6 +59,8 @@ class LoadedJobs:
     """One per job; adapters that read the same files share one."""
     orders: tuple[TrainingOrder, ...]
     """One per job: row of its table by `Sample.index`."""
+    init_adapters: tuple[Path | None, ...]
+    """One per job: folder of the PEFT adapter it goes on from."""
 
     def tokens(self, sample: Sample) -> Encoded:
         """Token ids and labels of a sample."""

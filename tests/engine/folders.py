@@ -19,10 +19,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def write_all_random(folder: Path, family: str, *, dtype: torch.dtype = torch.bfloat16) -> Path:
+def write_all_random(
+    folder: Path, family: str, *, dtype: torch.dtype = torch.bfloat16, changes: dict[str, Any] | None = None
+) -> Path:
     """A small sharded model whose biases and norms are no zeros and ones, in bfloat16 as most are."""
-    changes = {**SMALL, "model_type": family.split()[0], **FAMILIES[family], "dtype": dtype}
-    write_tiny_model(folder, changes=changes)
+    settings = {**SMALL, "model_type": family.split()[0], **FAMILIES[family], "dtype": dtype, **(changes or {})}
+    write_tiny_model(folder, changes=settings)
     for path in folder.glob("*.safetensors*"):
         path.unlink()
     generator = torch.Generator().manual_seed(3)
