@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import statistics
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import bench_peers, reference
+from .bank import banked_linears
 from .bench_peers import Data, Linear, Row, leaves, make_data
 from .multi_lora import multi_lora_linears
 
@@ -32,15 +34,31 @@ def gate(device: torch.device) -> None:
         row = Row(linear="gate", T=1000, K=1024, N=(512, 256, 256), r=16, num_adapters=num_adapters, dropout=dropout,
                   direction="both", cuda_graph=False, goal=False, compiled=False)  # fmt: skip
         data = make_data(row, device)
-        found = _gradients(data, row, multi_lora_linears, torch.bfloat16)
         wanted = _gradients(data, row, reference.multi_lora_linears, torch.float64)
-        for position, (one, other) in enumerate(zip(found, wanted, strict=True)):
-            error = ((one.double() - other).norm() / other.norm()).item()
-            if not error < 1.5e-2:
-                raise RuntimeError(
-                    f"tensor {position} of {num_adapters} adapters at dropout {dropout} is off by {error:.1e} "
-                    "(1.5e-2 allowed): the kernels are wrong here, so nothing is timed"
-                )
+        listed = functools.partial(_gradients, data, row, multi_lora_linears, torch.bfloat16)
+        banked = functools.partial(_banked_gradients, data, row)
+        # each twice: as recorded, and as played from the plan
+        for way in (listed, banked, listed, banked):
+            for position, (one, other) in enumerate(zip(way(), wanted, strict=True)):
+                error = ((one.double() - other).norm() / other.norm()).item()
+                if not error < 1.5e-2:
+                    raise RuntimeError(
+                        f"tensor {position} of {num_adapters} adapters at dropout {dropout} is off by {error:.1e} "
+                        "(1.5e-2 allowed): the kernels are wrong here, so nothing is timed"
+                    )
+
+
+def _banked_gradients(data: Data, row: Row) -> list[Tensor]:
+    bank = bench_peers.bank_of(data, row)
+    x = data.x[0].detach().requires_grad_()
+    weights = torch.split(data.weight, list(row.N))
+    targets = [0] * len(row.N)
+    y = banked_linears(x, weights, [None] * len(row.N), bank, routing=data.routing, targets=targets)
+    torch.autograd.backward(y, data.dy[0])
+    views = [bank.matrices(target=t, adapter=a) for t in range(len(row.N)) for a in range(row.num_adapters)]
+    present = [view for view in views if view is not None]
+    assert x.grad is not None
+    return [y.detach(), x.grad, *[view.grad_a for view in present], *[view.grad_b for view in present]]
 
 
 def _gradients(data: Data, row: Row, linears: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -56,11 +74,20 @@ def _gradients(data: Data, row: Row, linears: Callable[..., Tensor], dtype: torc
     return [y.detach(), *torch.autograd.grad(y, wanted, data.dy[0].to(dtype))]
 
 
-def measure(row: Row, device: torch.device) -> dict[str, Any]:
+WITHOUT_MATRICES = ("frozen", "ours")
+"""Ways whose matrices have no gradient of autograd's: there are none, or they are summed in the bank."""
+
+
+def measure(row: Row, device: torch.device, *, peers: Sequence[str]) -> dict[str, Any]:
     """The flat record of one row: milliseconds of each way, and memory where it was looked at."""
     data = make_data(row, device)
-    ways: dict[str, Linear] = {name: getattr(bench_peers, name)(data, row) for name in ("frozen", "ours", "eager")}
-    calls = {name: _call(way, data, row, with_adapters=name != "frozen") for name, way in ways.items()}
+    names = ["frozen", "ours", "eager"]
+    if not row.cuda_graph and row.direction == "both":
+        names.append("lists")
+    if "unsloth" in peers and bench_peers.can_run_unsloth(row):
+        names.append("unsloth")
+    ways: dict[str, Linear] = {name: getattr(bench_peers, name)(data, row) for name in names}
+    calls = {name: _call(way, data, row, with_adapters=name not in WITHOUT_MATRICES) for name, way in ways.items()}
     compile_error = None
     if row.compiled:
         compiled = _call(bench_peers.compiled(data, row), data, row, with_adapters=True)
@@ -76,6 +103,7 @@ def measure(row: Row, device: torch.device) -> dict[str, Any]:
         "cuda_graph": row.cuda_graph, "goal": row.goal,
         "ours_ms": times["ours"], "frozen_ms": times["frozen"], "eager_ms": times["eager"],
         "compile_ms": times.get("compile"),
+        **{f"{name}_ms": times[name] for name in ("lists", "unsloth") if name in times},
     }  # fmt: skip
     if compile_error is not None:
         record["compile_error"] = compile_error
@@ -171,7 +199,7 @@ def profile_passes(row: Row, device: torch.device) -> dict[str, float]:
     from torch.profiler import ProfilerActivity, profile
 
     data = make_data(row, device)
-    call = _call(bench_peers.ours(data, row), data, row, with_adapters=True)
+    call = _call(bench_peers.ours(data, row), data, row, with_adapters=False)
     for turn in range(2):
         call(turn)
     torch.cuda.synchronize()
@@ -186,13 +214,13 @@ def profile_passes(row: Row, device: torch.device) -> dict[str, float]:
     }
 
 
-def run_grid(rows: Sequence[Row], *, report: Callable[[str], None]) -> list[dict[str, Any]]:
+def run_grid(rows: Sequence[Row], *, peers: Sequence[str], report: Callable[[str], None]) -> list[dict[str, Any]]:
     """Every row's record, in the grid's order; a row that fails ends the run, since a missing row is a failure."""
     device = torch.device("cuda")
     gate(device)
     records = []
     for position, row in enumerate(rows):
-        record = measure(row, device)
+        record = measure(row, device, peers=peers)
         records.append(record)
         ratio, eager_ratio = (record[f"{way}_ms"] / record["frozen_ms"] for way in ("ours", "eager"))
         report(
@@ -206,4 +234,10 @@ def run_grid(rows: Sequence[Row], *, report: Callable[[str], None]) -> list[dict
     return records
 
 
-__all__ = ["gate", "measure", "profile_passes", "read_grid", "run_grid"]
+def absent_peers(rows: Sequence[Row], device: torch.device) -> dict[str, str]:
+    """{peer that is not measured here: why}."""
+    row = min(rows, key=lambda row: row.T * row.K)
+    return bench_peers.absent_peers(make_data(row, device), row)
+
+
+__all__ = ["absent_peers", "gate", "measure", "profile_passes", "read_grid", "run_grid"]

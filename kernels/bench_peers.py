@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .bank import AdapterBank, banked_linears
 from .multi_lora import multi_lora_linears
 from .routing import Routing, Segment
 
@@ -95,7 +98,33 @@ def frozen(data: Data, row: Row) -> Linear:
 
 
 def ours(data: Data, row: Row) -> Linear:
-    """The fused linear; the linears of one call share one dropout mask."""
+    """The fused linear on adapters that stay packed, as the engine runs it; gradients go into the bank's sums.
+
+    The linears of one call share one dropout mask.
+    """
+    weights = torch.split(data.weight, list(row.N))
+    biases, targets = [None] * len(row.N), [0] * len(row.N)
+    bank = bank_of(data, row)
+    return lambda x: banked_linears(x, weights, biases, bank, routing=data.routing, targets=targets)
+
+
+def bank_of(data: Data, row: Row) -> AdapterBank:
+    """The row's adapters, packed."""
+    bank = AdapterBank(
+        in_features=row.K, out_features=row.N, lora_ranks=[[row.r] * row.num_adapters] * len(row.N),
+        dtype=data.weight.dtype, device=data.weight.device,
+    )  # fmt: skip
+    for target in range(len(row.N)):
+        for adapter in range(row.num_adapters):
+            views = bank.matrices(target=target, adapter=adapter)
+            if views is not None:
+                views.a.copy_(data.lora_a[target][adapter].detach())
+                views.b.copy_(data.lora_b[target][adapter].detach())
+    return bank
+
+
+def lists(data: Data, row: Row) -> Linear:
+    """The fused linear on a list of matrices, packed in every call and each given its own gradient."""
     weights = torch.split(data.weight, list(row.N))
 
     def forward(x: Tensor) -> Tensor:
@@ -104,6 +133,33 @@ def ours(data: Data, row: Row) -> Linear:
         )
 
     return forward
+
+
+def unsloth(data: Data, row: Row) -> Linear:
+    """Unsloth's fused LoRA product. Raises `ImportError`, or what its import raises, where it does not run."""
+    fast_lora: Any = importlib.import_module("unsloth.kernels.fast_lora")
+    a, b = data.lora_a[0][0], data.lora_b[0][0]
+
+    def forward(x: Tensor) -> Tensor:
+        y: Tensor = fast_lora.LoRA_W.apply(x[None], data.weight, None, a, b, 2.0)
+        return y[0]
+
+    return forward
+
+
+def can_run_unsloth(row: Row) -> bool:
+    """It knows one linear, one adapter and no dropout."""
+    return len(row.N) == 1 and row.num_adapters == 1 and row.dropout == 0.0
+
+
+def absent_peers(data: Data, row: Row) -> dict[str, str]:
+    """{peer: why it has no column here}."""
+    absent = {"liger-kernel": "0.8.5 has no kernel for a LoRA linear (norms, RoPE, SwiGLU and losses only)"}
+    try:
+        unsloth(data, row)
+    except Exception as error:  # its import looks for a GPU, patches transformers and raises all kinds
+        absent["unsloth"] = f"does not import here: {type(error).__name__}: {error}"[:200]
+    return absent
 
 
 def eager(data: Data, row: Row) -> Linear:

@@ -26,11 +26,15 @@ def bench_kernels(
     from .tuning import slug, versions
 
     rows = bench.read_grid(grid) if grid is not None else bench.read_grid()
-    records = bench.run_grid(rows, report=typer.echo)
+    absent = bench.absent_peers(rows, torch.device("cuda"))
+    peers = [name for name in ("unsloth",) if name not in absent]
+    records = bench.run_grid(rows, peers=peers, report=typer.echo)
     gpu, date = torch.cuda.get_device_name(), datetime.date.today().isoformat()
     document: dict[str, Any] = {
         "command": "loraplex bench kernels", "gpu": gpu, "date": date, "versions": versions(),
-        "note": "q/k/v and gate/up are one call on one input and share one dropout mask; frozen is one GEMM of their "
+        "absent_peers": absent,
+        "note": "q/k/v and gate/up are one call on one input and share one dropout mask; ours is banked_linears, which "
+        "adds the adapters' gradients to float32 sums, lists is multi_lora_linears; frozen is one GEMM of the linears' "
         "joined weights, forward and, where the direction is both, the gradient of the input; eager is PEFT's "
         "arithmetic linear by linear; bf16 throughout; median of interleaved runs, two inputs in turn.",
         "summary": bench_report.summary(records),

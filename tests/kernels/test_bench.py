@@ -7,10 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from loraplex.kernels import commands
-from loraplex.kernels.bench import read_grid
-from loraplex.kernels.bench_peers import eager, frozen, make_data, ours, segment_rows
+from loraplex.kernels import bench, commands
+from loraplex.kernels.bench import gate, read_grid
+from loraplex.kernels.bench_peers import (
+    absent_peers,
+    can_run_unsloth,
+    eager,
+    frozen,
+    lists,
+    make_data,
+    ours,
+    segment_rows,
+)
 from loraplex.kernels.bench_report import Record, geomean, missed, summary, write_results
+from loraplex.kernels.multi_lora import multi_lora_linears
 
 
 def test_the_grid_holds_every_value_of_every_factor() -> None:
@@ -44,8 +54,29 @@ def test_all_ways_compute_the_same_linear() -> None:
     row = type(row)(**{name: getattr(row, name) for name in row.__slots__} | {"T": 1024, "K": 64, "N": (48, 32)})
     data = make_data(row, torch.device("cpu"))
     x = data.x[0].detach()
-    torch.testing.assert_close(ours(data, row)(x), eager(data, row)(x), rtol=0.05, atol=0.05)
+    for way in (ours, lists):
+        torch.testing.assert_close(way(data, row)(x), eager(data, row)(x), rtol=0.05, atol=0.05)
     assert frozen(data, row)(x).shape == (1024, 80)
+
+
+def test_a_peer_that_is_not_measured_is_named_with_its_reason() -> None:
+    row = next(row for row in read_grid() if row.num_adapters == 1 and row.dropout == 0.0 and len(row.N) == 1)
+    assert can_run_unsloth(row)
+    row = type(row)(**{name: getattr(row, name) for name in row.__slots__} | {"T": 4, "K": 8, "N": (6,)})
+    absent = absent_peers(make_data(row, torch.device("cpu")), row)
+    assert "no kernel for a LoRA linear" in absent["liger-kernel"]
+    # not installed beside these tests
+    assert absent["unsloth"].startswith("does not import here: ModuleNotFoundError: No module named 'unsloth'")
+
+
+def test_the_gate_passes_the_reference_and_stops_at_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    # on the CPU both ways run the reference
+    gate(torch.device("cpu"))
+    monkeypatch.setattr(
+        bench, "multi_lora_linears", lambda *arguments, **more: 1.1 * multi_lora_linears(*arguments, **more)
+    )
+    with pytest.raises(RuntimeError, match=r"tensor 0 of 1 adapters at dropout 0\.0 is off by 1\.0e-01"):
+        gate(torch.device("cpu"))
 
 
 def record(ours_ms: float, *, goal: bool = True, **more: int) -> Record:
