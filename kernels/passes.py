@@ -84,7 +84,9 @@ def _forward_passes(
     *, layout: Layout, routing: Routing, targets: Sequence[int],
 ) -> Pair:  # fmt: skip
     y = tape.empty((x.shape[0], layout.total_out_features), x.dtype)
-    fused = weight is not None and can_fuse(x, y, weight, layout=layout, routing=routing)
+    fused = weight is not None and can_fuse(
+        x, y, weight, layout=layout, routing=routing, num_columns=layout.total_out_features
+    )
     overlap = fused and layout.config.overlap
     s = shrink_input(tape, x, a, layout=layout, routing=routing, targets=targets, overlap=overlap)
     if fused and weight is not None:

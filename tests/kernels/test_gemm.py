@@ -55,6 +55,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, device: str) -> dict[str, int]:
     """How often each product was taken; on the CPU the interpreter stands in for the copy engine."""
     counted = {"forward": 0, "backward": 0}
     monkeypatch.setattr(fused, "choose_config", lambda *_, **__: CONFIG)
+    monkeypatch.setattr(gemm, "LEAST_FILL", 0.0)
     if device == "cpu":
         for module in (gemm, tiles):
             monkeypatch.setattr(module, "can_use_tma", can_use_tma_anywhere)
@@ -103,6 +104,23 @@ def test_a_block_of_two_owners_keeps_nan_apart(
     assert torch.isfinite(found["y"][others]).all()
     assert torch.isfinite(found["x"][others]).all()
     assert all(torch.isfinite(found[f"lora_{m} 0 {a}"]).all() for m in "ab" for a in (0, 1))
+
+
+def test_a_product_that_leaves_much_of_the_chip_idle_is_the_librarys(
+    device: str, calls: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gemm, "LEAST_FILL", 0.9)
+    monkeypatch.setattr(gemm, "num_multiprocessors", lambda _: 4)
+    # tiles of 32 x 256: forward 5 x 3 on 4 processors, 15 of 16 places taken; backward 5 x 1, 5 of 8
+    case = Case(
+        num_rows=160, num_features=64, out_features=(768,), segments=((0, 160, 0),), lora_ranks=((4,),), dropout=(0.0,)
+    )
+    found = run(
+        fused.fused_linears, rounded(case.inputs(), torch.float16, device), routing=case.routing(device), targets=(0,)
+    )
+    errors = relative_errors(found, expected(case, torch.float16))
+    assert {which: error for which, error in errors.items() if not error < 2e-3} == {}
+    assert calls == {"forward": 1, "backward": 0}
 
 
 def test_many_short_segments_go_to_the_librarys_product(device: str, calls: dict[str, int]) -> None:
