@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
@@ -91,14 +91,10 @@ def surroundings(device: str) -> dict[str, Any]:
     return {"gpu": gpu, "versions": found}
 
 
-def ask_all(questions: Sequence[Question], *, report: Callable[[Record], None]) -> list[Record]:
-    """All records, in the order of the questions; `report` hears of each as it comes."""
-    records = []
+def ask_all(questions: Sequence[Question]) -> Iterator[Record]:
+    """All records, in the order of the questions, each as it comes."""
     for question in questions:
-        for record in ask(question):
-            report(record)
-            records.append(record)
-    return records
+        yield from ask(question)
 
 
 def ask(question: Question) -> Iterator[Record]:

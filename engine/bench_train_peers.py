@@ -13,7 +13,7 @@ from torch import nn
 from ..planner.inputs.base_model import BaseModel
 from .batch import IGNORED, PackedRows, on_device
 from .bench_train_attention import register_varlen
-from .bench_train_laps import Laps, Measured, let_go, start_counting_memory, together
+from .bench_train_laps import Laps, Measured, peak_memory_gib, start_counting_memory, together
 from .bench_train_spec import LORA_RANK, Point, Question
 from .bench_train_work import AdapterData, adapter_data, packs
 from .errors import EngineError
@@ -21,6 +21,8 @@ from .model import read_config
 from .random_weights import DEFAULT_STD, random_weights
 
 _WARM_UP = 3
+_WARM_AGAIN = 1
+"""Where another data set has warmed the kernels."""
 _PADDED_BATCH = 4
 
 
@@ -133,43 +135,56 @@ class Trainer:
 
 def measure_peer(base: nn.Module, point: Point, question: Question) -> tuple[Measured, dict[str, Any]]:
     """Tokens per second of one adapter after another, each weighted with the tokens of its data set."""
-    assembly, device = ASSEMBLIES[question.system], next(base.parameters()).device
-    data = adapter_data(point, question)
-    distinct = {one.dataset: one for one in data}
+    assembly, data = ASSEMBLIES[question.system], adapter_data(point, question)
     model = add_adapter(base, assembly, dropout=point.dropout)
-    num_words: int = model.config.vocab_size
-    start_counting_memory(device)
+    try:
+        return _measure_all(model, data, point, question)
+    finally:
+        if assembly.adapters is not None:
+            # The next point puts an adapter of its own into the base.
+            model.zero_grad(set_to_none=True)
+            model.unload()
+
+
+def _measure_all(
+    model: Any, data: Sequence[AdapterData], point: Point, question: Question
+) -> tuple[Measured, dict[str, Any]]:
+    distinct = {one.dataset: one for one in data}
     found: dict[str, Measured] = {}
+    peaks: list[tuple[float | None, float | None]] = []
     smaller: list[str] = []
     for one in distinct.values():
         size = _PADDED_BATCH
         while one.dataset not in found:
-            trainer = Trainer(model, assembly, global_batch_size=point.global_batch_size, device=device)
-            batches = padded(one, size, num_words, device) if assembly.padded else packed(one, point, num_words, device)
             try:
-                found[one.dataset] = _run(trainer, batches, device, seconds=question.seconds / len(distinct))
+                found[one.dataset] = _measure_one(
+                    model, one, point, question, size=size, seconds=question.seconds / len(distinct), warm=bool(found)
+                )
             except torch.OutOfMemoryError:
-                if not assembly.padded or size == 1:
+                if not ASSEMBLIES[question.system].padded or size == 1:
                     raise
                 size //= 2
                 smaller.append(f"{one.dataset}: out of memory with {2 * size} samples, measured with {size}")
-            # What a failed attempt left behind would count against the next one.
-            del trainer
-            model.zero_grad(set_to_none=True)
-    if assembly.adapters is not None:
-        model.unload()
+        peaks.append(peak_memory_gib(next(model.parameters()).device))
     figure = together([(found[one.dataset], one.num_tokens()) for one in data])
-    return figure, {"note": "; ".join(smaller)} if smaller else {}
+    allocated, reserved = (
+        max((gib for gib in kind if gib is not None), default=None) for kind in zip(*peaks, strict=True)
+    )
+    facts: dict[str, Any] = {"peak_memory_gib": allocated, "peak_reserved_gib": reserved}
+    return figure, facts | ({"note": "; ".join(smaller)} if smaller else {})
 
 
-Batches = Iterator[tuple[dict[str, Any], int, int]]
-"""(what the model is called with, samples, tokens without padding)."""
-
-
-def _run(trainer: Trainer, batches: Batches, device: torch.device, *, seconds: float) -> Measured:
-    # Freed by a failed attempt, or by another data set in blocks of other sizes.
-    let_go()
-    laps = Laps(device, seconds=seconds, num_warmup=_WARM_UP, num_least=3)
+def _measure_one(
+    model: Any, data: AdapterData, point: Point, question: Question, *, size: int, seconds: float, warm: bool
+) -> Measured:
+    assembly, device = ASSEMBLIES[question.system], next(model.parameters()).device
+    num_words: int = model.config.vocab_size
+    # What another data set or a failed attempt left behind would count against this one.
+    model.zero_grad(set_to_none=True)
+    start_counting_memory(device)
+    trainer = Trainer(model, assembly, global_batch_size=point.global_batch_size, device=device)
+    batches = padded(data, size, num_words, device) if assembly.padded else packed(data, point, num_words, device)
+    laps = Laps(device, seconds=seconds, num_warmup=_WARM_AGAIN if warm else _WARM_UP, num_least=3)
     for batch, num_samples, num_tokens in batches:
         trainer.train(batch, num_samples=num_samples)
         if laps.lap(num_tokens):
@@ -179,6 +194,10 @@ def _run(trainer: Trainer, batches: Batches, device: torch.device, *, seconds: f
     if not torch.isfinite(trainer.loss):
         raise EngineError(f"the loss came out as {trainer.loss.item()}; no speed is told of that")
     return measured
+
+
+Batches = Iterator[tuple[dict[str, Any], int, int]]
+"""(what the model is called with, samples, tokens without padding)."""
 
 
 def padded(data: AdapterData, size: int, num_words: int, device: torch.device) -> Batches:

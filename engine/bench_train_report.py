@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
+from ..traces.errors import InputError
 from ..traces.files import write_atomically
 
 Record = dict[str, Any]
@@ -15,16 +16,44 @@ Record = dict[str, Any]
 
 def write_results(folder: Path, stem: str, document: dict[str, Any]) -> list[Path]:
     """`<stem>.json` (all of it), `.csv` (the records) and `.png` (bars, or lines of growth); the paths written."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{stem}.{suffix}" for suffix in ("json", "csv", "png")]
     records: list[Record] = document["records"]
-    write_atomically(paths[0], _one_record_a_line(document))
+    write_json(folder, stem, document)
     write_atomically(paths[1], pd.DataFrame(records).to_csv(index=False))
     measured = [record for record in records if "tokens_per_s" in record]
     if not measured:
         return paths[:2]
     _plot(measured, paths[2], title=f"{document['model']}, {document['gpu']}", growth=bool(document["growth"]))
     return paths
+
+
+def write_json(folder: Path, stem: str, document: dict[str, Any]) -> None:
+    """`<stem>.json` alone: after every record, so that a run that is cut short keeps what it has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / f"{stem}.json", _one_record_a_line(document))
+
+
+def joined_with_earlier(folder: Path, stem: str, document: dict[str, Any]) -> dict[str, Any]:
+    """The document with what an earlier one of that name has of other systems, whose commands are named too.
+
+    Raises InputError where the earlier one was of another model, GPU or other versions.
+    """
+    path = folder / f"{stem}.json"
+    if not path.is_file():
+        return document
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("model", "gpu", "versions"):
+        if earlier.get(name) != document[name]:
+            raise InputError(
+                f"{path} is of {name} {earlier.get(name)}, not {document[name]}; leave --add out or give another folder"
+            )
+    kept = [record for record in earlier["records"] if record["system"] not in document["systems"]]
+    return {
+        **document,
+        "command": f"{earlier['command']} && {document['command']}" if kept else document["command"],
+        "systems": earlier["systems"] | document["systems"],
+        "records": kept + document["records"],
+    }
 
 
 def results_table(records: Sequence[Record]) -> Table:

@@ -99,21 +99,18 @@ def _figures(measure: Measure, point: Point, question: Question) -> dict[str, An
     except EngineError as error:
         return {"skipped": str(error)}
     allocated, reserved = peak_memory_gib(torch.device(question.device))
+    facts = {"peak_memory_gib": allocated, "peak_reserved_gib": reserved} | facts
     num_tokens = sum(one.num_tokens() for one in adapter_data(point, question))
     return {
         "tokens_per_s": round(measured.tokens_per_s, 1),
         "spread": round(measured.spread, 4),
-        "peak_memory_gib": _rounded(allocated),
-        "peak_reserved_gib": _rounded(reserved),
         "hours_for_all_jobs": round(num_tokens / measured.tokens_per_s / 3600, 4),
         "num_microbatches": measured.num_microbatches,
         "num_tokens": measured.num_tokens,
-        **facts,
+        **{
+            name: round(fact, 2) if name.endswith("_gib") and fact is not None else fact for name, fact in facts.items()
+        },
     }
-
-
-def _rounded(gib: float | None) -> float | None:
-    return None if gib is None else round(gib, 2)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The command line's share of the engine: `train`, `profile`, `parity`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -311,6 +311,9 @@ def bench_train(
         ),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("analysis/results"),
+    add: Annotated[
+        bool, typer.Option("--add", help="Keep what today's file already has of other systems on this GPU.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure training of four adapters: this engine beside transformers, PEFT, Liger and the frozen model.
@@ -326,7 +329,7 @@ def bench_train(
     from rich.console import Console
 
     from .bench_train import ask_all, make_questions, surroundings
-    from .bench_train_report import results_table, write_results
+    from .bench_train_report import joined_with_earlier, results_table, write_json, write_results
     from .bench_train_spec import SYSTEMS
     from .devices import check_device
 
@@ -349,23 +352,28 @@ def bench_train(
     )
     around = surroundings(device)
     console = Console(stderr=True)
-    records = ask_all(questions, report=lambda record: console.print(json_module.dumps(record), soft_wrap=True))
     date = datetime.date.today().isoformat()
-    document = {
+    document: dict[str, Any] = {
         "command": shlex.join(["loraplex", *sys.argv[1:]]),
         "date": date,
         "model": model,
         "growth": growth,
         **around,
         "systems": {question.system: SYSTEMS[question.system] for question in questions},
-        "records": records,
+        "records": [],
     }
-    slug = "-".join(around["gpu"].lower().split())
-    paths = write_results(output, f"train-{'growth-' if growth else ''}{slug}-{date}", document)
+    stem = f"train-{'growth-' if growth else ''}{'-'.join(around['gpu'].lower().split())}-{date}"
+    if add:
+        document = joined_with_earlier(output, stem, document)
+    for record in ask_all(questions):
+        console.print(json_module.dumps(record), soft_wrap=True, markup=False, highlight=False)
+        document["records"].append(record)
+        write_json(output, stem, document)
+    paths = write_results(output, stem, document)
     if json:
         print(json_module.dumps(document))
     else:
         # Wide enough for names and figures where no terminal says how wide it is.
-        Console(width=max(Console().width, 120)).print(results_table(records))
+        Console(width=max(Console().width, 120)).print(results_table(document["records"]))
         for path in paths:
             Console(soft_wrap=True).print(f"wrote {path}", markup=False, highlight=False)

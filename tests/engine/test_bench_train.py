@@ -15,7 +15,8 @@ from loraplex.engine.base_folder import base_model_folder
 from loraplex.engine.bench_train import ask, make_questions
 from loraplex.engine.bench_train_laps import Laps, Measured, together
 from loraplex.engine.bench_train_ours import plan_of
-from loraplex.engine.bench_train_peers import ASSEMBLIES, Trainer, add_adapter, build_base, packed, padded
+from loraplex.engine.bench_train_peers import ASSEMBLIES, Trainer, add_adapter, build_base, measure_peer, packed, padded
+from loraplex.engine.bench_train_report import joined_with_earlier
 from loraplex.engine.bench_train_spec import SYSTEMS, Point, Question, growth_points, points_of
 from loraplex.engine.bench_train_work import AdapterData, adapter_data, bounded_jobs, packs
 from loraplex.engine.bench_train_worker import answer
@@ -150,6 +151,26 @@ def test_a_peers_loss_is_that_of_its_samples_one_by_one(system: str, tiny: Any) 
     torch.testing.assert_close(trainer.loss, torch.stack(sums).sum() / (24 - 4))
 
 
+def test_a_padded_batch_that_does_not_fit_is_halved_and_said_so(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = Trainer.train
+
+    def scarce(self: Trainer, batch: dict[str, Any], *, num_samples: int) -> None:
+        if num_samples > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        train(self, batch, num_samples=num_samples)
+
+    monkeypatch.setattr(Trainer, "train", scarce)
+    base = tiny("peft-padded")
+    point = dataclasses.replace(POINT, workload="dialogsum", microbatch_tokens=16)
+    _, facts = measure_peer(base, point, question("peft-padded"))
+    assert facts["note"] == (
+        "dialogsum: out of memory with 4 samples, measured with 2; "
+        "dialogsum: out of memory with 2 samples, measured with 1"
+    )
+    # and the base is as it was
+    assert not any("lora" in name for name, _ in base.named_modules())
+
+
 def test_a_step_follows_a_global_batch(tiny: Any) -> None:
     model = add_adapter(tiny("peft-packed"), ASSEMBLIES["peft-packed"], dropout=0.0)
     trainer = Trainer(model, ASSEMBLIES["peft-packed"], global_batch_size=3, device=CPU)
@@ -205,6 +226,14 @@ def test_the_command_writes_json_csv_and_a_plot(tmp_path: Path) -> None:
     assert ours["tokens_per_s"] > 0
     assert unsloth["skipped"] == "unsloth is not installed"
     assert document["systems"] == {"ours": SYSTEMS["ours"], "unsloth": SYSTEMS["unsloth"]}
+    fresh = document | {"command": "again", "systems": {"unsloth": "now"}, "records": []}
+    assert joined_with_earlier(tmp_path, path.stem, fresh) == document | {
+        "command": f"{document['command']} && again",
+        "systems": {"ours": SYSTEMS["ours"], "unsloth": "now"},
+        "records": [ours],
+    }
+    with pytest.raises(InputError, match="is of gpu cpu, not another; leave --add out"):
+        joined_with_earlier(tmp_path, path.stem, fresh | {"gpu": "another"})
 
 
 @pytest.mark.parametrize(
