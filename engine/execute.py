@@ -69,6 +69,7 @@ class Executor:
         self._before_leg = before_leg
         self._after_leg = after_leg
         self._held: dict[int, Held] = {}
+        self._packed: dict[int, PackedBatch] = {}
         parameter = next(stage.model.parameters())
         self._device = stage.device
         self.sums.move(self._device)
@@ -93,6 +94,9 @@ class Executor:
             if self._before_leg is not None:
                 self._before_leg(leg)
             self._mailbox.post(leg.post)
+            if self._device.type == "cuda" and leg.action.kind in (ActionKind.FORWARD, ActionKind.EVALUATE):
+                # The host packs while the message is on its way. On a CPU packing is work like any other.
+                self._packed[microbatch] = self._pack(microbatch)
             if leg.receive is not None:
                 self._mailbox.take(leg.receive, leg)
             start = self._recorder.mark()
@@ -144,10 +148,9 @@ class Executor:
         self.sums.totals[batch] = self.stage.adapters[adapter].close(step, after=after, reduce=reduce)
 
     def _forward(self, leg: Leg) -> Tensor | None:
-        microbatch = self.plan.microbatches[leg.action.microbatch]
-        for batch in microbatch.global_batches():
+        for batch in self.plan.microbatches[leg.action.microbatch].global_batches():
             self._check_version(batch, leg)
-        packed = self._packer.pack(microbatch)
+        packed = self._pack(leg.action.microbatch)
         inputs = packed.token_ids if leg.receive is None else self._mailbox.payload(leg.receive).requires_grad_()
         hidden = self._hidden(inputs, packed)
         if not self.stage.layout.is_last:
@@ -161,13 +164,17 @@ class Executor:
 
     @torch.no_grad()
     def _evaluate(self, leg: Leg) -> Tensor | None:
-        packed = self._packer.pack(self.plan.microbatches[leg.action.microbatch])
+        packed = self._pack(leg.action.microbatch)
         inputs = packed.token_ids if leg.receive is None else self._mailbox.payload(leg.receive)
         hidden = self._hidden(inputs, packed)
         if not self.stage.layout.is_last:
             return hidden
         self._add(self._losses(hidden, packed))
         return None
+
+    def _pack(self, microbatch: int) -> PackedBatch:
+        # Once, whoever asks first.
+        return self._packed.pop(microbatch, None) or self._packer.pack(self.plan.microbatches[microbatch])
 
     def _hidden(self, inputs: Tensor, packed: PackedBatch) -> Tensor:
         hidden = self.stage.model(inputs, rows=packed.rows, routing=packed.routing, recompute=self.stage.recompute)
