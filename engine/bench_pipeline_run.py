@@ -69,6 +69,8 @@ class BenchResult:
     """All systems, ours first, and under which conditions they ran."""
 
     outcomes: tuple[Outcome, ...]
+    profile: CostProfile
+    """What was foretold with."""
     facts: Mapping[str, object]
 
 
@@ -98,6 +100,7 @@ def run_bench(
     outcomes = zip(systems, foretold, measured, strict=True)
     return BenchResult(
         outcomes=tuple(Outcome(system=system, foretold=one, measured=own) for system, one, own in outcomes),
+        profile=profile,
         facts=facts,
     )
 
@@ -152,6 +155,7 @@ def _profile(request: BenchRequest, *, model: Path, job_file: Path) -> CostProfi
         random_weights=True,
         num_stages=request.num_stages,
         capacity_tokens=request.microbatch_tokens,
+        device="cuda" if has_gpu(request.device) else "cpu",
     )
 
 

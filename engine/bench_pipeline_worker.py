@@ -28,10 +28,9 @@ from .devices import choose_device
 from .errors import EngineError, out_of_memory
 from .execute import Executor
 from .itinerary import itinerary
-from .loopback import LoopbackTransport
-from .message import Wire
+from .measure import run_round
 from .position import PositionFile, position_path
-from .profile_plan import RandomTokens, measuring_program
+from .profile_conditions import PoolTokens
 from .recorder import Recorder
 from .stage import Stage, make_stage
 from .transport import Transport
@@ -105,12 +104,12 @@ def _execute(bench: _Bench, plan: Plan, schedule: str, number: int) -> None:
     bench.position.move(f"plan {number}, warming up", -1)
     transport = bench.transport
     stage = bench.stage(plan)
-    _alone(stage, _first(plan, _WARMUP_MICROBATCHES), bench.device)
+    _alone(stage, _first(plan, _WARMUP_MICROBATCHES))
     recorder = bench.recorder()
     executor = Executor(
         stage,
         plan,
-        Packer(plan.jobs, RandomTokens(stage.model.config.vocab_size), device=bench.device),
+        Packer(plan.jobs, PoolTokens(stage.model.config.vocab_size), device=bench.device),
         transport,
         recorder=recorder,
         before_leg=lambda leg: bench.position.move(f"plan {number}, {leg.word}", leg.action.microbatch),
@@ -129,15 +128,15 @@ def _measure_sharing(bench: _Bench, plan: Plan) -> None:
     # Each stage by itself while the others wait, then all at once.
     bench.position.move("measuring how stages share", -1)
     stage, work = bench.stage(plan), _first(plan, _SHARING_MICROBATCHES)
-    _alone(stage, work, bench.device)
+    _alone(stage, work)
     found = np.zeros((2, plan.num_stages))
     for worker in range(plan.num_stages):
         bench.transport.barrier()
         if worker == bench.transport.worker:
-            found[0, worker] = min(_alone(stage, work, bench.device) for _ in range(_SHARING_ROUNDS))
+            found[0, worker] = min(_alone(stage, work) for _ in range(_SHARING_ROUNDS))
     bench.transport.barrier()
     # One more round than counts, so that nobody is measured beside a stage that has already stopped.
-    rounds = [_alone(stage, work, bench.device) for _ in range(_SHARING_ROUNDS + 1)]
+    rounds = [_alone(stage, work) for _ in range(_SHARING_ROUNDS + 1)]
     found[1, bench.transport.worker] = min(rounds[:_SHARING_ROUNDS])
     numbers = torch.from_numpy(found)
     bench.transport.reduce(numbers, workers=range(plan.num_stages))
@@ -156,22 +155,13 @@ def _first(plan: Plan, count: int) -> Plan:
     return replace(plan, microbatches=tuple(held for held in plan.microbatches if held.samples)[:count])
 
 
-def _alone(stage: Stage, plan: Plan, device: torch.device) -> float:
+def _alone(stage: Stage, plan: Plan) -> float:
     # Forward and backward of each microbatch over made-up messages; milliseconds of compute.
-    legs = itinerary(measuring_program(plan), plan, stage=stage.layout.stage)
-    config, weight = stage.model.config, next(stage.model.parameters())
-    wire = Wire(hidden_size=config.hidden_size, dtype=weight.dtype, device=device)
-    recorder = Recorder(stage=stage.layout.stage, device=device)
-    Executor(
-        stage,
-        plan,
-        Packer(plan.jobs, RandomTokens(config.vocab_size), device=device),
-        LoopbackTransport(legs, wire, worker=stage.layout.stage),
-        recorder=recorder,
-    ).run(legs)
+    tokens = PoolTokens(stage.model.config.vocab_size)
+    spent = run_round(stage, plan, tokens=tokens)
     for adapter in stage.adapters:
         adapter.version = 0
-    return sum(recorder.compute_ms())
+    return sum(ms for _, ms in spent)
 
 
 if __name__ == "__main__":

@@ -203,12 +203,15 @@ def bench_pipeline(
     ]
     document = pipeline_document(rows, facts=done.facts, command=shlex.join(["loraplex", *sys.argv[1:]]))
     stem = write_pipeline(document, rows, output)
+    done.profile.save(stem.with_name(f"{stem.name}-profile.json"))
     if json:
         print(json_module.dumps(document))
     else:
         console = Console(soft_wrap=True)
         console.print(pipeline_table(rows, title=f"{done.facts['gpu']}: measured and simulated"))
-        console.print(f"wrote {stem}.json, .csv, .png, .svg", markup=False, highlight=False)
+        console.print(
+            f"wrote {stem}.json, .csv, .png, .svg and {stem.name}-profile.json", markup=False, highlight=False
+        )
 
 
 def parity(
