@@ -91,6 +91,9 @@ def profile(
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Draw the weights: a config.json or a shape is enough.")
     ] = False,
+    load_in_4bit: Annotated[
+        bool, typer.Option("--load-in-4bit", help="Hold the layers' linears in 4 bits, as the job file's field does.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in ms).")] = False,
 ) -> None:
     """Measure what this machine takes for the work of a stage, and write it as a cost profile."""
@@ -115,6 +118,7 @@ def profile(
                 output=output,
                 job_file=job,
                 random_weights=random_weights,
+                load_in_4bit=load_in_4bit,
                 num_stages=stages or (fields.pipeline.stages if fields else default_stages),
                 capacity_tokens=microbatch_tokens
                 or ((fields.microbatch_tokens or fields.sequence_len) if fields else default_tokens),

@@ -39,6 +39,7 @@ def profile_model(
     output: Path,
     job_file: Path | None = None,
     random_weights: bool = False,
+    load_in_4bit: bool = False,
     num_stages: int = 2,
     capacity_tokens: int = 1024,
     device: str = "cpu",
@@ -52,7 +53,7 @@ def profile_model(
     that does not fit, InputError for a device that is not here, EngineError when a process ends.
     """
     check_device(device)
-    base = find_base_model(model, relative_to=Path.cwd(), random_weights=random_weights)
+    base = find_base_model(model, relative_to=Path.cwd(), random_weights=random_weights, load_in_4bit=load_in_4bit)
     check_has_weights(base)
     _check_request(base, output=output, job_file=job_file, num_stages=num_stages, capacity_tokens=capacity_tokens)
     with tempfile.TemporaryDirectory(prefix="loraplex-profile-") as folder:
@@ -60,6 +61,7 @@ def profile_model(
         arguments += ["--microbatch-tokens", str(capacity_tokens)]
         arguments += [] if job_file is None else ["--job", str(job_file)]
         arguments += ["--random-weights"] if random_weights else []
+        arguments += ["--load-in-4bit"] if load_in_4bit else []
         arguments += ["--device", device, "--depth", str(depth), "--command", shlex.join(["loraplex", *sys.argv[1:]])]
         launch("loraplex.engine.profile_worker", arguments, work_dir=Path(folder), num_workers=num_stages)
     return CostProfile.load(output)

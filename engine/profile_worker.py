@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--microbatch-tokens", type=int, required=True)
     parser.add_argument("--job", type=Path)
     parser.add_argument("--random-weights", action="store_true")
+    parser.add_argument("--load-in-4bit", action="store_true")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--command", default="")
@@ -43,7 +44,12 @@ def main() -> None:
     position = PositionFile(position_path(given.work, transport.worker))
     start_watchdog(lambda: f"worker {transport.worker} at {position.text}")
     position.move("measuring", -1)
-    base = find_base_model(given.model, relative_to=Path.cwd(), random_weights=given.random_weights)
+    base = find_base_model(
+        given.model,
+        relative_to=Path.cwd(),
+        random_weights=given.random_weights,
+        load_in_4bit=given.load_in_4bit,
+    )
     if transport.worker == 0:
         base_model_folder(base, output_dir=given.work)
     transport.barrier()

@@ -111,14 +111,19 @@ def _meant(linear: str, name: str) -> bool:
 
 
 def find_base_model(
-    name: str, *, relative_to: Path, random_weights: bool = False, num_layers: int | None = None
+    name: str,
+    *,
+    relative_to: Path,
+    random_weights: bool = False,
+    num_layers: int | None = None,
+    load_in_4bit: bool = False,
 ) -> BaseModel:
     """The base model of that name: the embedded one, a folder, a config.json, a built-in shape, or a hub id.
 
     Of a model on the Hugging Face hub only the small files are read. `num_layers` replaces the model's own number, for
     random weights only. Raises JobError when it is nowhere or of a family that cannot be trained.
     """
-    found = _found(name, relative_to=relative_to, random_weights=random_weights)
+    found = replace(_found(name, relative_to=relative_to, random_weights=random_weights), load_in_4bit=load_in_4bit)
     if num_layers is None:
         return found
     if not random_weights:

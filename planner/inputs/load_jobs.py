@@ -77,10 +77,11 @@ def _base_model(read: ReadJobFile) -> BaseModel:
             relative_to=read.text.path.parent,
             random_weights=read.fields.random_weights,
             num_layers=read.fields.num_layers,
+            load_in_4bit=read.fields.load_in_4bit,
         )
     except JobError as error:
         raise JobError(f"{read.place('base_model')}: {error}") from error
-    return replace(found, load_in_4bit=read.fields.load_in_4bit, double_quant=read.fields.bnb_4bit_use_double_quant)
+    return replace(found, double_quant=read.fields.bnb_4bit_use_double_quant)
 
 
 def _check_limits(read: ReadJobFile, model: BaseModel) -> None:

@@ -16,6 +16,8 @@ from loraplex.engine.model import Layout, StageModel, build_stage, read_config
 from loraplex.engine.nf4_linear import Nf4Linear, held_bytes
 from loraplex.engine.parity import check_parity
 from loraplex.engine.place_weight import Nf4Settings
+from loraplex.engine.profile import measure_profile
+from loraplex.engine.rendezvous import RendezvousTransport, Switchboard
 from loraplex.engine.stage import Stage, make_stage
 from loraplex.engine.threads import run_in_threads
 from loraplex.engine.tiny_model import write_shards, write_tiny_model
@@ -260,6 +262,20 @@ def test_parity_holds_on_a_base_in_4_bits(
     say_quantized(rewritten(base, stored_by_bitsandbytes, tmp_path / "stored"))
     with pytest.raises(JobError, match=r"stored' is stored in 4 bits; give the unquantized model, with load_in_4bit"):
         check_parity(loaded, tmp_path / "stored", num_steps=2)
+
+
+def test_a_profile_counts_the_bytes_that_are_held(
+    base: Path, three_jobs: Callable[..., tuple[Job, ...]], tmp_path: Path
+) -> None:
+    model = find_base_model(str(base), relative_to=tmp_path, load_in_4bit=True)
+    board = Switchboard(1, timeout_s=60)
+    profile = measure_profile(
+        model, base, three_jobs(num_steps=2), RendezvousTransport(board, 0), num_stages=1, capacity_tokens=60,
+        seconds=0.1,
+    )  # fmt: skip
+    foretold = ModelShapes.of(model).layer_weight_bytes(load_in_4bit=True)
+    # Beside it the rotary frequencies of a stage, 8 of them and 8 more as they were at first.
+    assert foretold <= profile.memory.layer_weight_bytes < foretold + 16 * 4
 
 
 def test_a_job_file_asks_for_it(tmp_path: Path) -> None:
