@@ -123,7 +123,8 @@ def _bars(axes: Any, records: Sequence[Record]) -> None:
         axis.set_title(workload)
         axis.set_xlabel("real tokens/s")
         axis.margins(x=0.12)
-        axis.legend(fontsize=8)
+    # Above the bars: inside, it would hide some of them.
+    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="upper right", ncols=len(dropouts), fontsize=8)
 
 
 def _one_record_a_line(document: dict[str, Any]) -> str:

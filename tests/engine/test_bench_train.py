@@ -16,7 +16,7 @@ from loraplex.engine.bench_train import ask, make_questions
 from loraplex.engine.bench_train_laps import Laps, Measured, together
 from loraplex.engine.bench_train_ours import plan_of
 from loraplex.engine.bench_train_peers import ASSEMBLIES, Trainer, add_adapter, build_base, measure_peer, packed, padded
-from loraplex.engine.bench_train_report import joined_with_earlier
+from loraplex.engine.bench_train_report import joined_with_earlier, write_results
 from loraplex.engine.bench_train_spec import SYSTEMS, Point, Question, growth_points, points_of
 from loraplex.engine.bench_train_work import AdapterData, adapter_data, bounded_jobs, packs
 from loraplex.engine.bench_train_worker import answer
@@ -255,3 +255,16 @@ def test_wrong_choices_are_refused_before_anything_runs(changed: dict[str, Any],
     assert [asked.system for asked in make_questions(**right)] == list(SYSTEMS)
     with pytest.raises(InputError, match=message):
         make_questions(**(right | changed))
+
+
+def test_growth_is_drawn_over_adapters_and_over_microbatches(tmp_path: Path) -> None:
+    points = growth_points(microbatch_tokens=8192, dropout=0.0)
+    records = [point.named("ours") | {"tokens_per_s": 100.0 + place} for place, point in enumerate(points)]
+    document = {"model": "tiny", "gpu": "cpu", "growth": True, "records": records}
+    paths = write_results(tmp_path, "train-growth", document)
+    assert [path.name for path in paths] == ["train-growth.json", "train-growth.csv", "train-growth.png"]
+    assert json.loads(paths[0].read_text()) == document
+    assert paths[1].read_text().splitlines()[0] == (
+        "system,workload,dropout,num_adapters,microbatch_tokens,global_batch_size,tokens_per_s"
+    )
+    assert paths[2].stat().st_size > 10_000
