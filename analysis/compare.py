@@ -57,10 +57,16 @@ class Comparison:
         """Simulated minus measured bubble ratio."""
         return self.simulated.bubble_ratio - self.measured.bubble_ratio
 
+    def peak_memory_error(self) -> float | None:
+        """Simulated over measured peak memory of the worst stage, minus 1; None where either was not tracked."""
+        ours, theirs = self.simulated.peak_memory_bytes, self.measured.peak_memory_bytes
+        return None if ours is None or not theirs else ours / theirs - 1.0
+
     def to_json(self) -> dict[str, object]:
         """Plain values, ready for json.dumps."""
         return {
             "makespan_error": self.makespan_error(),
+            "peak_memory_error": self.peak_memory_error(),
             "bubble_ratio_difference": self.bubble_ratio_difference(),
             "same_order": self.same_order(),
             "first_difference": self.first_difference,

@@ -39,7 +39,12 @@ def comparison_table(comparison: Comparison) -> RenderableType:
             )
         ),
         ("tokens/s", rate_text(simulated.tokens_per_s), rate_text(measured.tokens_per_s), ""),
-        ("peak memory", bytes_text(simulated.peak_memory_bytes), bytes_text(measured.peak_memory_bytes), ""),
+        (
+            "peak memory",
+            bytes_text(simulated.peak_memory_bytes),
+            bytes_text(measured.peak_memory_bytes),
+            "" if comparison.peak_memory_error() is None else signed_percent(comparison.peak_memory_error()),
+        ),
     ]
     for row in rows:
         whole.add_row(*row)

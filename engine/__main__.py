@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..planner.inputs.override import Override
 from ..traces.errors import InputError
+from ..traces.memory_costs import RECOMPUTE_MODES
 from .errors import PEER_LOST, STOPPED, EngineError, PeerLostError, out_of_memory
 from .prepare import RunSettings
 from .show import StepBars
@@ -56,6 +57,7 @@ def _settings() -> RunSettings:
     parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint")
     parser.add_argument("--checkpoint-every", type=int, metavar="N", help="microbatches between checkpoints")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--recompute", choices=(*RECOMPUTE_MODES, "auto"), help="the job file's by default")
     parser.add_argument("--random-weights", action="store_true", help="draw the base model's weights")
     parser.add_argument("--config", type=Path, help="a config.json in place of the job file's base_model")
     given = parser.parse_args()
@@ -66,6 +68,7 @@ def _settings() -> RunSettings:
         resume=given.resume,
         checkpoint_every=given.checkpoint_every,
         device=given.device,
+        recompute=given.recompute,
         override=Override(random_weights=given.random_weights, config_file=given.config),
     )
 

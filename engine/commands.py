@@ -21,6 +21,10 @@ def train(
         int | None, typer.Option(help="Microbatches between checkpoints.", min=1, show_default="none are written")
     ] = None,
     device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")] = "auto",
+    recompute: Annotated[
+        str | None,
+        typer.Option(help="none, selective, full, or auto: the fastest that fits.", show_default="the job file's"),
+    ] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Draw the base model's weights; lengths become random tokens.")
     ] = False,
@@ -37,6 +41,7 @@ def train(
     from rich.console import Console
 
     from ..planner.inputs.override import Override
+    from ..traces.memory_costs import recompute_choice
     from .errors import STOPPED, EngineError, InterruptedRunError
     from .prepare import RunSettings
     from .show import LoadBars, train_table
@@ -49,6 +54,7 @@ def train(
         resume=resume,
         checkpoint_every=checkpoint_every,
         device=device,
+        recompute=None if recompute is None else recompute_choice(recompute),
         override=Override(random_weights=random_weights, config_file=config),
     )
     try:

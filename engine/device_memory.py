@@ -1,29 +1,62 @@
 """How much memory the devices of this machine have to give, asked without keeping any of it."""
 
 import json
+import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
 """One of these is there where a process can reach a GPU: on Linux, and on Linux inside Windows."""
 
 
-def free_device_bytes() -> float | None:
-    """Free bytes of the GPU that has least of them; None without GPUs.
+def free_device_bytes() -> tuple[int, ...]:
+    """Free bytes of each GPU that is visible here; empty without GPUs.
 
     Asked in a process of its own, which is gone when this returns: a CUDA context would stay in this one, and takes
     half a GiB.
     """
     if not any(Path(driver).exists() for driver in _DRIVERS):
-        return None
+        return ()
     asked = subprocess.run(
         [sys.executable, "-c", _QUESTION], capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
     )
     if asked.returncode:
-        return None
+        return ()
     free: list[int] = json.loads(asked.stdout)
-    return float(min(free)) if free else None
+    return tuple(free)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceBytes:
+    """A GPU's memory, and what one process takes of it beside tensors."""
+
+    total: int
+    context: int
+    """CUDA's context, kernels, buffers of NCCL: what is taken and not the allocator's, shared out evenly."""
+
+    @classmethod
+    def of(cls, device: torch.device, *, num_processes: int) -> "DeviceBytes":
+        """As it is now, when as many processes as this one, alike, use the GPU and nobody else."""
+        free, total = torch.cuda.mem_get_info(device)
+        beside = total - free - num_processes * torch.cuda.memory_reserved(device)
+        return cls(total=total, context=max(0, beside) // num_processes)
+
+
+def peak_bytes(device: torch.device, *, num_processes: int) -> int | None:
+    """Most that this process's tensors took at once since the start, and its context; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.max_memory_allocated(device) + DeviceBytes.of(device, num_processes=num_processes).context
+
+
+def sharing_processes() -> int:
+    """Workers on each of this machine's GPUs, as torchrun has started them."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return -(-local // max(1, torch.cuda.device_count()))
 
 
 _QUESTION = """

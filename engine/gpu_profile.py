@@ -16,12 +16,13 @@ from ..planner.jobs import LoraSettings
 from ..traces.costs import CostProfile, CostTerms, Kernels, LinkCosts, MemoryCosts, PassCosts
 from ..traces.fit import CostPoints, fit_terms
 from ..traces.profile_fit import fit_profile
+from .device_memory import DeviceBytes, sharing_processes
 from .measure import measure_link
 from .measure_points import Measured, Setup, measure_points
 from .message import Wire
 from .model import read_config
 from .profile_conditions import DEFAULT_LORAS, NUM_CONDITIONS, draw_conditions
-from .profile_memory import DeviceBytes, memory_costs
+from .profile_memory import memory_costs
 from .transport import Transport
 from .weight_source import WeightSource
 
@@ -83,7 +84,7 @@ def measure_gpu_profile(
         forward=_BLANK,
         backward=_BLANK,
         link=link_costs(link_ms, wire),
-        memory=_memory(measured, wire, device=device, request=request),
+        memory=_memory(measured, wire, device=device),
     )
     fitted = fit_profile(measured.table, kernels=kernels)
     return GpuProfile(profile=fitted.onto(profile), points=measured.table)
@@ -110,15 +111,12 @@ def link_costs(ms: Sequence[float], wire: Wire) -> LinkCosts:
     return LinkCosts(latency_ms=terms.fixed_ms, bytes_per_ms=rate, bytes_per_token=per_token)
 
 
-def _memory(measured: Measured, wire: Wire, *, device: torch.device, request: GpuRequest) -> MemoryCosts:
+def _memory(measured: Measured, wire: Wire, *, device: torch.device) -> MemoryCosts:
     boundary = float(wire.hidden_size * wire.dtype.itemsize)
     if device.type != "cuda":
         return MemoryCosts(boundary_bytes_per_token=boundary)
-    # Workers beyond the GPUs share one.
-    sharing = -(-request.num_stages // max(1, torch.cuda.device_count()))
-    return memory_costs(
-        measured, device=DeviceBytes.of(device, num_processes=sharing), boundary_bytes_per_token=boundary
-    )
+    held = DeviceBytes.of(device, num_processes=sharing_processes())
+    return memory_costs(measured, device=held, boundary_bytes_per_token=boundary)
 
 
 def _source(

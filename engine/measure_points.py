@@ -64,8 +64,6 @@ class StaticBytes:
     num_adapters: int
     held_bytes: int
     """By the allocator, optimizer state and packed copies included; 0 where nobody counts."""
-    slack_bytes: int
-    """What the allocator took from the device beyond the most that it gave out at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -168,7 +166,7 @@ def _measure_stage(
         step = {"piece": "step", "pass": "step", "recompute": "none", "layers": kind.layers}
         step |= {"condition": -1, "tokens": 1, "squares": 1, "targets": 1, "adapters": 1, "dropped": 0}
         rows.append(step | {"ms": float(np.median(ms[ActionKind.STEP]))})
-    return rows, _static(setup, kind, stage, peak_bytes=max((one.peak for one in held), default=0))
+    return rows, _static(setup, kind, stage)
 
 
 def _repeat(setup: Setup, one_round: Callable[[], None], *, seconds: float) -> None:
@@ -248,16 +246,14 @@ def _measure_pieces(
     return rows
 
 
-def _static(setup: Setup, kind: StageKind, stage: Stage, *, peak_bytes: int) -> StaticBytes:
+def _static(setup: Setup, kind: StageKind, stage: Stage) -> StaticBytes:
     gc.collect()
-    counted = setup.device.type == "cuda"
     return StaticBytes(
         kind=kind,
         weight_bytes=held_bytes(stage.model),
         adapter_parameters=sum(one.numel() for adapter in stage.adapters for one in adapter.parameters.values()),
         num_adapters=len(stage.adapters),
-        held_bytes=torch.cuda.memory_allocated(setup.device) if counted else 0,
-        slack_bytes=max(0, torch.cuda.memory_reserved(setup.device) - peak_bytes) if counted else 0,
+        held_bytes=torch.cuda.memory_allocated(setup.device) if setup.device.type == "cuda" else 0,
     )
 
 

@@ -13,6 +13,7 @@ from ..planner.inputs.override import AS_WRITTEN, Override
 from ..planner.plan import Plan
 from ..planner.plan_file import load_plan
 from ..planner.program import Program
+from ..traces.memory_costs import RecomputeChoice
 from ..traces.run_folder import PLAN
 from .base_folder import check_has_weights
 from .init_adapter import check_init_adapters
@@ -35,6 +36,8 @@ class RunSettings:
     """Microbatches between checkpoints; none are written when absent."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    recompute: RecomputeChoice | None = None
+    """What the backward makes again; the job file's when absent."""
     override: Override = AS_WRITTEN
     """What is said of the base model instead of the job file."""
 
@@ -46,6 +49,7 @@ class RunSettings:
             ("--output", self.output_dir),
             ("--checkpoint-every", self.checkpoint_every),
             ("--device", self.device),
+            ("--recompute", self.recompute),
         ):
             words += [] if value is None else [option, str(value)]
         words += self.override.arguments()

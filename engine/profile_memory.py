@@ -5,27 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 
 from ..traces.costs import MemoryCosts
 from ..traces.fit import Float, nonnegative
+from .device_memory import DeviceBytes
 from .measure_points import Measured, StaticBytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceBytes:
-    """A GPU's memory, and what this process takes of it beside tensors."""
-
-    total: int
-    context: int
-    """Of all processes on it, divided by their number: CUDA's context, kernels, buffers of NCCL."""
-
-    @classmethod
-    def of(cls, device: torch.device, *, num_processes: int) -> "DeviceBytes":
-        """As it is now, when no more than these processes of ours use it."""
-        free, total = torch.cuda.mem_get_info(device)
-        beside = total - free - num_processes * torch.cuda.memory_reserved(device)
-        return cls(total=total, context=max(0, beside) // num_processes)
 
 
 def memory_costs(measured: Measured, *, device: DeviceBytes, boundary_bytes_per_token: float) -> MemoryCosts:
@@ -52,7 +36,7 @@ def memory_costs(measured: Measured, *, device: DeviceBytes, boundary_bytes_per_
         workspace_bytes_per_token=max(_passing(plain), _passing(_plain(backward))),
         logit_bytes_per_target=_per_target(forward),
         head_workspace_bytes=float(forward.loc[forward["piece"] == "last", "passing_bytes"].max()),
-        overhead_bytes=device.context + max(held.slack_bytes for held in measured.static),
+        overhead_bytes=float(device.context),
         capacity_bytes=float(device.total),
     )
 

@@ -10,12 +10,15 @@ from ..planner.inputs.load_jobs import load_jobs
 from ..planner.make_plan import make_plan
 from ..planner.plan_file import load_plan, save_plan
 from ..planner.position import continued
+from ..traces.memory_costs import RecomputeMode
 from ..traces.run_folder import MEASURED, PLAN, metrics_name
 from ..traces.timeline import Timeline
 from .base_folder import check_has_weights
 from .checkpoint import newest_position
 from .cut import check_can_cut
-from .devices import check_device
+from .device_memory import free_device_bytes
+from .devices import check_device, resolved_device
+from .fit_check import settled_recompute, share_of_device
 from .launch import launch
 from .metrics import StepRecord, read_metrics
 from .output import ADAPTERS, WORK, read_validation
@@ -78,6 +81,8 @@ class TrainedRun:
     """From the first start to the last end of any action."""
     tokens: int
     """Trained on; like the makespan, of the resumed part only where a run was resumed."""
+    recompute: RecomputeMode
+    """What the backward made again."""
     adapters: tuple[TrainedAdapter, ...]
 
     def tokens_per_s(self) -> float:
@@ -92,6 +97,7 @@ class TrainedRun:
             "makespan_ms": self.makespan_ms,
             "tokens": self.tokens,
             "tokens_per_s": self.tokens_per_s(),
+            "recompute": self.recompute,
             "adapters": [adapter.summary() for adapter in self.adapters],
         }
 
@@ -118,7 +124,8 @@ def train(
     if settings.plan_file is not None:
         prepared.output_dir.mkdir(parents=True, exist_ok=True)
         save_plan(prepared.plan, prepared.output_dir / PLAN)
-    settings = replace(settings, plan_file=None, output_dir=prepared.output_dir)
+    recompute = _recompute(settings, prepared)
+    settings = replace(settings, plan_file=None, output_dir=prepared.output_dir, recompute=recompute)
     num_workers = prepared.plan.num_stages * prepared.plan.num_replicas
     if before_launch is not None:
         before_launch()
@@ -127,7 +134,19 @@ def train(
         launch("loraplex.engine", settings.arguments(), work_dir=work_dir, num_workers=num_workers)
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)
-    return _result(prepared)
+    return _result(prepared, recompute=recompute)
+
+
+def _recompute(settings: RunSettings, prepared: Prepared) -> RecomputeMode:
+    # Here, so that what cannot fit is told before any process starts.
+    plan, loaded = prepared.plan, prepared.loaded
+    free = free_device_bytes() if resolved_device(settings.device) == "cuda" else ()
+    return settled_recompute(
+        plan,
+        loaded,
+        asked=settings.recompute or loaded.settings.recompute,
+        capacity_bytes=share_of_device(free, num_workers=plan.num_stages * plan.num_replicas),
+    )
 
 
 def _plan(settings: RunSettings, *, progress: Callable[[str, float], None] | None) -> None:
@@ -168,7 +187,7 @@ def _plan_rest(settings: RunSettings, *, progress: Callable[[str, float], None] 
     save_plan(rest, folder / PLAN)
 
 
-def _result(prepared: Prepared) -> TrainedRun:
+def _result(prepared: Prepared, *, recompute: RecomputeMode) -> TrainedRun:
     folder = prepared.output_dir
     adapters = []
     validation = read_validation(folder)
@@ -195,6 +214,7 @@ def _result(prepared: Prepared) -> TrainedRun:
         timeline_file=folder / MEASURED,
         makespan_ms=timeline.makespan_ms(),
         tokens=sum(prepared.plan.microbatches[place].num_tokens() for place in done),
+        recompute=recompute,
         adapters=tuple(adapters),
     )
 

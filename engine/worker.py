@@ -10,8 +10,9 @@ import pandas as pd
 import torch
 
 from ..planner.position import positions
+from ..traces.memory_costs import RecomputeMode, asked_recompute
 from ..traces.run_folder import MEASURED, metrics_name
-from ..traces.timeline import Timeline
+from ..traces.timeline import Timeline, no_counters
 from .base_folder import base_model_folder
 from .batch import Packer
 from .checkpoint import CheckpointWriter, Restored, forget_checkpoints, newest_checkpoint
@@ -19,9 +20,11 @@ from .clock import clock_offset_ns
 from .collect import collect
 from .connect import open_transport
 from .cut import check_can_cut, copies, cut_points
+from .device_memory import peak_bytes, sharing_processes
 from .devices import choose_device
 from .execute import Executor
 from .export import export_adapters, save_part
+from .fit_check import agreed_recompute, settled_recompute
 from .init_adapter import start_from
 from .itinerary import itinerary
 from .mailbox import Sums
@@ -78,6 +81,7 @@ def run_worker(settings: RunSettings, listener: Listener) -> None:
         replica=replica,
         weights=weights,
         device=device,
+        recompute=_recompute(settings, prepared, transport),
     )
     start_from(stage.adapters, prepared.loaded.init_adapters)
     restored = _restore(settings, prepared, stage, transport)
@@ -97,6 +101,17 @@ def run_worker(settings: RunSettings, listener: Listener) -> None:
     transport.barrier()
     transport.close()
     shutil.rmtree(prepared.output_dir / WORK, ignore_errors=True)
+
+
+def _recompute(settings: RunSettings, prepared: Prepared, transport: Transport) -> RecomputeMode:
+    # `loraplex train` has settled it; workers that torchrun starts on machines of their own agree on it.
+    choice = settings.recompute or prepared.loaded.settings.recompute
+    if choice != "auto" or transport.device.type != "cuda":
+        return asked_recompute(choice) or "none"
+    plan, (free_bytes, _) = prepared.plan, torch.cuda.mem_get_info(transport.device)
+    own_bytes = free_bytes / sharing_processes()
+    mode = settled_recompute(plan, prepared.loaded, asked=choice, capacity_bytes=own_bytes)
+    return agreed_recompute(mode, transport, num_workers=plan.num_stages * plan.num_replicas)
 
 
 def _base_folder(prepared: Prepared, transport: Transport) -> Path:
@@ -219,8 +234,17 @@ def _hand_in(prepared: Prepared, stage: Stage, recorder: Recorder, transport: Tr
         origin=machine(stage.device),
         num_stages=plan.num_stages,
         num_replicas=plan.num_replicas,
+        counters=_peak(stage),
     ).save(work / spans)
     collect(transport, prepared.output_dir, written, num_workers=plan.num_stages * plan.num_replicas)
+
+
+def _peak(stage: Stage) -> pd.DataFrame:
+    # Its peak as the memory of the whole run: a curve nobody kept.
+    held = peak_bytes(stage.device, num_processes=sharing_processes())
+    if held is None:
+        return no_counters()
+    return pd.DataFrame({"replica": [stage.replica], "stage": [stage.layout.stage], "ms": [0.0], "bytes": [held]})
 
 
 def _part(stage: int) -> str:
@@ -247,13 +271,14 @@ def join_timelines(parts: list[Timeline]) -> Timeline:
     begin_ms = frame["start_ms"].min()
     frame["start_ms"] -= begin_ms
     frame["end_ms"] -= begin_ms
-    first = parts[0]
+    first, counters = parts[0], [part.counters for part in parts if len(part.counters)]
     return Timeline.from_frame(
         frame,
         source="measured",
         origin=first.origin,
         num_stages=first.num_stages,
         num_replicas=first.num_replicas,
+        counters=pd.concat(counters, ignore_index=True) if counters else None,
     )
 
 

@@ -14,6 +14,8 @@ from .plan import Plan
 from .stage_memory import StageMemory, peak_memory
 
 GIB = 2**30
+SPARE = 0.04
+"""Part of a device's memory that a choice of recomputation leaves free: estimates are within 5 %."""
 _PLANNING_S = 5.0
 """Most seconds for planning anew under a change that is only proposed."""
 
@@ -72,14 +74,15 @@ def needed(
 
 
 def cheapest_that_fits(plan: Plan, *, memory: MemoryCosts, num_layers: int, asked: RecomputeMode | None = None) -> Need:
-    """The need under the fastest recomputation that fits into `memory.capacity_bytes`; under the last if none does.
+    """The need under the fastest recomputation that fits into `memory.capacity_bytes` with some to spare.
 
-    `asked` leaves no choice. A way that a profile does not know (it keeps as much as the one before) is passed over.
+    Under the last if none does. `asked` leaves no choice. A way that a profile does not know (it keeps as much as the
+    one before) is passed over.
     """
     modes = (asked,) if asked is not None else _known_modes(memory)
     for mode in modes:
         need = needed(plan, memory=memory, num_layers=num_layers, recompute=mode)
-        if need.peak_bytes() <= memory.capacity_bytes:
+        if need.peak_bytes() <= memory.capacity_bytes * (1 - SPARE):
             break
     return need
 

@@ -268,7 +268,8 @@ def _device_bytes(asked_gib: float | None, profile: str | None) -> float | None:
         return None
     from ..engine.device_memory import free_device_bytes
 
-    return free_device_bytes()
+    free = free_device_bytes()
+    return float(min(free)) if free else None
 
 
 def bench_simulator(

@@ -1,6 +1,7 @@
 """Prediction against reality, on runs whose differences are known."""
 
 import json
+from dataclasses import replace
 from io import StringIO
 
 import pandas as pd
@@ -92,6 +93,19 @@ def test_the_tables_say_what_the_numbers_say(make_1f1b: MakeTimeline, two_adapte
     text = printed(summary_table(summarize(simulated, plan=two_adapters, alone_ms={"papers": 5.0})))
     for words in ("bubble ratio", "by warmup", "by cooldown", "maths", "papers", "unused capacity"):
         assert words in text
+
+
+def test_peaks_are_compared_where_both_were_tracked(make_1f1b: MakeTimeline) -> None:
+    def held(num_bytes: int) -> pd.DataFrame:
+        return pd.DataFrame({"replica": [0, 0], "stage": [0, 1], "ms": [0.0, 0.0], "bytes": [num_bytes, 100]})
+
+    plain = make_1f1b(num_stages=2, num_microbatches=2)
+    simulated, measured = (replace(plain, counters=held(num_bytes)) for num_bytes in (1050, 1000))
+    comparison = compare(simulated, measured=measured)
+    assert comparison.peak_memory_error() == pytest.approx(0.05)
+    assert "+5.0 %" in printed(comparison_table(comparison))
+    assert compare(simulated, measured=plain).peak_memory_error() is None
+    assert compare(plain, measured=measured).peak_memory_error() is None
 
 
 def test_a_comparison_is_plain_json(make_1f1b: MakeTimeline) -> None:

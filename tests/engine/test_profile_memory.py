@@ -3,8 +3,9 @@
 import pandas as pd
 import pytest
 
+from loraplex.engine.device_memory import DeviceBytes
 from loraplex.engine.measure_points import Measured, StageKind, StaticBytes
-from loraplex.engine.profile_memory import DeviceBytes, memory_costs
+from loraplex.engine.profile_memory import memory_costs
 from loraplex.traces.costs import RecomputeMode
 from loraplex.traces.profile_points import points_table
 
@@ -36,7 +37,7 @@ def rows() -> pd.DataFrame:
     return points_table(found)
 
 
-def held(piece: str, layers: int, *, weights: int, slack: int = 0) -> StaticBytes:
+def held(piece: str, layers: int, *, weights: int) -> StaticBytes:
     # Two adapters of 500 parameters a layer, 20 bytes a parameter.
     return StaticBytes(
         kind=StageKind(piece=piece, layers=layers),
@@ -44,14 +45,13 @@ def held(piece: str, layers: int, *, weights: int, slack: int = 0) -> StaticByte
         adapter_parameters=2 * 500 * layers,
         num_adapters=2,
         held_bytes=weights + 20 * 2 * 500 * layers + 64,
-        slack_bytes=slack,
     )
 
 
 def test_every_part_comes_back() -> None:
     static = (
-        held("stage", 2, weights=2_000_000, slack=3000),
-        held("stage", 4, weights=4_000_000, slack=1000),
+        held("stage", 2, weights=2_000_000),
+        held("stage", 4, weights=4_000_000),
         held("first", 2, weights=2_700_000),
         held("last", 2, weights=2_800_000),
     )
@@ -66,7 +66,7 @@ def test_every_part_comes_back() -> None:
     assert memory.stage_bytes_per_token == pytest.approx(BESIDE + HIDDEN)
     assert memory.workspace_bytes_per_token == pytest.approx(WORKSPACE)
     assert [memory.logit_bytes_per_target, memory.head_workspace_bytes] == pytest.approx([PER_TARGET, CHUNK])
-    assert (memory.overhead_bytes, memory.capacity_bytes) == (3600, 80 * 2**30)
+    assert (memory.overhead_bytes, memory.capacity_bytes) == (600, 80 * 2**30)
 
 
 def test_a_model_of_one_depth_takes_all_of_it_for_the_layers() -> None:

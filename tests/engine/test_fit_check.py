@@ -1,0 +1,111 @@
+"""Before a run starts: what it makes again, and whether it fits."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from loraplex.engine.fit_check import agreed_recompute, settled_recompute, share_of_device
+from loraplex.engine.prepare import RunSettings
+from loraplex.engine.rendezvous import RendezvousTransport, Switchboard
+from loraplex.planner.errors import PlanError
+from loraplex.planner.inputs.load_jobs import load_jobs
+from loraplex.planner.inputs.loaded_jobs import LoadedJobs
+from loraplex.planner.make_plan import make_plan
+from loraplex.planner.memory_check import GIB, needed
+from loraplex.planner.memory_formula import memory_of_shapes
+from loraplex.planner.model_shapes import ModelShapes
+from loraplex.planner.plan import Plan
+from loraplex.traces.memory_costs import RECOMPUTE_MODES, RecomputeMode
+
+JOBS = """
+base_model: llama-3.1-8b
+random_weights: true
+sequence_len: 1024
+microbatch_tokens: 4096
+pipeline: {stages: 2}
+adapters:
+  - {name: one, datasets: [{path: lengths.csv, type: lengths}]}
+"""
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> LoadedJobs:
+    (tmp_path / "lengths.csv").write_text("num_tokens\n" + "\n".join(["1024"] * 64), encoding="utf-8")
+    (tmp_path / "jobs.yaml").write_text(JOBS, encoding="utf-8")
+    return load_jobs(tmp_path / "jobs.yaml")
+
+
+@pytest.fixture
+def plan(loaded: LoadedJobs) -> Plan:
+    return make_plan(loaded.jobs, num_stages=2, microbatch_tokens=4096, strategy="stream")
+
+
+def peak(plan: Plan, loaded: LoadedJobs, mode: RecomputeMode) -> float:
+    shapes = ModelShapes.of(loaded.settings.base_model)
+    memory = memory_of_shapes(shapes, plan.jobs, num_stages=2)
+    return needed(plan, memory=memory, num_layers=32, recompute=mode).peak_bytes()
+
+
+def test_auto_is_the_least_that_fits(plan: Plan, loaded: LoadedJobs) -> None:
+    for mode in RECOMPUTE_MODES:
+        # With the few percent to spare that estimates are off by.
+        room = 1.05 * peak(plan, loaded, mode)
+        assert settled_recompute(plan, loaded, asked="auto", capacity_bytes=room) == mode
+    assert settled_recompute(plan, loaded, asked="auto", capacity_bytes=None) == "none"
+
+
+def test_what_is_asked_for_is_done_where_it_fits(plan: Plan, loaded: LoadedJobs) -> None:
+    room = 80.0 * GIB
+    assert settled_recompute(plan, loaded, asked="full", capacity_bytes=room) == "full"
+    assert settled_recompute(plan, loaded, asked="selective", capacity_bytes=None) == "selective"
+    with pytest.raises(PlanError, match=r"stage 0 of 2 would need .* with recompute=none .*recompute: selective would"):
+        settled_recompute(plan, loaded, asked="none", capacity_bytes=peak(plan, loaded, "none") - 1)
+
+
+def test_what_cannot_fit_is_refused_with_numbers_and_mends(plan: Plan, loaded: LoadedJobs) -> None:
+    with pytest.raises(PlanError) as raised:
+        settled_recompute(plan, loaded, asked="auto", capacity_bytes=7.0 * GIB)
+    text = str(raised.value)
+    assert "with recompute=full (weights 7.5 GiB, adapters " in text
+    assert "but its device has 7.0 GiB; one of these fits: pipeline.stages: 4 would need " in text
+    assert "load_in_4bit: true would need " in text
+    # In 4 bits already, that is no proposal any more.
+    model = replace(loaded.settings.base_model, load_in_4bit=True)
+    small = replace(loaded, settings=replace(loaded.settings, base_model=model))
+    with pytest.raises(PlanError) as raised:
+        settled_recompute(plan, small, asked="auto", capacity_bytes=3.0 * GIB)
+    assert "load_in_4bit" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("free", "num_workers", "share"),
+    [((), 2, None), ((80,), 1, 80.0), ((80,), 4, 20.0), ((80, 60), 2, 60.0), ((80, 60), 3, 30.0)],
+)
+def test_workers_that_share_a_gpu_share_its_memory(free: tuple[int, ...], num_workers: int, share: float) -> None:
+    assert share_of_device(free, num_workers=num_workers) == share
+
+
+def test_workers_agree_on_what_saves_most() -> None:
+    board = Switchboard(3, timeout_s=20)
+    wishes: tuple[RecomputeMode, ...] = ("none", "selective", "none")
+    found: dict[int, RecomputeMode] = {}
+
+    def work(worker: int) -> None:
+        found[worker] = agreed_recompute(wishes[worker], RendezvousTransport(board, worker), num_workers=3)
+
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == dict.fromkeys(range(3), "selective")
+
+
+def test_workers_are_told_what_was_settled(tmp_path: Path) -> None:
+    assert RunSettings(job_file=tmp_path / "j.yaml", recompute="selective").arguments()[-2:] == [
+        "--recompute",
+        "selective",
+    ]
+    assert "--recompute" not in RunSettings(job_file=tmp_path / "j.yaml").arguments()
