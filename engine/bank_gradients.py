@@ -25,17 +25,13 @@ class BankGradients:
         self._banks = tuple(banks)
         self._packed = packed
         self._sums = sums
-        self.refresh()
 
     def gathered(self) -> dict[str, Tensor]:
         return dict(self._sums)
 
-    def take(self) -> dict[str, Tensor]:
-        # New tensors, not the views: the next batch of this adapter goes on in the same place.
-        taken = {name: torch.empty_like(self._parameters[name]) for name in self._sums}
-        torch._foreach_copy_(list(taken.values()), list(self._sums.values()))
+    def take(self, into: Mapping[str, Tensor]) -> None:
+        torch._foreach_copy_([into[name] for name in self._sums], list(self._sums.values()))
         zero_gradients(self._banks, adapter=self._adapter)
-        return taken
 
     def put(self, gradients: Mapping[str, Tensor]) -> None:
         zero_gradients(self._banks, adapter=self._adapter)

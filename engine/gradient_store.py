@@ -17,8 +17,8 @@ class GradientStore(Protocol):
         """What has come so far; without an entry, or zero, where nothing has. Not copies."""
         ...
 
-    def take(self) -> dict[str, Tensor]:
-        """What has come, for the caller to keep and to change; the next batch begins at nothing (also after NaN)."""
+    def take(self, into: Mapping[str, Tensor]) -> None:
+        """Copy what has come, zero where nothing has; the next batch begins at nothing (also after NaN)."""
         ...
 
     def put(self, gradients: Mapping[str, Tensor]) -> None:
@@ -39,11 +39,13 @@ class ParameterGradients:
     def gathered(self) -> dict[str, Tensor]:
         return {name: owner.grad for name, owner in self._parameters.items() if owner.grad is not None}
 
-    def take(self) -> dict[str, Tensor]:
-        taken = self.gathered()
-        for parameter in self._parameters.values():
+    def take(self, into: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            if parameter.grad is None:
+                into[name].zero_()
+            else:
+                into[name].copy_(parameter.grad)
             parameter.grad = None
-        return taken
 
     def put(self, gradients: Mapping[str, Tensor]) -> None:
         for name, gradient in gradients.items():

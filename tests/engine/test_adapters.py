@@ -152,11 +152,10 @@ class Packed:
     def gathered(self) -> dict[str, torch.Tensor]:
         return self.sums
 
-    def take(self) -> dict[str, torch.Tensor]:
-        taken = {name: total.clone() for name, total in self.sums.items()}
-        for total in self.sums.values():
+    def take(self, into: Mapping[str, torch.Tensor]) -> None:
+        for name, total in self.sums.items():
+            into[name].copy_(total)
             total.zero_()
-        return taken
 
     def put(self, gradients: Mapping[str, torch.Tensor]) -> None:
         for name, gradient in gradients.items():

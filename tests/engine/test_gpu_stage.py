@@ -76,7 +76,7 @@ def losses_and_gradients(
     gradients = {
         f"{index}/{name}": gradient.float().cpu()
         for index, adapter in enumerate(stage.adapters)
-        for name, gradient in adapter.gradients.take().items()
+        for name, gradient in adapter.gradients.gathered().items()
     }
     return [loss.item() for losses in found for loss in losses], gradients
 

@@ -65,9 +65,9 @@ def gradients(
     for output in outputs:
         torch.autograd.backward(output.square().sum())
     found = {
-        f"{index}/{name}": gradient.cpu()
+        f"{index}/{name}": gradient.clone()
         for index, adapter in enumerate(stage.adapters)
-        for name, gradient in adapter.gradients.take().items()
+        for name, gradient in adapter.gradients.gathered().items()
     }
     return found, sum(kept.values())
 
