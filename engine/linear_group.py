@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear as plain_linear
 
 from ..kernels.bank import AdapterBank, banked_linears
 from ..kernels.multi_lora import multi_lora_linears
@@ -28,7 +29,7 @@ class LinearGroup:
         self.lora_b: list[list[Tensor | None]] = [[] for _ in linears]
         self.bank: AdapterBank | None = None
         """The same matrices packed, on a GPU: read in their place."""
-        _join(self.linears)
+        self._joined = _join(self.linears)
 
     def is_frozen(self) -> bool:
         """Whether no adapter targets any of the linears."""
@@ -39,6 +40,8 @@ class LinearGroup:
         weights = [linear.weight for linear in self.linears]
         biases = [linear.bias for linear in self.linears]
         if self.is_frozen():
+            if self._joined is not None:
+                return plain_linear(x, self._joined, _joined_bias(self.linears))
             # Each by its own forward: one in 4 bits keeps no dense weight for the backward.
             outputs = [linear(x) for linear in self.linears]
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
@@ -50,14 +53,23 @@ class LinearGroup:
         return multi_lora_linears(x, weights, biases, self.lora_a, self.lora_b, routing=routing, targets=masks)
 
 
-def _join(linears: Sequence[nn.Linear]) -> None:
-    # Slices of one matrix are multiplied as one (kernels/fused.py).
+def _joined_bias(linears: Sequence[nn.Linear]) -> Tensor | None:
+    if all(linear.bias is None for linear in linears):
+        return None
+    return torch.cat(
+        [linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias for linear in linears]
+    )
+
+
+def _join(linears: Sequence[nn.Linear]) -> Tensor | None:
+    # One matrix whose slices the weights become, where they are several and dense: multiplied as one.
     packed = [linear for linear in linears if isinstance(linear, Nf4Linear)]
     if len(packed) == len(linears):
         join_nf4_linears(packed)
     if packed or len(linears) == 1 or linears[0].weight.is_meta:
-        return
+        return None
     joined = torch.cat([linear.weight.data for linear in linears])
     sizes = [linear.weight.shape[0] for linear in linears]
     for linear, rows in zip(linears, torch.split(joined, sizes), strict=True):
         linear.weight.data = rows
+    return joined
