@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from ..errors import JobError
 from .read_jobfile import ReadJobFile
 
 
@@ -17,9 +18,11 @@ class Override:
     """A config.json that takes the place of `base_model`; relative to the current folder."""
 
     def applied(self, read: ReadJobFile) -> ReadJobFile:
-        """The job file as it would read with these answers in it."""
+        """The job file as it would read with these answers in it. Raises JobError where there is no such file."""
         changes: dict[str, object] = {"random_weights": True} if self.random_weights else {}
         if self.config_file is not None:
+            if not self.config_file.expanduser().exists():
+                raise JobError(f"--config {self.config_file}: is not there; give a config.json")
             changes["base_model"] = str(self.config_file.expanduser().resolve())
         return replace(read, fields=read.fields.model_copy(update=changes)) if changes else read
 

@@ -129,6 +129,23 @@ def test_lengths_alone_are_trained_on_from_the_command_line(job_file: Path, tmp_
     assert written["base_model_name_or_path"] == str((tmp_path / "out" / "random-base").resolve())
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_weights_are_drawn_there_and_again_the_same(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "qwen3")
+    layout = Layout.of(num_layers=3, stage=0, num_stages=1)
+    first, again = (
+        weights([build_stage(folder, layout, weights=WeightSource(random_seed=0), device="cuda")]) for _ in range(2)
+    )
+    assert {tensor.device.type for tensor in first.values()} == {"cuda"}
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert all(0.045 < tensor.std().item() < 0.055 for name, tensor in first.items() if "norm" not in name)
+
+
+def test_a_config_file_that_is_not_there_is_named(job_file: Path) -> None:
+    with pytest.raises(JobError, match=r"--config nowhere.json: is not there; give a config.json"):
+        load_jobs(job_file, override=Override(random_weights=True, config_file=Path("nowhere.json")))
+
+
 def test_random_tokens_are_always_the_same_and_tie_a_plan_to_them(job_file: Path) -> None:
     override = Override(random_weights=True)
     first, again = (load_jobs(job_file, override=override) for _ in range(2))
