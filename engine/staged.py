@@ -56,9 +56,10 @@ class _Parcel:
 class _Sender:
     # Sends the messages of one edge in order, from a thread of its own.
 
-    def __init__(self, edge: Edge, host: GlooTransport) -> None:
+    def __init__(self, edge: Edge, host: GlooTransport, device: torch.device) -> None:
         self._edge = edge
         self._host = host
+        self._device = device
         self._changed = threading.Condition()
         self._waiting: deque[_Parcel] = deque()
         self._error: BaseException | None = None
@@ -83,6 +84,9 @@ class _Sender:
             raise self._error
 
     def _run(self) -> None:
+        if self._device.type == "cuda":
+            # A thread begins on GPU 0, and would take memory there for nothing.
+            torch.cuda.set_device(self._device)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._waiting))
@@ -138,7 +142,7 @@ class StagedTransport:
 
     def send(self, edge: Edge, message: Tensor) -> Later:
         if edge not in self._senders:
-            self._senders[edge] = _Sender(edge, self._host)
+            self._senders[edge] = _Sender(edge, self._host, self._device)
         left = Later()
         self._senders[edge].put(self._parcel(message, left))
         return left

@@ -6,8 +6,14 @@ Where there is one, to ask for it must not start CUDA: the transports' tests for
 
 import os
 
+import pytest
 import torch
 
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The transports' tests come first: their processes are forks, which must be made before CUDA starts here."""
+    items.sort(key=lambda item: item.path.name != "test_transport.py")
