@@ -40,6 +40,7 @@ from .profile import profile_model
 from .worker import join_timelines
 
 OURS = "loraplex"
+OWN_GPU = "every stage has a GPU of its own"
 _PLANNING_S = 10.0
 Say = Callable[[str], None]
 
@@ -115,6 +116,9 @@ def has_gpu(device: str) -> bool:
 def _conditions(request: BenchRequest, plan: Plan, *, model: Path, folder: Path, say: Say) -> Iterator[MpsState]:
     if not has_gpu(request.device):
         yield MpsState(thread_percentage=None, why_not="stages run on the CPU")
+        return
+    if torch.cuda.device_count() >= request.num_stages:
+        yield MpsState(thread_percentage=None, why_not=OWN_GPU)
         return
     if request.thread_percentage == "auto":
         share = _find_share(request, plan, model=model, folder=folder, say=say)
@@ -201,7 +205,7 @@ def _facts(
 ) -> dict[str, object]:
     asked = asdict(request) | {"profile_file": request.profile_file and str(request.profile_file)}
     return {
-        "gpu": machine,
+        "gpu": f"{machine} x{request.num_stages}" if state.why_not == OWN_GPU else machine,
         "date": datetime.date.today().isoformat(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "request": asked,

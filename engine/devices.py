@@ -32,14 +32,16 @@ def choose_device(name: str) -> torch.device:
     torchrun's LOCAL_RANK and LOCAL_WORLD_SIZE say which of a machine's GPUs; where there are fewer than workers,
     workers next to each other share one. Raises InputError.
     """
-    # Streams that share a hardware queue wait for each other: a worker over NCCL has nine, and queues are eight unless
-    # this is said before CUDA starts.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+    # Ask the driver's books, which does not start CUDA: what is said below must be said before.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     check_device(name)
     num_gpus = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
     if not num_gpus:
         return torch.device("cpu")
     place, num_local = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if num_local <= num_gpus:
+        # Streams that share a hardware queue wait for each other: over NCCL a worker has nine, and queues are eight.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     device = torch.device("cuda", place if num_local <= num_gpus else place * num_gpus // num_local)
     torch.cuda.set_device(device)
     return device
