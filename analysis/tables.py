@@ -13,6 +13,9 @@ from .compare import Comparison
 from .metrics import Summary
 from .units import bytes_text, difference_text, ms_text, percent, rate_text, signed_percent, tokens_text
 
+_MOST_COLUMNS = 3
+"""Fields of a sweep that a terminal of 80 columns has room for, one a column."""
+
 
 def summary_table(summary: Summary) -> RenderableType:
     """One run: headline numbers, stages, and adapters where the plan was known."""
@@ -85,26 +88,28 @@ def systems_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def ranking_table(best: pd.DataFrame, axes: Sequence[str], *, num_points: int) -> RenderableType:
-    """The best points of a sweep: the fields that vary (`axes`), then what came out."""
+    """The best points of a sweep: what came out, and the fields that vary (`axes`), in one column if they are many."""
     title = f"best {len(best)} of {num_points:,} points"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("#", justify="right")
-    short = [name.rsplit(".", 1)[-1] for name in axes]
-    for name, last in zip(axes, short, strict=True):
-        widest = max((len(str(value)) for value in best[name]), default=1)
-        table.add_column(last if short.count(last) == 1 else name, justify="right", min_width=widest)
-    for name in ("makespan", "tokens/s", "bubble", "memory", "fits"):
+    for name in ("#", "makespan", "tokens/s", "bubble", "memory", "fits"):
         table.add_column(name, justify="right", no_wrap=True)
+    lasts = [name.rsplit(".", 1)[-1] for name in axes]
+    short = [last if lasts.count(last) == 1 else name for name, last in zip(axes, lasts, strict=True)]
+    wide = len(axes) > _MOST_COLUMNS
+    for name in ["fields that vary"] if wide else short:
+        table.add_column(name, justify="left" if wide else "right", overflow="fold")
     for place, row in enumerate(best.to_dict(orient="records"), start=1):
         held = None if pd.isna(row["peak_memory_bytes"]) else float(row["peak_memory_bytes"])
+        values = [str(row[name]) for name in axes]
+        fields = " ".join(f"{name}={value}" for name, value in zip(short, values, strict=True))
         table.add_row(
             str(place),
-            *(str(row[name]) for name in axes),
             ms_text(float(row["makespan_ms"])),
             rate_text(float(row["tokens_per_s"])),
             percent(float(row["bubble_ratio"])),
             bytes_text(held),
             "yes" if row["fits_in_memory"] else "no",
+            *([fields] if wide else values),
         )
     return table
 
