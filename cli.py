@@ -17,6 +17,7 @@ from .engine import commands as engine_commands
 from .kernels import commands as kernels_commands
 from .planner import commands as planner_commands
 from .simulator import commands as simulator_commands
+from .simulator import sweep_commands
 from .traces.errors import InputError
 
 app = typer.Typer(
@@ -42,12 +43,12 @@ app.command("compare")(analysis_commands.compare)
 app.command("report")(analysis_commands.report)
 app.command("parity")(engine_commands.parity)
 app.command("merge")(engine_commands.merge)
-app.command("sweep")(simulator_commands.sweep)
+app.command("sweep")(sweep_commands.sweep)
 app.command("tune")(kernels_commands.tune)
 app.add_typer(bench, name="bench")
 bench.command("planner")(planner_commands.bench_planner)
 bench.command("pipeline")(engine_commands.bench_pipeline)
-bench.command("simulator")(simulator_commands.bench_simulator)
+bench.command("simulator")(sweep_commands.bench_simulator)
 bench.command("kernels")(kernels_commands.bench_kernels)
 bench.command("train")(engine_commands.bench_train)
 bench.command("sharing")(analysis_commands.bench_sharing)

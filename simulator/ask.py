@@ -33,6 +33,8 @@ class Question:
     uniform: str | None = None
     cluster: Path | None = None
     schedule: str | None = None
+    program: Path | None = None
+    """A Program as text, to be replayed instead of a schedule's."""
     kernels: str | None = None
     layers: str | None = None
     recompute: str = "none"
@@ -58,8 +60,9 @@ class Answer:
 def answer(question: Question, *, progress: Progress) -> Answer:
     """Answer a question. Raises PlanError, TraceError or SimulationError; `progress` is told what runs, and how far."""
     plan = _plan(question)
-    name = question.schedule or plan.schedule
-    profile = _profile(question, num_stages=plan.num_stages, num_chunks=num_chunks_of(name))
+    given = _given_program(question, plan)
+    num_chunks = given.num_chunks if given else num_chunks_of(question.schedule or plan.schedule)
+    profile = _profile(question, num_stages=plan.num_stages, num_chunks=num_chunks)
     hardware = Hardware(
         profile=profile,
         cluster=load_cluster(question.cluster) if question.cluster else Cluster(),
@@ -70,7 +73,8 @@ def answer(question: Question, *, progress: Progress) -> Answer:
     method = _method(question.method)
     progress("building the program", 0.0)
     # Unasked, the very Program that the engine makes of the plan; a schedule asked for is chosen for this profile.
-    program = build_program(plan, schedule=question.schedule, profile=profile if question.schedule else None)
+    chosen_for = profile if question.schedule else None
+    program = given or build_program(plan, schedule=question.schedule, profile=chosen_for)
     # What could be run by posting receives early enough is simulated, whatever today's engine posts.
     check_program(program, plan, ahead=plan.num_stages + 1)
     progress("replaying it", 0.2)
@@ -92,6 +96,23 @@ def _plan(question: Question) -> Plan:
     if question.num_microbatches is None or question.uniform is None:
         raise SimulationError("no plan was given; give a plan.json, or --uniform F,B with --microbatches and --stages")
     return textbook_plan(num_stages=question.num_stages, num_microbatches=question.num_microbatches)
+
+
+def _given_program(question: Question, plan: Plan) -> Program | None:
+    if question.program is None:
+        return None
+    if question.schedule is not None:
+        raise SimulationError(f"both --program {question.program} and --schedule {question.schedule}: give one of them")
+    try:
+        text = question.program.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "no text"
+        raise SimulationError(
+            f"{question.program}: cannot be read ({why}); give a text such as program.txt of an output folder"
+        ) from error
+    return Program.from_text(
+        text, num_stages=plan.num_stages, num_replicas=plan.num_replicas, schedule=question.program.stem
+    )
 
 
 def _profile(question: Question, *, num_stages: int, num_chunks: int) -> CostProfile:

@@ -1,7 +1,6 @@
-"""The command line's share of the simulator: `simulate`, `estimate` and `sweep`."""
+"""The command line's share of the simulator, first part: `simulate` and `estimate`."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +18,11 @@ def simulate(
         Path | None, typer.Argument(help="A plan.json; none with --uniform and --microbatches.", show_default=False)
     ] = None,
     profile: Annotated[
-        str | None, typer.Option(help="Cost profile: a name in the box or a file.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Cost profile: a file that `loraplex profile` wrote, or one in the box (a wrong name lists them).",
+            show_default=False,
+        ),
     ] = None,
     uniform: Annotated[
         str | None,
@@ -31,10 +34,22 @@ def simulate(
         ),
     ] = None,
     cluster: Annotated[
-        Path | None, typer.Option(help="Cluster file (YAML): links, slow GPUs, pauses.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Cluster file (YAML): nodes, links and their queues, memory, jitter, slow GPUs, pauses, a restart.",
+            show_default=False,
+        ),
     ] = None,
     schedule: Annotated[
         str | None, typer.Option(help="1f1b, 1f1b-flush, gpipe, zb-h1, interleaved-2, ...", show_default="the plan's")
+    ] = None,
+    program: Annotated[
+        Path | None,
+        typer.Option(
+            help="Replay this Program instead of a schedule's: a text such as program.txt of an output folder, one "
+            "line a stage, 0F0 0F1 0B0 ...",
+            show_default=False,
+        ),
     ] = None,
     kernels: Annotated[
         str | None, typer.Option(help="fused, eager or frozen linears.", show_default="the profile's fastest")
@@ -45,7 +60,12 @@ def simulate(
     recompute: Annotated[
         str, typer.Option(help="What the backward computes again: none, selective (norms, SwiGLU) or full (layers).")
     ] = "none",
-    method: Annotated[str, typer.Option(help="simpy, recurrence (no contention, no pauses) or auto.")] = "auto",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="simpy (the reference), recurrence (faster; no contention, no pauses) or auto (whatever can tell)."
+        ),
+    ] = "auto",
     compare_systems: Annotated[
         bool, typer.Option("--compare-systems", help="Also replay rival systems on the plan's jobs.")
     ] = False,
@@ -65,6 +85,7 @@ def simulate(
     from rich.console import Console
 
     from .ask import Question, answer
+    from .progress import progress_on_stderr
 
     question = Question(
         plan=plan,
@@ -72,6 +93,7 @@ def simulate(
         uniform=uniform,
         cluster=cluster,
         schedule=schedule,
+        program=program,
         kernels=kernels,
         layers=layers,
         recompute=recompute,
@@ -80,7 +102,7 @@ def simulate(
         num_stages=stages,
         num_microbatches=microbatches,
     )
-    with _progress() as progress:
+    with progress_on_stderr() as progress:
         found = answer(question, progress=progress)
         content = _as_json(found)
         if output is not None:
@@ -89,20 +111,6 @@ def simulate(
         print(json_module.dumps(content, allow_nan=False))
     else:
         _show(found, Console(), systems=content.get("systems", ()), folder=output)
-
-
-@contextmanager
-def _progress() -> "Iterator[Callable[[str, float], None]]":
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("", total=1.0)
-
-        def tell(label: str, share: float) -> None:
-            bars.update(task, description=label, completed=share)
-
-        yield tell
 
 
 def _summary(found: "Answer") -> "Summary":
@@ -233,6 +241,7 @@ def estimate(
     from .errors import SimulationError
     from .estimate import EstimateRequest
     from .estimate import estimate as make_estimate
+    from .progress import progress_on_stderr
 
     if device_memory is not None and not device_memory > 0:
         raise SimulationError(f"--device-memory {device_memory} must be above 0 GiB; raise it")
@@ -243,7 +252,7 @@ def estimate(
         device_bytes=_device_bytes(device_memory, profile),
         recompute=None if recompute is None else recompute_choice(recompute),
     )
-    with _progress() as progress:
+    with progress_on_stderr() as progress:
         found = make_estimate(request, progress=progress)
     summary = None if found.simulation is None else summarize(found.simulation.timeline, plan=found.plan)
     if json:
@@ -270,84 +279,3 @@ def _device_bytes(asked_gib: float | None, profile: str | None) -> float | None:
 
     free = free_device_bytes()
     return float(min(free)) if free else None
-
-
-def bench_simulator(
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder for simulator-speed.json, .csv and the picture.")
-    ] = Path("analysis/results"),
-    repeats: Annotated[int, typer.Option(help="Runs of which the fastest counts.")] = 3,
-    small: Annotated[bool, typer.Option("--small", help="Only 4 stages x 1,000 microbatches.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in s of CPU).")] = False,
-) -> None:
-    """Measure how many actions a second SimPy and the recurrence replay, and a sweep of 1,000 points."""
-    import json as json_module
-    import shlex
-    import sys
-
-    import pandas as pd
-    from rich.console import Console
-
-    from ..analysis.speed_plot import plot_speed, speed_table
-    from ..traces.files import write_atomically
-    from .bench import SIZES, bench, report
-
-    with _progress() as progress:
-        rows = bench(sizes=SIZES[:1] if small else SIZES, repeats=repeats, progress=progress)
-    content = report(rows, command=shlex.join(["loraplex", *sys.argv[1:]]))
-    table = pd.DataFrame(content["results"])
-    write_atomically(output / "simulator-speed.json", json_module.dumps(content, indent=1) + "\n")
-    write_atomically(output / "simulator-speed.csv", table.to_csv(index=False))
-    plot_speed(table, output / "simulator-speed")
-    if json:
-        print(json_module.dumps(content))
-    else:
-        Console().print(speed_table(table))
-
-
-def sweep(
-    sweep_file: Annotated[Path, typer.Argument(help="A sweep file (YAML).", show_default=False)],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder for results; points it holds are not run again.")
-    ] = Path("sweep"),
-    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
-    backend: Annotated[str, typer.Option(help="joblib backend: loky, or dask or ray if set up.")] = "loky",
-    top: Annotated[int, typer.Option(help="Points to show.")] = 10,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in ms, memory in bytes).")] = False,
-) -> None:
-    """Replay every combination of a sweep file's lists and ranges: a table, a ranking, and pictures by field."""
-    import json as json_module
-
-    from rich.console import Console
-
-    from ..analysis.sweep_plots import plot_sweep
-    from ..analysis.tables import ranking_table
-    from .sweep import ranked, run_sweep
-    from .sweep_file import load_sweep
-
-    asked = load_sweep(sweep_file)
-    with _progress() as progress:
-        table = run_sweep(asked, folder=output, workers=workers, backend=backend, progress=progress)
-        axes = [axis.name() for axis in asked.axes]
-        pictures = plot_sweep(table, axes, output)
-    best = ranked(table, count=top)
-    num_failed = int(table["error"].notna().sum())
-    if json:
-        content = {
-            "num_points": len(table),
-            "num_failed": num_failed,
-            "axes": axes,
-            "best": json_module.loads(best.to_json(orient="records")),
-            "errors": sorted(set(table["error"].dropna()))[:top],
-            "folder": str(output),
-            "pictures": pictures,
-        }
-        print(json_module.dumps(content))
-        return
-    console = Console()
-    console.print(ranking_table(best, axes, num_points=len(table)))
-    if num_failed:
-        console.print(
-            f"{num_failed} points could not be run, for example: {table['error'].dropna().iloc[0]}", markup=False
-        )
-    console.print(f"wrote {output}/sweep.csv and {len(pictures)} pictures", markup=False)

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from loraplex.planner.plan_file import save_plan
 from loraplex.simulator.ask import Question, answer
-from loraplex.simulator.commands import simulate, sweep
+from loraplex.simulator.commands import simulate
 from loraplex.simulator.errors import SimulationError
+from loraplex.simulator.sweep_commands import sweep
 from loraplex.tests.random_plans import random_plan
 from loraplex.traces.errors import InputError
 
@@ -62,6 +63,39 @@ def test_a_plan_on_a_profile_with_rivals_and_pictures(tmp_path: Path) -> None:
     } <= written  # fmt: skip
 
 
+def test_a_program_as_text_is_read_back_and_replayed(tmp_path: Path) -> None:
+    words = ("simulate", "--uniform", "1,2", "--stages", "2", "--microbatches", "2")
+    gpipe = run(*words, "--schedule", "gpipe", "-o", str(tmp_path / "out"))
+    text = (tmp_path / "out/program.txt").read_text(encoding="utf-8")
+    assert text == "0F0 0F1 0B0 0B1 0S0.0\n1F0 1F1 1B0 1B1 1S0.0\n"
+    again = run(*words, "--program", str(tmp_path / "out/program.txt"))
+    assert again == gpipe | {"schedule": "program"}
+    # The last stage alone turns round: 1F1B by hand.
+    (tmp_path / "mine.txt").write_text(text.replace("1F0 1F1 1B0", "1F0 1B0 1F1"), encoding="utf-8")
+    mine = run(*words, "--program", str(tmp_path / "mine.txt"))
+    assert (mine["schedule"], mine["makespan_ms"]) == ("mine", gpipe["makespan_ms"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "0F0 0B0 0F1 0B1 0S0.0\n1F0 1F1 1B0 1B1 1S0.0\n",
+            "schedule 'mine' deadlocks: 0B0 waits to start -> 1F1 waits to start -> 0B0 waits to start",
+        ),
+        ("0F0 0F1 0B0 0B1 0S0.0\n", "program text has 1 lines; it needs one for each of 1 replicas x 2 stages"),
+        ("0F0 0F1 0B0 0B1 0S0.0\n1F0 1F1 1X0 1B1 1S0.0\n", "program line 2: '1X0' is no action"),
+        ("0F0 0F1 0B0 0B1 0S0.0\n1F0 1F1 1B0 1S0.0\n", "stage 1: 1S0.0 comes before 1 of its backwards"),
+    ],
+)
+def test_a_program_that_cannot_run_is_told_so(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text(text, encoding="utf-8")
+    question = Question(uniform="1,2", num_stages=2, num_microbatches=2, program=tmp_path / "mine.txt")
+    with pytest.raises(InputError) as raised:
+        answer(question, progress=quiet)
+    assert message in str(raised.value)
+
+
 def test_both_methods_answer_alike(tmp_path: Path) -> None:
     save_plan(random_plan(9, num_stages=4), tmp_path / "plan.json")
     words = (
@@ -90,6 +124,11 @@ def test_both_methods_answer_alike(tmp_path: Path) -> None:
         (Question(num_microbatches=4, uniform="1,2", layers="1,2"), "layers_per_stage"),
         (Question(num_microbatches=4, uniform="1,2", layers="a,b"), "layers='a,b' must be numbers"),
         (Question(num_microbatches=4, uniform="1,2", schedule="2f2b"), "schedule '2f2b' is unknown"),
+        (
+            Question(num_microbatches=4, uniform="1,2", schedule="gpipe", program=Path("mine.txt")),
+            "both --program mine.txt and --schedule gpipe",
+        ),
+        (Question(num_microbatches=4, uniform="1,2", program=Path("nowhere.txt")), "nowhere.txt: cannot be read"),
         (Question(num_microbatches=4, uniform="1,2", cluster=Path("nowhere.yaml")), "nowhere.yaml: cannot be read"),
     ],
 )

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from loraplex.planner.errors import PlanError
 from loraplex.planner.plan_file import save_plan
 from loraplex.simulator.commands import estimate as command
-from loraplex.simulator.commands import sweep
 from loraplex.simulator.errors import SimulationError
 from loraplex.simulator.estimate import EstimateRequest, estimate
+from loraplex.simulator.sweep_commands import sweep
 from loraplex.traces.costs import CostProfile, CostTerms, MemoryCosts, PassCosts
 from loraplex.traces.errors import TraceError
 
