@@ -5,7 +5,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -93,6 +93,17 @@ def measure_gpu_profile(
 def depths_of(num_layers: int, *, depth: int) -> tuple[int, ...]:
     """Two depths of stage, as far as the model has layers."""
     return tuple(dict.fromkeys((min(depth, num_layers), min(2 * depth, num_layers))))
+
+
+def shallow(base: BaseModel, *, depth: int) -> BaseModel:
+    """The base model with no more layers than are measured, where its weights are drawn; else itself.
+
+    Every stage is cut from a description of the whole model, which takes seconds to make for 80 layers.
+    """
+    if not base.random_weights:
+        return base
+    num_layers = max(depths_of(base.num_layers, depth=depth))
+    return replace(base, num_layers=num_layers, config={**base.config, "num_hidden_layers": num_layers})
 
 
 def device_slug(device: torch.device) -> str:

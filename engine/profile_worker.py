@@ -15,7 +15,7 @@ from ..traces.profile_points import points_path, save_points
 from .base_folder import base_model_folder
 from .connect import open_transport
 from .devices import choose_device
-from .gpu_profile import GpuRequest, measure_gpu_profile
+from .gpu_profile import GpuRequest, measure_gpu_profile, shallow
 from .position import PositionFile, position_path
 from .profile import measure_profile
 from .profile_conditions import DEFAULT_LORAS, MAX_ADAPTERS
@@ -50,10 +50,11 @@ def main() -> None:
         random_weights=given.random_weights,
         load_in_4bit=given.load_in_4bit,
     )
+    held = shallow(base, depth=given.depth) if device.type == "cuda" else base
     if transport.worker == 0:
-        base_model_folder(base, output_dir=given.work)
+        base_model_folder(held, output_dir=given.work)
     transport.barrier()
-    folder = base_model_folder(base, output_dir=given.work)
+    folder = base_model_folder(held, output_dir=given.work)
     jobs = None
     if given.job is not None:
         jobs = load_jobs(given.job, override=Override(random_weights=given.random_weights)).jobs

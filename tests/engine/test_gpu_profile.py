@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from loraplex.engine.base_folder import base_model_folder
-from loraplex.engine.gpu_profile import GpuProfile, GpuRequest, depths_of, device_slug, link_costs, measure_gpu_profile
+from loraplex.engine.gpu_profile import (
+    GpuProfile,
+    GpuRequest,
+    depths_of,
+    device_slug,
+    link_costs,
+    measure_gpu_profile,
+    shallow,
+)
 from loraplex.engine.message import Wire
 from loraplex.engine.rendezvous import RendezvousTransport, Switchboard
 from loraplex.engine.tiny_model import write_tiny_model
@@ -75,6 +83,15 @@ def test_the_profile_is_whole_and_survives_its_file(measured: GpuProfile, tmp_pa
 @pytest.mark.parametrize(("num_layers", "depth", "depths"), [(32, 2, (2, 4)), (3, 2, (2, 3)), (1, 2, (1,))])
 def test_depths_are_two_as_far_as_there_are_layers(num_layers: int, depth: int, depths: tuple[int, ...]) -> None:
     assert depths_of(num_layers, depth=depth) == depths
+
+
+def test_drawn_weights_need_only_the_layers_that_are_measured(tmp_path: Path) -> None:
+    base = find_base_model("llama-3.1-70b", relative_to=tmp_path, random_weights=True)
+    small = shallow(base, depth=2)
+    assert (small.num_layers, small.config["num_hidden_layers"]) == (4, 4)
+    assert ModelShapes.of(small).layer_weight_bytes() == ModelShapes.of(base).layer_weight_bytes()
+    stored = find_base_model("llama-3.1-70b", relative_to=tmp_path)
+    assert shallow(stored, depth=2) == stored
 
 
 def test_a_link_has_latency_and_bandwidth() -> None:
