@@ -57,6 +57,10 @@ class StageAdapter:
             weight_decay=settings.weight_decay,
             fused=True,
         )
+        self.best: FlatTensors | None = None
+        """Copies of the parameters as the best evaluation found them, where somebody asks for them."""
+        self.evaluated: dict[str, Tensor] = {}
+        """What the last stage knows of its evaluations (evaluations.py): float64 scalars."""
         self.alive = torch.ones((), dtype=torch.bool, device=self._flat_weight.device)
 
     def close(self, global_batch: int, *, after: Tensor, reduce: Callable[[Tensor], None] | None = None) -> Tensor:
@@ -74,14 +78,39 @@ class StageAdapter:
         return ordered_sum(gradients.squares().flip(0), start=after)
 
     @torch.no_grad()
-    def step(self, *, total_squares: Tensor, update_squares: Tensor, forever: bool = True) -> StepReport:
+    def keep_best(self, improved: Tensor) -> None:
+        """Remember the parameters as they are where `improved`, a bool on the device, is true."""
+        if self.best is None:
+            self.best = FlatTensors.like(self.parameters)
+            improved = torch.ones_like(improved)
+        self.best.whole.copy_(torch.where(improved, self._flat_weight, self.best.whole))
+
+    @torch.no_grad()
+    def load_best(self) -> None:
+        """Go back to the best parameters, if any were kept."""
+        if self.best is not None:
+            self._flat_weight.copy_(self.best.whole)
+            self.gradients.refresh()
+
+    @torch.no_grad()
+    def step(
+        self,
+        *,
+        total_squares: Tensor,
+        update_squares: Tensor,
+        forever: bool = True,
+        stopped: Tensor | None = None,
+    ) -> StepReport:
         """Take the next step with the gradients that `close` set aside, clipped by the norm over all stages.
 
         `update_squares` is the squared change on the stages before this one. Where `total_squares` is no finite number,
-        weights and optimizer stay as they are, bit for bit; with `forever`, from now on. All stages get the same total,
-        so all decide alike, on the device: the host does not wait to hear how.
+        weights and optimizer stay as they are, bit for bit; with `forever`, from now on, and from now on too where
+        `stopped`, a bool on the device, is true. All stages get the same total and verdict, so all decide alike, on the
+        device: the host does not wait to hear how.
         """
         settings = self.job.optimizer
+        if stopped is not None:
+            self.alive = self.alive & ~stopped
         taken = self.alive & torch.isfinite(total_squares)
         if forever:
             self.alive = taken
@@ -116,12 +145,14 @@ class StageAdapter:
         return changes
 
     def tensors(self) -> dict[str, Tensor]:
-        """Copies of what a resume needs: `alive`, `weight/NAME`, `grad/NAME`, `closed/K/NAME`, `optimizer/FIELD/NAME`.
+        """Copies of what a resume needs, on the device.
 
-        Copied on the device.
+        `alive`, `weight/NAME`, `best/NAME`, `grad/NAME`, `closed/K/NAME`, `optimizer/FIELD/NAME`, `evaluated/FIELD`.
         """
         found = {f"weight/{name}": parameter.detach().clone() for name, parameter in self.parameters.items()}
         found["alive"] = self.alive.clone()
+        found |= {f"best/{name}": weight.clone() for name, weight in (self.best or {}).items()}
+        found |= {f"evaluated/{field}": value.clone() for field, value in self.evaluated.items()}
         found |= {f"grad/{name}": gradient.clone() for name, gradient in self.gradients.gathered().items()}
         for field, value in self.optimizer.state[self._flat_weight].items():
             # The moments by matrix; the count of steps, one for all, with each, since stages may be cut anew.
@@ -141,10 +172,15 @@ class StageAdapter:
         for key, tensor in tensors.items():
             kind, _, rest = key.partition("/")
             field, _, name = rest.partition("/") if kind in ("closed", "optimizer") else ("", "", rest)
+            if kind == "evaluated":
+                self.evaluated[rest] = tensor.to(self.alive.device, copy=True)
             if name not in self.parameters:
                 continue
             if kind == "grad":
                 partial[name] = tensor.to(self._flat_weight.device, copy=True)
+            elif kind == "best":
+                self.best = FlatTensors.like(self.parameters) if self.best is None else self.best
+                self.best[name].copy_(tensor)
             elif kind == "closed":
                 if int(field) not in self.closed:
                     self.closed[int(field)] = FlatTensors.like(self.parameters)

@@ -44,6 +44,7 @@ def copies(
     """Which adapters to copy after which of a worker's actions (by place), for cuts behind these slots."""
     columns, num_replicas = program.columns(stage=stage, replica=replica), program.num_replicas
     own = {kind: _places(columns, kind) for kind in (ActionKind.STEP, ActionKind.REDUCE)}
+    ended = _with_evaluations(columns)
     leaders = [program.columns(stage=0, replica=number) for number in range(num_replicas)]
     steps = [_by_adapter(_places(leader, ActionKind.STEP)) for leader in leaders]
     ends = _ends(plan)
@@ -57,7 +58,7 @@ def copies(
             whole = bisect_right(ends[adapter], after) - 1
             when[adapter] = max(
                 here,
-                own[ActionKind.STEP].get((adapter, stepped), -1),
+                ended.get(own[ActionKind.STEP].get((adapter, stepped), -1), -1),
                 own[ActionKind.REDUCE].get((adapter, whole), -1),
             )
         last = max(when, key=lambda adapter: (when[adapter], adapter))
@@ -87,6 +88,21 @@ def _places(columns: ActionColumns, kind: ActionKind) -> dict[Batch, int]:
     rows = np.flatnonzero(columns.kind == int(kind))
     batches = zip(columns.adapter[rows].tolist(), columns.global_batch[rows].tolist(), strict=True)
     return dict(zip(batches, rows.tolist(), strict=True))
+
+
+def _with_evaluations(columns: ActionColumns) -> dict[int, int]:
+    # For the place of each step, that of the last evaluation right behind it and its like; its own where there is none.
+    ended: dict[int, int] = {}
+    together: list[int] = []
+    for place, kind in enumerate(columns.kind.tolist()):
+        if kind == int(ActionKind.STEP):
+            together.append(place)
+            ended[place] = place
+        elif kind == int(ActionKind.EVALUATE):
+            ended |= dict.fromkeys(together, place)
+        else:
+            together = []
+    return ended
 
 
 def _by_adapter(places: Mapping[Batch, int]) -> dict[int, list[tuple[int, int]]]:

@@ -9,9 +9,11 @@ from torch import Tensor
 from ..planner.jobs import OnNonfinite
 from ..planner.plan import Plan
 from ..planner.program import ActionKind
-from .adapters import StepReport
+from .adapters import StageAdapter, StepReport
 from .batch import PackedBatch, Packer
 from .errors import EngineError
+from .evaluations import IMPROVED, STOP, Evaluations
+from .figures import Figures
 from .itinerary import Batch, Leg
 from .loss import adapter_losses
 from .mailbox import Mailbox, Sums, zero
@@ -56,6 +58,7 @@ class Executor:
         sums: Sums | None = None,
         on_nonfinite: OnNonfinite = "quarantine",
         on_step: Callable[[StepRecord], None] | None = None,
+        evaluations: Evaluations | None = None,
         before_leg: Callable[[Leg], None] | None = None,
         after_leg: Callable[[int], None] | None = None,
     ) -> None:
@@ -66,6 +69,7 @@ class Executor:
         self._transport = transport
         self._recorder = recorder
         self._on_nonfinite = on_nonfinite
+        self._evaluations = evaluations
         self._before_leg = before_leg
         self._after_leg = after_leg
         self._held: dict[int, Held] = {}
@@ -73,10 +77,11 @@ class Executor:
         parameter = next(stage.model.parameters())
         self._device = stage.device
         self.sums.move(self._device)
+        self._figures = Figures()
         self._reports = None
         if on_step is not None and stage.layout.is_last:
             halted = [adapter.job.name for adapter in stage.adapters if not adapter.alive]
-            self._reports = StepReports(on_step, on_nonfinite=on_nonfinite, halted=halted)
+            self._reports = StepReports(on_step, self._figures, on_nonfinite=on_nonfinite, halted=halted)
         self._mailbox = Mailbox(
             transport,
             Wire(hidden_size=stage.model.config.hidden_size, dtype=parameter.dtype, device=parameter.device),
@@ -87,8 +92,7 @@ class Executor:
 
     def run(self, legs: Sequence[Leg]) -> None:
         """Walk the legs. Raises EngineError naming worker and microbatch when something breaks."""
-        if self._reports is not None:
-            self._reports.begin(self._device)
+        self._figures.begin(self._device)
         for place, leg in enumerate(legs):
             microbatch = leg.action.microbatch
             if self._before_leg is not None:
@@ -106,15 +110,13 @@ class Executor:
                 self._mailbox.send(leg.send, payload, leg)
             if self._after_leg is not None:
                 self._after_leg(place)
-            if self._reports is not None:
-                self._reports.tell()
+            self._figures.tell()
         self._mailbox.finish()
         self.flush()
 
     def flush(self) -> None:
-        """Wait until all steps so far have been told to `on_step`."""
-        if self._reports is not None:
-            self._reports.flush()
+        """Wait until all steps and evaluations so far have been told."""
+        self._figures.flush()
 
     def _act(self, leg: Leg) -> Tensor | None:
         payload = None
@@ -136,16 +138,23 @@ class Executor:
 
     def _close(self, batch: Batch, *, reduce: Callable[[Tensor], None] | None) -> None:
         adapter, step = batch
+        owner = self.stage.adapters[adapter]
         if self.stage.layout.is_last:
-            loss = self.sums.losses.get(batch, zero(self._device))
+            told = self._verdict(owner)
+            known = torch.stack([self.sums.losses.get(batch, zero(self._device)), told])
             if reduce is not None:
-                reduce(loss)
+                reduce(known)
+            loss, verdict = known.unbind()
             self.sums.losses[batch] = loss
             # 0, or NaN where the loss is no finite number: then the total is NaN too, by which every stage decides.
             after = loss - loss
         else:
-            after = self.sums.totals.pop(batch, zero(self._device))
-        self.sums.totals[batch] = self.stage.adapters[adapter].close(step, after=after, reduce=reduce)
+            # With replicas, a stage that holds nothing of the batch still hears of it from the stage after.
+            after, verdict = self.sums.totals.pop(batch).unbind()
+        self.sums.totals[batch] = torch.stack([owner.close(step, after=after, reduce=reduce), verdict])
+
+    def _verdict(self, adapter: StageAdapter) -> Tensor:
+        return zero(self._device) if self._evaluations is None else self._evaluations.take_verdict(adapter)
 
     def _forward(self, leg: Leg) -> Tensor | None:
         for batch in self.plan.microbatches[leg.action.microbatch].global_batches():
@@ -169,12 +178,20 @@ class Executor:
         hidden = self._hidden(inputs, packed)
         if not self.stage.layout.is_last:
             return hidden
-        self._add(self._losses(hidden, packed))
+        losses = self._losses(hidden, packed)
+        if self._evaluations is None:
+            self._add(losses)
+        else:
+            ((_, loss),) = losses
+            figures = None if self._reports is None else self._figures
+            self._evaluations.add(leg.action.microbatch, loss, self.stage.adapters, figures)
         return None
 
     def _pack(self, microbatch: int) -> PackedBatch:
         # Once, whoever asks first.
-        return self._packed.pop(microbatch, None) or self._packer.pack(self.plan.microbatches[microbatch])
+        looks = self._evaluations
+        packer = self._packer if looks is None or not looks.covers(microbatch) else looks.packer
+        return self._packed.pop(microbatch, None) or packer.pack(self.plan.microbatches[microbatch])
 
     def _hidden(self, inputs: Tensor, packed: PackedBatch) -> Tensor:
         hidden = self.stage.model(inputs, rows=packed.rows, routing=packed.routing, recompute=self.stage.recompute)
@@ -207,18 +224,25 @@ class Executor:
 
     def _step(self, batch: Batch, leg: Leg) -> None:
         self._check_version(batch, leg)
-        total = self.sums.totals.pop(batch).to(self._device)
+        total, verdict = self.sums.totals.pop(batch).to(self._device).unbind()
         before = self.sums.updates.pop(batch, zero()).to(self._device)
-        report = self.stage.adapters[batch[0]].step(
-            total_squares=total, update_squares=before, forever=self._on_nonfinite != "skip"
+        adapter = self.stage.adapters[batch[0]]
+        if self._evaluations is not None and self._evaluations.keeps_best(batch):
+            # The weights are still those that were evaluated.
+            adapter.keep_best(verdict == IMPROVED)
+        report = adapter.step(
+            total_squares=total,
+            update_squares=before,
+            forever=self._on_nonfinite != "skip",
+            stopped=verdict == STOP,
         )
         if self.stage.layout.is_last:
-            self._report(batch, report, total=total)
+            self._report(batch, report, total=total, stopped=verdict == STOP)
         else:
             # They leave with the next message down.
-            self.sums.totals[batch], self.sums.updates[batch] = total, report.update_squares
+            self.sums.totals[batch], self.sums.updates[batch] = torch.stack([total, verdict]), report.update_squares
 
-    def _report(self, batch: Batch, report: StepReport, *, total: Tensor) -> None:
+    def _report(self, batch: Batch, report: StepReport, *, total: Tensor, stopped: Tensor) -> None:
         adapter, step = batch
         job = self.plan.jobs[adapter]
         loss = self.sums.losses.pop(batch)
@@ -230,7 +254,8 @@ class Executor:
             learning_rate=report.learning_rate,
             tokens=sum(sample.num_tokens for sample in job.global_batches[step]),
         )
-        self._reports.send(pending, torch.stack([loss, total, report.update_squares, report.taken.double()]))
+        values = [loss, total, report.update_squares, report.taken.double(), stopped.double()]
+        self._reports.send(pending, torch.stack(values))
 
     def _check_version(self, batch: Batch, leg: Leg) -> None:
         adapter, step = batch

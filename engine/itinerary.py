@@ -19,6 +19,7 @@ from .transport import Direction
 Batch = tuple[int, int]
 """(adapter, global batch)."""
 _RUNNABLE = (ActionKind.FORWARD, ActionKind.BACKWARD, ActionKind.REDUCE, ActionKind.STEP, ActionKind.EVALUATE)
+_DOWNWARD = (ActionKind.FORWARD, ActionKind.EVALUATE)
 _STREAMING = (ActionKind.FORWARD, ActionKind.BACKWARD, ActionKind.EVALUATE)
 
 
@@ -50,7 +51,7 @@ def itinerary(program: Program, plan: Plan, *, stage: int, replica: int = 0) -> 
         receive: Message | None = None
         send: Message | None = None
         closes: tuple[Batch, ...] = ()
-        if action.kind in (ActionKind.FORWARD, ActionKind.EVALUATE):
+        if action.kind in _DOWNWARD:
             message = _down(plan, action.microbatch, opening[action.microbatch])
             receive, send = _ends(message, stage=stage, num_stages=program.num_stages)
         elif action.kind is ActionKind.BACKWARD:
@@ -66,7 +67,7 @@ def itinerary(program: Program, plan: Plan, *, stage: int, replica: int = 0) -> 
             receive, send = _ends(message, stage=stage, num_stages=program.num_stages)
             send = send if place == len(actions) - 1 else None
         else:
-            following = next(later for later in actions[place:] if later.kind is ActionKind.FORWARD)
+            following = next(later for later in actions[place:] if later.kind in _DOWNWARD)
             message = _down(plan, following.microbatch, opening[following.microbatch])
             receive, _ = _ends(message, stage=stage, num_stages=program.num_stages)
         word = action.text(stage=stage, num_stages=program.num_stages)
@@ -104,13 +105,13 @@ def _closing(actions: Sequence[Action], plan: Plan) -> dict[int, tuple[Batch, ..
 
 
 def _openings(actions: Sequence[Action]) -> tuple[dict[int, tuple[Batch, ...]], tuple[Batch, ...]]:
-    # Steps that stand immediately before each forward, by its microbatch, and those that no forward follows.
+    # Steps that stand before each forward (or evaluation), by its microbatch, and those that no forward follows.
     found: dict[int, tuple[Batch, ...]] = defaultdict(tuple)
     waiting: tuple[Batch, ...] = ()
     for action in actions:
         if action.kind is ActionKind.STEP:
             waiting += ((action.adapter, action.global_batch),)
-        elif action.kind is ActionKind.FORWARD:
+        elif action.kind in _DOWNWARD:
             found[action.microbatch], waiting = waiting, ()
     return found, waiting
 
@@ -136,6 +137,8 @@ def _with_posts(legs: Sequence[Leg]) -> Iterator[Leg]:
         due = [] if leg.receive is None else [leg.receive]
         if leg.action.kind in _STREAMING:
             due += _ahead(legs[place + 1 :])
+        if leg.action.kind is ActionKind.EVALUATE:
+            due += _upward(legs[place + 1 :])
         fresh = tuple(message for message in dict.fromkeys(due) if message not in posted)
         posted.update(fresh)
         yield replace(leg, post=fresh)
@@ -148,3 +151,15 @@ def _ahead(later: Sequence[Leg]) -> Iterator[Message]:
             yield leg.receive
         if leg.action.kind in _STREAMING:
             return
+
+
+def _upward(later: Sequence[Leg]) -> Iterator[Message]:
+    # What the next two backwards wait for, with the Reduces around them: the stage after this one runs at most so many
+    # before its own evaluations, and could not send them while we wait for it to take ours.
+    num_backwards = 0
+    for leg in later:
+        num_backwards += leg.action.kind is ActionKind.BACKWARD
+        if num_backwards > 2:
+            return
+        if leg.receive is not None and leg.receive.direction is Direction.UP:
+            yield leg.receive

@@ -21,12 +21,13 @@ def zero(device: torch.device | str = "cpu") -> Tensor:
 
 @dataclass(slots=True, kw_only=True)
 class Sums:
-    """Numbers under way, by batch: float64 scalars on the stage's device."""
+    """Numbers under way, by batch: float64 on the stage's device."""
 
     losses: dict[Batch, Tensor] = field(default_factory=dict)
     """Last stage: the loss so far of batches in the making."""
     totals: dict[Batch, Tensor] = field(default_factory=dict)
-    """Squared gradient norm: of this stage and those after it on the way up, of all stages from stage 0 on."""
+    """`[2]`: squared gradient norm (of this stage and those after it on the way up, of all stages from stage 0 on) and
+    the verdict on the adapter's last evaluation (evaluations.py)."""
     updates: dict[Batch, Tensor] = field(default_factory=dict)
     """Squared weight change of the stages up to this one."""
 
@@ -79,9 +80,9 @@ class Mailbox:
         # Copied, so that a scalar does not keep the whole message.
         columns = norms.clone().view(-1, NORMS_PER_BATCH[message.direction])
         for batch, values in zip(message.batches, columns, strict=True):
-            self._sums.totals[batch] = values[0]
+            self._sums.totals[batch] = values[:2]
             if message.direction is Direction.DOWN:
-                self._sums.updates[batch] = values[1]
+                self._sums.updates[batch] = values[2]
 
     def payload(self, message: Message) -> Tensor:
         """`[1, T, H]` of a message that was taken; handed out once."""
@@ -94,8 +95,8 @@ class Mailbox:
         for batch in message.batches:
             norms.append(self._sums.totals.pop(batch))
             if message.direction is Direction.DOWN:
-                norms.append(self._sums.updates.pop(batch))
-        packed = torch.stack(norms) if norms else torch.empty(0, dtype=torch.float64, device=self._wire.device)
+                norms.append(self._sums.updates.pop(batch).reshape(1))
+        packed = torch.cat(norms) if norms else torch.empty(0, dtype=torch.float64, device=self._wire.device)
         buffer = self._wire.pack(message, payload=payload, norms=packed, clock_ns=now_ns())
         target = self._transport.worker + (1 if message.direction is Direction.DOWN else -1)
         edge = Edge(source=self._transport.worker, target=target, direction=message.direction)

@@ -17,8 +17,9 @@ _MARK = 0x4C6F5261506C6578
 _HEADER_WORDS = 8
 HEADER_BYTES = 8 * _HEADER_WORDS
 _ALIGNMENT = 64
-NORMS_PER_BATCH = {Direction.UP: 1, Direction.DOWN: 2}
-"""Up: the squared gradient norm of this stage and those after it. Down: the total, and the squared update so far."""
+NORMS_PER_BATCH = {Direction.UP: 2, Direction.DOWN: 3}
+"""Up: the squared gradient norm of this stage and those after it, and the verdict on the adapter's last evaluation.
+Down: the total, the verdict, and the squared update so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

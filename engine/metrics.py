@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ..traces.files import write_atomically
 from ..traces.run_folder import metrics_name
 
-StepState = Literal["taken", "skipped", "quarantined"]
+StepState = Literal["taken", "skipped", "quarantined", "stopped"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class StepRecord:
     ms: float
     """Since the run, or the resumed part of it, began."""
     state: StepState = "taken"
-    """Otherwise the weights stayed as they were; quarantined: for good, and this is the adapter's last record."""
+    """Otherwise the weights stayed as they were; where quarantined or stopped (early) for good: no line follows."""
 
 
 class MetricsWriter:

@@ -21,6 +21,11 @@ VALIDATION: Final = "validation.json"
 """By adapter, the mean loss of its validation tokens before and after training."""
 
 
+def evaluations_name(adapter: str) -> str:
+    """File name of one adapter's validation losses during training."""
+    return f"evaluations-{adapter}.jsonl"
+
+
 def note_validation(folder: Path, when: str, losses: Mapping[str, float]) -> None:
     """Add losses to the folder's validation file; `when` is "before" or "after"."""
     known = read_validation(folder)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .evaluations import EvaluationRecord
 from .metrics import StepRecord
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def train_table(run: "TrainedRun") -> Table:
 def _steps(adapter: "TrainedAdapter") -> str:
     if adapter.quarantined_at is not None:
         return f"{adapter.steps_taken}, then quarantined"
+    if adapter.stopped_at is not None:
+        return f"{adapter.steps_taken}, then stopped early"
     return str(adapter.steps_taken) + (f", {len(adapter.skipped)} left out" if adapter.skipped else "")
 
 
@@ -100,6 +103,9 @@ class StepBars:
             self._tasks[adapter] = self._progress.add_task(
                 adapter, total=total, completed=steps_done[adapter], loss="-"
             )
+
+    def evaluated(self, record: EvaluationRecord) -> None:
+        """A validation loss is known."""
 
     def advance(self, record: StepRecord) -> None:
         """A step has been taken."""

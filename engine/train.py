@@ -18,10 +18,11 @@ from .checkpoint import newest_position
 from .cut import check_can_cut
 from .device_memory import free_device_bytes
 from .devices import check_device, resolved_device
+from .evaluations import EvaluationRecord, read_evaluations
 from .fit_check import settled_recompute, share_of_device
 from .launch import launch
 from .metrics import StepRecord, read_metrics
-from .output import ADAPTERS, WORK, read_validation
+from .output import ADAPTERS, WORK, evaluations_name, read_validation
 from .prepare import Prepared, RunSettings, check_plan_belongs, prepare
 from .reports import what_broke
 
@@ -42,6 +43,10 @@ class TrainedAdapter:
     """Steps that were left out since their loss or gradient was no finite number."""
     quarantined_at: int | None = None
     """The step for which that halted it; its weights are those of the step before."""
+    stopped_at: int | None = None
+    """The step before which its validation loss had stood still for so long that it stopped early."""
+    evaluations: tuple[EvaluationRecord, ...] = ()
+    """Validation losses during training."""
 
     def warning(self) -> str:
         """What went wrong with it, and the mend; empty where nothing did."""
@@ -66,6 +71,9 @@ class TrainedAdapter:
             "first_loss": _number(self.first.loss),
             "last_loss": _number(self.last.loss),
             "validation_loss": {when: _number(loss) for when, loss in self.validation.items()},
+            "evaluations": [{"step": found.step, "loss": _number(found.loss)} for found in self.evaluations],
+            "best_step": max((found.step for found in self.evaluations if found.best), default=None),
+            "stopped_at_step": self.stopped_at,
             "quarantined_at_step": self.quarantined_at,
             "skipped_steps": list(self.skipped),
         }
@@ -188,10 +196,10 @@ def _plan_rest(settings: RunSettings, *, progress: Callable[[str, float], None] 
 
 
 def _result(prepared: Prepared, *, recompute: RecomputeMode) -> TrainedRun:
-    folder = prepared.output_dir
+    plan, folder = prepared.plan, prepared.output_dir
     adapters = []
     validation = read_validation(folder)
-    for job in prepared.plan.jobs:
+    for job in plan.jobs:
         path = folder / metrics_name(job.name)
         records = read_metrics(path)
         adapters.append(
@@ -205,15 +213,18 @@ def _result(prepared: Prepared, *, recompute: RecomputeMode) -> TrainedRun:
                 steps_taken=sum(record.state == "taken" for record in records),
                 skipped=tuple(record.step for record in records if record.state == "skipped"),
                 quarantined_at=records[-1].step if records[-1].state == "quarantined" else None,
+                stopped_at=records[-1].step if records[-1].state == "stopped" else None,
+                evaluations=read_evaluations(folder / evaluations_name(job.name)),
             )
         )
     timeline = Timeline.load(folder / MEASURED)
-    done = {int(place) for place in timeline.compute()["microbatch"].unique()} - {-1}
+    # Evaluations are numbered after the plan's microbatches.
+    done = {int(place) for place in timeline.compute()["microbatch"].unique()} & set(range(len(plan.microbatches)))
     return TrainedRun(
         output_dir=folder,
         timeline_file=folder / MEASURED,
         makespan_ms=timeline.makespan_ms(),
-        tokens=sum(prepared.plan.microbatches[place].num_tokens() for place in done),
+        tokens=sum(plan.microbatches[place].num_tokens() for place in done),
         recompute=recompute,
         adapters=tuple(adapters),
     )

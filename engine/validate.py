@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from ..planner.jobs import Job, Sample
 from ..planner.plan import Microbatch, Plan, microbatch
@@ -51,6 +52,14 @@ class Validation:
         own = replace(plan, jobs=jobs, microbatches=microbatches, num_replicas=1, adapter_groups=(), solver=())
         return cls(plan=own, tokens=_ValidationTokens(samples))
 
+    def packer(self, device: torch.device) -> Packer:
+        """Makes batches of the samples, without dropout."""
+        return Packer(self.plan.jobs, self.tokens, device=device)
+
+    def held_out(self) -> tuple[tuple[Microbatch, ...], ...]:
+        """By adapter, its samples in microbatches of its own."""
+        return tuple(_packed((job,), capacity_tokens=self.plan.microbatch_tokens) for job in self.plan.jobs)
+
     def losses(self, stage: Stage, transport: Transport) -> dict[str, float]:
         """Mean loss per target token by adapter, on the last stage; every stage of one replica calls it together."""
         plan = self.plan
@@ -61,7 +70,7 @@ class Validation:
         executor = Executor(
             stage,
             plan,
-            Packer(plan.jobs, self.tokens, device=stage.device),
+            self.packer(stage.device),
             transport,
             recorder=Recorder(stage=stage.layout.stage, device=stage.device),
         )

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from ..planner.position import positions
+from ..planner.program import Program
 from ..traces.memory_costs import RecomputeMode, asked_recompute
 from ..traces.run_folder import MEASURED, metrics_name
 from ..traces.timeline import Timeline, no_counters
@@ -22,15 +23,17 @@ from .connect import open_transport
 from .cut import check_can_cut, copies, cut_points
 from .device_memory import peak_bytes, sharing_processes
 from .devices import choose_device
+from .evaluations import EvaluationRecord, Evaluations, EvaluationWriter, load_best
 from .execute import Executor
 from .export import export_adapters, save_part
 from .fit_check import agreed_recompute, settled_recompute
 from .init_adapter import start_from
+from .interleave import Interleaved, interleave
 from .itinerary import itinerary
 from .mailbox import Sums
 from .metrics import MetricsWriter, StepRecord
 from .model import whole_linears
-from .output import VALIDATION, WORK, note_validation
+from .output import VALIDATION, WORK, evaluations_name, note_validation
 from .position import PositionFile, position_path
 from .prepare import Prepared, RunSettings, prepare
 from .recorder import Recorder
@@ -54,6 +57,10 @@ class Listener(Protocol):
 
     def advance(self, record: StepRecord) -> None:
         """A step has been taken."""
+        ...
+
+    def evaluated(self, record: EvaluationRecord) -> None:
+        """A validation loss is known."""
         ...
 
 
@@ -90,7 +97,17 @@ def run_worker(settings: RunSettings, listener: Listener) -> None:
     validation = Validation.of(plan, prepared.loaded) if replica == 0 else None
     if validation is not None and restored is None:
         _note(prepared, "before", validation.losses(stage, transport))
-    _train(settings, prepared, stage, transport, recorder, restored=restored, position=position, listener=listener)
+    _train(
+        settings,
+        prepared,
+        stage,
+        transport,
+        recorder,
+        restored=restored,
+        validation=validation,
+        position=position,
+        listener=listener,
+    )
     position.move("validation", -1)
     if validation is not None:
         _note(prepared, "after", validation.losses(stage, transport))
@@ -155,6 +172,7 @@ def _train(
     recorder: Recorder,
     *,
     restored: Restored | None,
+    validation: Validation | None,
     position: PositionFile,
     listener: Listener,
 ) -> None:
@@ -164,6 +182,8 @@ def _train(
     if restored is not None:
         sums = restored.sums(replica=stage.replica, num_replicas=plan.num_replicas)
     writer = _metrics_writer(prepared, stage, listener)
+    looks = _interleaved(program, prepared, validation)
+    evaluations = _evaluations(looks, prepared, stage, validation, listener)
     checkpoints = CheckpointWriter(
         prepared.output_dir,
         stage=index,
@@ -175,7 +195,7 @@ def _train(
     due = {}
     if settings.checkpoint_every is not None:
         cuts = cut_points(plan.num_slots(), every=settings.checkpoint_every, after=after)
-        due = copies(program, plan, stage=index, replica=stage.replica, cuts=cuts)
+        due = copies(looks.program, plan, stage=index, replica=stage.replica, cuts=cuts)
 
     def hear(record: StepRecord) -> None:
         if writer is not None:
@@ -190,18 +210,51 @@ def _train(
 
     executor = Executor(
         stage,
-        plan,
+        looks.plan,
         Packer(plan.jobs, prepared.loaded, device=stage.device),
         transport,
         recorder=recorder,
         sums=sums,
         on_nonfinite=prepared.loaded.settings.on_nonfinite,
         on_step=hear,
+        evaluations=evaluations,
         before_leg=lambda leg: position.move(leg.word, leg.action.microbatch),
         after_leg=checkpoint,
     )
     transport.barrier()
-    executor.run(itinerary(program, plan, stage=index, replica=stage.replica))
+    executor.run(itinerary(looks.program, looks.plan, stage=index, replica=stage.replica))
+    if evaluations is not None:
+        load_best(
+            stage.adapters,
+            evaluations,
+            lambda verdict: transport.reduce(verdict, workers=range(plan.num_stages)),
+            is_last=stage.layout.is_last,
+        )
+
+
+def _interleaved(program: Program, prepared: Prepared, validation: Validation | None) -> Interleaved:
+    if validation is None:
+        return Interleaved(program=program, plan=prepared.plan, by_microbatch={})
+    settings = prepared.loaded.evaluation
+    return interleave(program, prepared.plan, held_out=validation.held_out(), settings=settings)
+
+
+def _evaluations(
+    looks: Interleaved, prepared: Prepared, stage: Stage, validation: Validation | None, listener: Listener
+) -> Evaluations | None:
+    if validation is None:
+        return None
+    packer, settings = validation.packer(stage.device), prepared.loaded.evaluation
+    if not stage.layout.is_last:
+        return Evaluations(packer, looks.by_microbatch, settings)
+    versions = {adapter.job.name: adapter.version for adapter in stage.adapters}
+    writer = EvaluationWriter(prepared.output_dir, steps_done=versions)
+
+    def hear(record: EvaluationRecord) -> None:
+        writer.write(record)
+        listener.evaluated(record)
+
+    return Evaluations(packer, looks.by_microbatch, settings, hear=hear)
 
 
 def _note(prepared: Prepared, when: str, losses: Mapping[str, float]) -> None:
@@ -226,7 +279,7 @@ def _hand_in(prepared: Prepared, stage: Stage, recorder: Recorder, transport: Tr
         save_part(stage.adapters, work / _part(stage.layout.stage))
         written.append(f"{WORK}/{_part(stage.layout.stage)}")
         if stage.layout.is_last:
-            noted = [*(metrics_name(job.name) for job in plan.jobs), VALIDATION]
+            noted = [name(job.name) for job in plan.jobs for name in (metrics_name, evaluations_name)] + [VALIDATION]
             written += [name for name in noted if (prepared.output_dir / name).is_file()]
     Timeline.from_spans(
         recorder.spans(origin_ns=0),

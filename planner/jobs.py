@@ -58,6 +58,18 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSettings:
+    """When an adapter's validation loss is looked at during training, and what follows from it."""
+
+    eval_steps: int | None = None
+    """Optimizer steps from one evaluation to the next; None: only before and after training."""
+    early_stopping_patience: int | None = None
+    """Evaluations in a row without a lower loss after which the adapter takes no more steps."""
+    load_best_model_at_end: bool = False
+    """Whether the weights of the evaluation with the lowest loss are exported, not the last ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One adapter to train: its settings and its samples, already cut into global batches in training order."""
 

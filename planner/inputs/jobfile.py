@@ -125,6 +125,15 @@ class AdapterEntry(_Entry):
         default=None, description="For its initial weights, dropout and data order; the file's seed when absent."
     )
     val_split: Share = Field(default=0.0, description="Share of the samples kept out of training, to measure on.")
+    eval_steps: Steps | None = Field(
+        default=None, description="Optimizer steps from one look at the validation loss to the next."
+    )
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Looks in a row without a lower loss after which it takes no more steps."
+    )
+    load_best_model_at_end: bool = Field(
+        default=False, description="Export the weights with the lowest validation loss instead of the last."
+    )
     weight: Norm = Field(default=1.0, description="Importance when the planner is asked to be fair.")
     deadline_ms: Norm | None = Field(
         default=None, description="Wished completion when the planner is asked to be fair."
@@ -137,6 +146,15 @@ class AdapterEntry(_Entry):
         steps = self.max_steps is not None or bool(self.grid.max_steps)
         if epochs and steps:
             raise ValueError("num_epochs and max_steps are both given and each decides the length; keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_it_evaluates(self) -> "AdapterEntry":
+        if self.eval_steps is not None and not self.val_split:
+            raise ValueError("eval_steps is given but val_split keeps no samples to evaluate on; give both")
+        for name in ("early_stopping_patience", "load_best_model_at_end"):
+            if getattr(self, name) and self.eval_steps is None:
+                raise ValueError(f"{name} is given but nothing is evaluated during training; give eval_steps too")
         return self
 
 

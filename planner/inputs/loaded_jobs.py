@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...traces.memory_costs import RecomputeChoice
-from ..jobs import Job, OnNonfinite, Sample
+from ..jobs import EvaluationSettings, Job, OnNonfinite, Sample
 from .base_model import BaseModel
 from .tokens import TokenTable
 from .training_order import TrainingOrder
@@ -54,6 +54,8 @@ class LoadedJobs:
     fingerprint: str
     """SHA-256 over the tokens and masks of every adapter's stream, in its order; empty where some are lengths alone."""
     counts: tuple[DataCounts, ...]
+    """One per job."""
+    evaluation: tuple[EvaluationSettings, ...]
     """One per job."""
     tables: tuple[TokenTable, ...]
     """One per job; adapters that read the same files share one."""

@@ -40,10 +40,10 @@ def test_a_message_comes_back_bit_for_bit(
     assert wire.payload_offset(message) % 64 == 0
 
 
-def test_down_goes_the_total_and_the_update_up_only_the_share() -> None:
+def test_down_go_total_verdict_and_update_up_only_share_and_verdict() -> None:
     batches = ((0, 1), (2, 5))
-    assert Message(direction=Direction.DOWN, batches=batches).num_norms() == 4
-    assert Message(direction=Direction.UP, batches=batches).num_norms() == 2
+    assert Message(direction=Direction.DOWN, batches=batches).num_norms() == 6
+    assert Message(direction=Direction.UP, batches=batches).num_norms() == 4
 
 
 def test_another_message_than_the_one_that_is_due_is_told() -> None:

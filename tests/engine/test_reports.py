@@ -1,32 +1,28 @@
 """Steps are told in order, once it is known how they went."""
 
 import math
-from itertools import pairwise
 
 import pytest
 import torch
 
 from loraplex.engine.errors import EngineError
+from loraplex.engine.figures import Figures
 from loraplex.engine.metrics import StepRecord
 from loraplex.engine.reports import PendingStep, StepReports, what_broke
 from loraplex.planner.jobs import OnNonfinite
-
-GPU = pytest.mark.gpu
 
 
 def step(adapter: str, number: int) -> PendingStep:
     return PendingStep(adapter=adapter, step=number, learning_rate=0.5, tokens=7)
 
 
-def figures(loss: float, total: float, *, update: float = 4.0, taken: bool = True, device: str = "cpu") -> torch.Tensor:
-    return torch.tensor([loss, total, update, float(taken)], dtype=torch.float64, device=device)
+def figures(loss: float, total: float, *, update: float = 4.0, taken: bool = True) -> torch.Tensor:
+    return torch.tensor([loss, total, update, float(taken), 0.0], dtype=torch.float64)
 
 
 def told(mode: OnNonfinite) -> tuple[list[StepRecord], StepReports]:
     heard: list[StepRecord] = []
-    reports = StepReports(heard.append, on_nonfinite=mode)
-    reports.begin(torch.device("cpu"))
-    return heard, reports
+    return heard, StepReports(heard.append, Figures(), on_nonfinite=mode)
 
 
 def test_a_step_is_told_with_its_norms() -> None:
@@ -62,6 +58,13 @@ def test_each_skipped_step_is_told() -> None:
     assert what_broke(heard[0]) == "the gradient norm is inf"
 
 
+def test_an_adapter_that_stops_early_is_told_once() -> None:
+    heard, reports = told("stop")
+    for number in (5, 6):
+        reports.send(step("one", number), torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0], dtype=torch.float64))
+    assert [(record.step, record.state) for record in heard] == [(5, "stopped")]
+
+
 def test_stop_names_adapter_step_and_mend() -> None:
     heard, reports = told("stop")
     with pytest.raises(
@@ -75,39 +78,6 @@ def test_stop_names_adapter_step_and_mend() -> None:
 
 def test_nothing_more_is_told_of_an_adapter_that_was_halted_before() -> None:
     heard: list[StepRecord] = []
-    reports = StepReports(heard.append, on_nonfinite="quarantine", halted=["one"])
+    reports = StepReports(heard.append, Figures(), on_nonfinite="quarantine", halted=["one"])
     reports.send(step("one", 8), figures(1.0, 1.0, taken=False))
     assert heard == []
-
-
-def busy(cycles: int) -> None:
-    """Keep the device at work."""
-    torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
-
-
-@GPU
-def test_the_host_does_not_wait_for_the_device() -> None:
-    heard: list[StepRecord] = []
-    reports = StepReports(heard.append, on_nonfinite="quarantine")
-    reports.begin(torch.device("cuda"))
-    ready = [figures(float(number), 1.0, device="cuda") for number in range(5)]
-    for number, values in enumerate(ready):
-        busy(200_000_000)
-        reports.send(step("one", number), values)
-        if number == 0:
-            assert heard == []
-    reports.flush()
-    assert [(record.step, record.loss) for record in heard] == [(number, float(number)) for number in range(5)]
-    assert all(one.ms < later.ms for one, later in pairwise(heard))
-
-
-@GPU
-def test_the_queue_is_bounded() -> None:
-    heard: list[StepRecord] = []
-    reports = StepReports(heard.append, on_nonfinite="quarantine")
-    reports.begin(torch.device("cuda"))
-    values = figures(1.0, 1.0, device="cuda")
-    busy(1_000_000_000)
-    for number in range(80):
-        reports.send(step("one", number), values)
-    assert len(heard) >= 16

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from loraplex.cli import main
 from loraplex.engine import train as train_module
 from loraplex.engine.batch import PackedRows
+from loraplex.engine.evaluations import read_evaluations
 from loraplex.engine.metrics import read_metrics
 from loraplex.engine.model import Layout, build_stage
 from loraplex.engine.prepare import RunSettings, prepare
@@ -39,6 +40,9 @@ adapters:
     global_batch_size: 4
     num_epochs: 3
     val_split: 0.2
+    eval_steps: 10
+    early_stopping_patience: 3
+    load_best_model_at_end: true
     datasets: [{path: sums.jsonl}]
   - name: echoes
     r: 2
@@ -122,6 +126,7 @@ def test_what_a_run_leaves(trained: tuple[Path, dict[str, object]]) -> None:
     assert sorted(path.name for path in output.iterdir()) == [
         "adapters",
         "base-model",
+        "evaluations-sums.jsonl",
         "metrics-echoes.jsonl",
         "metrics-sums.jsonl",
         "plan.json",
@@ -146,6 +151,9 @@ def test_losses_go_down_and_every_step_is_noted(trained: tuple[Path, dict[str, o
         assert records[-1].loss < 0.8 * records[0].loss
     validation = json.loads((output / "validation.json").read_text(encoding="utf-8"))
     assert list(validation) == ["sums"]
+    looks = read_evaluations(output / "evaluations-sums.jsonl")
+    assert [look.step for look in looks] == [10, 20, 30, 40]
+    assert validation["sums"]["after"] == pytest.approx(min(look.loss for look in looks), abs=1e-5)
     assert validation["sums"]["after"] < 0.8 * validation["sums"]["before"]
 
 
@@ -158,7 +166,14 @@ def test_the_measured_order_is_the_programs(trained: tuple[Path, dict[str, objec
     for stage in range(2):
         spans = timeline.compute().query("stage == @stage").sort_values("start_ms", kind="stable")
         words = [action.text(stage=stage, num_stages=2) for action in prepared.program.actions(stage=stage)]
-        assert spans["action"].tolist() == words
+        found = spans["action"].tolist()
+        assert [word for word in found if "E" not in word] == words
+        # Each evaluation follows its step, every tenth of 42, and nothing but other steps stands between.
+        first = [place for place, word in enumerate(found) if "E" in word and "E" not in found[place - 1]]
+        steps = [[word for word in found[:place] if word.startswith(f"{stage}S0.")][-1] for place in first]
+        assert steps == [f"{stage}S0.{step}" for step in (9, 19, 29, 39)]
+        for place, step in zip(first, steps, strict=True):
+            assert all(word.startswith(f"{stage}S") for word in found[found.index(step) : place])
     # On one clock, nothing arrives before it was sent: a forward ends on stage 0 before it starts on stage 1.
     ends = timeline.compute().set_index("action")["end_ms"]
     starts = timeline.compute().set_index("action")["start_ms"]
@@ -269,6 +284,8 @@ def test_a_killed_worker_ends_the_run_and_torchrun_resumes_it_to_the_same_bits(
     code, _, err = finish(start(command(*TORCHRUN, "jobs.yaml", "--resume"), folder), seconds=120)
     assert code == 0, err
     assert same(weights(folder / "output"), weights(trained[0]))
+    looks = [read_evaluations(output / "evaluations-sums.jsonl") for output in (folder / "output", trained[0])]
+    assert looks[0] == looks[1]
     for name in ADAPTERS:
         mine, whole = (read_metrics(output / f"metrics-{name}.jsonl") for output in (folder / "output", trained[0]))
         assert [(record.step, record.loss) for record in mine] == [(record.step, record.loss) for record in whole]

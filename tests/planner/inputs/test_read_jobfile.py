@@ -230,6 +230,24 @@ def test_epochs_and_steps_exclude_each_other(tmp_path: Path, extra: str) -> None
     ]
 
 
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        ("eval_steps: 2", "eval_steps is given but val_split keeps no samples to evaluate on; give both"),
+        (
+            "early_stopping_patience: 2",
+            "early_stopping_patience is given but nothing is evaluated during training; give eval_steps too",
+        ),
+        (
+            "load_best_model_at_end: true",
+            "load_best_model_at_end is given but nothing is evaluated during training; give eval_steps too",
+        ),
+    ],
+)
+def test_what_follows_from_evaluations_needs_some(tmp_path: Path, lines: str, complaint: str) -> None:
+    assert complaints(tmp_path, f"{SMALLEST}    {lines}\n") == [f"jobs.yaml:3: adapters[0]: {complaint}"]
+
+
 def test_all_complaints_come_at_once_and_a_default_is_blamed_once(tmp_path: Path) -> None:
     text = """\
 base_model: 7

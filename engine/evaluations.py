@@ -1,0 +1,163 @@
+"""Validation losses during training: which one was the best, and when an adapter has had enough, decided on the device.
+
+The last stage knows the loss. Its verdict travels with the gradient norm of the adapter's next batch, so that every
+stage hears it at the next Step, before which the weights are still those that were evaluated.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..planner.jobs import EvaluationSettings
+from ..traces.files import write_atomically
+from .adapters import StageAdapter
+from .batch import Packer
+from .figures import Figures
+from .interleave import Evaluation, is_due
+from .itinerary import Batch
+from .output import evaluations_name
+
+IMPROVED, STOP = 1.0, 2.0
+"""Verdicts; 0 where there is nothing to say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRecord:
+    """One validation loss of one adapter."""
+
+    adapter: str
+    step: int
+    """Optimizer steps behind it."""
+    loss: float
+    """Mean over the target tokens of all its validation samples."""
+    best: bool
+    """Whether no earlier one was as low."""
+
+
+class Evaluations:
+    """What the executor needs to run evaluations; on the last stage it also keeps the books.
+
+    What is known of each adapter lies in its `evaluated`, so that checkpoints hold it.
+    """
+
+    def __init__(
+        self,
+        packer: Packer,
+        by_microbatch: Mapping[int, Evaluation],
+        settings: Sequence[EvaluationSettings],
+        *,
+        hear: Callable[[EvaluationRecord], None] | None = None,
+    ) -> None:
+        self.packer = packer
+        self.settings = settings
+        self._by_microbatch = by_microbatch
+        self._hear = hear
+        self._losses: dict[int, Tensor] = {}
+
+    def covers(self, microbatch: int) -> bool:
+        """Whether a microbatch is evaluated, not trained on."""
+        return microbatch in self._by_microbatch
+
+    def add(self, microbatch: int, loss: Tensor, adapters: Sequence[StageAdapter], figures: Figures | None) -> None:
+        """Last stage: a microbatch's part of a validation loss, a scalar on the device."""
+        evaluation = self._by_microbatch[microbatch]
+        index = evaluation.adapter
+        total = loss.double() + self._losses.pop(index, 0.0)
+        if microbatch != evaluation.last_microbatch:
+            self._losses[index] = total
+            return
+        adapter, patience = adapters[index], self.settings[index].early_stopping_patience
+        known = adapter.evaluated
+        best = known.get("best_loss", torch.full_like(total, math.inf))
+        # What takes no more steps gets no better either.
+        improved = (total < best) & adapter.alive
+        stale = torch.where(improved, 0.0, known.get("stale", torch.zeros_like(total)) + 1.0)
+        known["best_loss"], known["stale"] = torch.where(improved, total, best), stale
+        known["verdict"] = improved.double() * IMPROVED
+        if patience is not None:
+            known["verdict"] += (stale >= patience).double() * STOP
+        if figures is not None and self._hear is not None:
+            figures.send(torch.stack([total, improved.double()]), _Told(self._hear, adapter.job.name, evaluation))
+
+    def keeps_best(self, batch: Batch) -> bool:
+        """Whether the Step of this batch brings a verdict that the adapter's best weights depend on."""
+        adapter, step = batch
+        settings = self.settings[adapter]
+        return settings.load_best_model_at_end and step > 0 and is_due(step - 1, settings)
+
+    def take_verdict(self, adapter: StageAdapter) -> Tensor:
+        """Last stage: what is to be said of an adapter's last evaluation; said once."""
+        silent = torch.zeros((), dtype=torch.float64, device=adapter.alive.device)
+        return adapter.evaluated.pop("verdict", silent)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    hear: Callable[[EvaluationRecord], None]
+    name: str
+    evaluation: Evaluation
+
+    def __call__(self, values: Sequence[float], ms: float) -> None:
+        loss, improved = values
+        self.hear(EvaluationRecord(adapter=self.name, step=self.evaluation.num_steps, loss=loss, best=bool(improved)))
+
+
+def load_best(
+    adapters: Sequence[StageAdapter],
+    evaluations: Evaluations,
+    share: Callable[[Tensor], None],
+    *,
+    is_last: bool,
+) -> None:
+    """After the last step: every stage of a replica goes back to the best weights of the adapters that want it.
+
+    `share` sums a tensor over the stages, in place. An adapter whose last step was evaluated hears only now how well.
+    """
+    for index, adapter in enumerate(adapters):
+        if not evaluations.settings[index].load_best_model_at_end:
+            continue
+        verdict = torch.zeros((), dtype=torch.float64, device=adapter.alive.device)
+        if is_last:
+            verdict += evaluations.take_verdict(adapter)
+        share(verdict)
+        if is_due(adapter.version - 1, evaluations.settings[index]):
+            adapter.keep_best(verdict == IMPROVED)
+        adapter.load_best()
+
+
+class EvaluationWriter:
+    """Appends records to `evaluations-ADAPTER.jsonl` in a folder."""
+
+    def __init__(self, folder: Path, *, steps_done: Mapping[str, int]) -> None:
+        """Keep what an interrupted run had found by so many steps: the rest is evaluated again."""
+        self._folder = folder
+        for adapter, num_steps in steps_done.items():
+            path = folder / evaluations_name(adapter)
+            if path.is_file():
+                kept = [record for record in read_evaluations(path) if record.step <= num_steps]
+                path.unlink() if not kept else write_atomically(path, "".join(map(_line, kept)))
+
+    def write(self, record: EvaluationRecord) -> None:
+        """Append one line."""
+        with (self._folder / evaluations_name(record.adapter)).open("a", encoding="utf-8") as file:
+            file.write(_line(record))
+
+
+def read_evaluations(path: Path) -> tuple[EvaluationRecord, ...]:
+    """The records of one file, none where there is no file; a loss that was written as null is nan."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    found = []
+    for line in lines:
+        values = json.loads(line)
+        found.append(EvaluationRecord(**values | ({"loss": math.nan} if values["loss"] is None else {})))
+    return tuple(found)
+
+
+def _line(record: EvaluationRecord) -> str:
+    values = asdict(record) | ({} if math.isfinite(record.loss) else {"loss": None})
+    return json.dumps(values, allow_nan=False) + "\n"
