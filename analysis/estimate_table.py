@@ -1,6 +1,5 @@
 """What a run will take, as tables for a terminal and as plain values for --json."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -8,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..planner.memory_check import Change, Need
+from ..planner.memory_decision import MemoryDecision
 from ..planner.plan import Plan
 from .limits import time_limit
 from .metrics import Summary
@@ -23,24 +23,23 @@ _PARTS = (
 )
 
 
-def estimate_table(
-    plan: Plan, need: Need, summary: Summary | None, *, capacity_bytes: float | None, changes: Sequence[Change]
-) -> RenderableType:
+def estimate_table(plan: Plan, decision: MemoryDecision, summary: Summary | None) -> RenderableType:
     """Memory of every stage by part, the run's time where a profile was given, the limit, and changes that help."""
     return Group(
-        _memory_table(need, capacity_bytes),
+        _memory_table(decision.need, decision.capacity_bytes()),
         *([_time_table(plan, summary)] if summary is not None else []),
-        Text(f"limit: {limit_text(need, summary, capacity_bytes=capacity_bytes)}"),
-        *(Text(f"  {_change_text(change)}") for change in changes),
+        Text(f"limit: {limit_text(decision, summary)}"),
+        *(Text(f"  {_change_text(change)}") for change in decision.changes),
+        Text(f"memory by {decision.memory_from}"),
     )
 
 
-def estimate_values(
-    plan: Plan, need: Need, summary: Summary | None, *, capacity_bytes: float | None, changes: Sequence[Change]
-) -> dict[str, Any]:
+def estimate_values(plan: Plan, decision: MemoryDecision, summary: Summary | None) -> dict[str, Any]:
     """The same for --json: times in ms, memory in bytes."""
     num_steps = sum(len(job.global_batches) for job in plan.jobs)
+    need, capacity_bytes = decision.need, decision.capacity_bytes()
     return {
+        "memory_from": decision.memory_from,
         "num_stages": plan.num_stages,
         "num_replicas": plan.num_replicas,
         "num_microbatches": len(plan.microbatches),
@@ -60,16 +59,17 @@ def estimate_values(
         "tokens_per_s": None if summary is None else summary.tokens_per_s,
         "bubble_ratio": None if summary is None else summary.bubble_ratio,
         "completion_ms": {} if summary is None else {owner.name: owner.completion_ms for owner in summary.adapters},
-        "limit": limit_text(need, summary, capacity_bytes=capacity_bytes),
+        "limit": limit_text(decision, summary),
         "changes": [
-            {"what": change.what, "peak_bytes": round(change.peak_bytes), "fits": change.fits} for change in changes
+            {"what": change.what, "peak_bytes": round(change.peak_bytes), "fits": change.fits}
+            for change in decision.changes
         ],
     }
 
 
-def limit_text(need: Need, summary: Summary | None, *, capacity_bytes: float | None) -> str:
+def limit_text(decision: MemoryDecision, summary: Summary | None) -> str:
     """What binds the run: memory where it does not fit, else what sets its time, as far as known."""
-    worst = need.worst()
+    worst, capacity_bytes = decision.need.worst(), decision.capacity_bytes()
     if capacity_bytes is not None and worst.peak_bytes() > capacity_bytes:
         return (
             f"memory: stage {worst.stage} needs {bytes_text(worst.peak_bytes())}, its device has "

@@ -25,6 +25,10 @@ def train(
         str | None,
         typer.Option(help="none, selective, full, or auto: the fastest that fits.", show_default="the job file's"),
     ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Measured memory to go by, a cost profile.", show_default="the model's shapes"),
+    ] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Draw the base model's weights; lengths become random tokens.")
     ] = False,
@@ -55,6 +59,7 @@ def train(
         checkpoint_every=checkpoint_every,
         device=device,
         recompute=None if recompute is None else recompute_choice(recompute),
+        profile=profile,
         override=Override(random_weights=random_weights, config_file=config),
     )
     try:

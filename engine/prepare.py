@@ -38,6 +38,8 @@ class RunSettings:
     """auto, cpu or cuda."""
     recompute: RecomputeChoice | None = None
     """What the backward makes again; the job file's when absent."""
+    profile: str | None = None
+    """Cost profile whose memory counts in settling that; the model's shapes when absent. Workers need it no more."""
     override: Override = AS_WRITTEN
     """What is said of the base model instead of the job file."""
 

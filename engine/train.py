@@ -11,6 +11,7 @@ from ..planner.make_plan import make_plan
 from ..planner.plan_file import load_plan, save_plan
 from ..planner.position import continued
 from ..traces.memory_costs import RecomputeMode
+from ..traces.profiles import load_profile
 from ..traces.run_folder import MEASURED, PLAN, metrics_name
 from ..traces.timeline import Timeline
 from .base_folder import check_has_weights
@@ -154,6 +155,7 @@ def _recompute(settings: RunSettings, prepared: Prepared) -> RecomputeMode:
         loaded,
         asked=settings.recompute or loaded.settings.recompute,
         capacity_bytes=share_of_device(free, num_workers=plan.num_stages * plan.num_replicas),
+        profile=None if settings.profile is None else load_profile(settings.profile),
     )
 
 

@@ -256,16 +256,10 @@ def estimate(
         found = make_estimate(request, progress=progress)
     summary = None if found.simulation is None else summarize(found.simulation.timeline, plan=found.plan)
     if json:
-        values = estimate_values(
-            found.plan, found.need, summary, capacity_bytes=found.capacity_bytes, changes=found.changes
-        )
-        print(json_module.dumps({"memory_from": found.memory_from, **values}, allow_nan=False))
+        print(json_module.dumps(estimate_values(found.plan, found.decision, summary), allow_nan=False))
         return
     console = Console()
-    console.print(
-        estimate_table(found.plan, found.need, summary, capacity_bytes=found.capacity_bytes, changes=found.changes)
-    )
-    console.print(f"memory by {found.memory_from}", markup=False)
+    console.print(estimate_table(found.plan, found.decision, summary))
 
 
 def _device_bytes(asked_gib: float | None, profile: str | None) -> float | None:

@@ -9,15 +9,12 @@ from ..planner.errors import PlanError
 from ..planner.inputs.load_jobs import load_jobs
 from ..planner.inputs.loaded_jobs import LoadedJobs
 from ..planner.make_plan import make_plan
-from ..planner.memory_check import Change, Need, changes, cheapest_that_fits
-from ..planner.memory_formula import memory_for_jobs, memory_of_shapes
-from ..planner.model_shapes import ModelShapes
+from ..planner.memory_decision import MemoryDecision, check_profile_model, decide_memory
 from ..planner.plan import Plan
 from ..planner.plan_file import load_plan
-from ..traces.costs import CostProfile, MemoryCosts, RecomputeMode
-from ..traces.memory_costs import RecomputeChoice, asked_recompute
+from ..traces.costs import CostProfile
+from ..traces.memory_costs import RecomputeChoice
 from ..traces.profiles import load_profile
-from .memory import tracks_memory
 from .simulate import Hardware, Simulation, simulate
 
 Progress = Callable[[str, float], None]
@@ -42,29 +39,9 @@ class Estimate:
     """What a run will take."""
 
     plan: Plan
-    memory_from: str
-    """Where the numbers of memory come from: the profile's name, or `shapes`."""
-    need: Need
-    capacity_bytes: float | None
-    """None where no device's memory is known."""
-    changes: tuple[Change, ...]
-    """What would make it fit; empty where it fits, or where no capacity is known."""
+    decision: MemoryDecision
     simulation: Simulation | None
     """None without a profile."""
-
-    def fits(self) -> bool:
-        """Whether every stage fits into its device, as far as known."""
-        return self.capacity_bytes is None or self.need.peak_bytes() <= self.capacity_bytes
-
-    def num_steps(self) -> int:
-        """Optimizer steps of all adapters together."""
-        return sum(len(job.global_batches) for job in self.plan.jobs)
-
-    def step_ms(self) -> float | None:
-        """Mean time from one optimizer step, of whichever adapter, to the next."""
-        if self.simulation is None or not self.num_steps():
-            return None
-        return self.simulation.makespan_ms() / self.num_steps()
 
 
 def estimate(request: EstimateRequest, *, progress: Progress | None = None) -> Estimate:
@@ -74,39 +51,27 @@ def estimate(request: EstimateRequest, *, progress: Progress | None = None) -> E
     """
     loaded = load_jobs(request.job_file, allow_lengths=True, progress=progress)
     profile = _profile(request, loaded)
-    shapes = ModelShapes.of(loaded.settings.base_model)
     plan = _plan(request, loaded, progress)
-    asked = request.recompute or loaded.settings.recompute
-    measured = profile is not None and tracks_memory(profile.memory)
-    memory = _memory(profile if measured else None, shapes, plan, request)
-    in_4bit = loaded.settings.base_model.is_in_4bit()
-    if in_4bit:
-        memory = _in_4bit(memory, shapes)
-    need = cheapest_that_fits(plan, memory=memory, num_layers=shapes.num_layers, asked=asked_recompute(asked))
-    known = memory.capacity_bytes < float("inf")
-    found: tuple[Change, ...] = ()
-    if need.peak_bytes() > memory.capacity_bytes:
-        four_bit = None if in_4bit else _in_4bit(memory, shapes)
-        found = changes(plan, need, memory=memory, num_layers=shapes.num_layers, four_bit=four_bit)
-    return Estimate(
-        plan=plan,
-        memory_from=profile.name if measured and profile is not None else "shapes",
-        need=need,
-        capacity_bytes=memory.capacity_bytes if known else None,
-        changes=found,
-        simulation=None if profile is None else _simulate(plan, replace(profile, memory=memory), need.recompute),
+    decision = decide_memory(
+        plan,
+        loaded.settings.base_model,
+        asked=request.recompute or loaded.settings.recompute,
+        profile=profile,
+        capacity_bytes=request.device_bytes,
     )
+    simulation = None
+    if profile is not None:
+        hardware = Hardware(profile=replace(profile, memory=decision.memory), recompute=decision.need.recompute)
+        simulation = simulate(build_program(plan), plan, hardware)
+    return Estimate(plan=plan, decision=decision, simulation=simulation)
 
 
 def _profile(request: EstimateRequest, loaded: LoadedJobs) -> CostProfile | None:
     if request.profile is None:
         return None
-    profile, model = load_profile(request.profile), loaded.settings.base_model
-    if profile.num_layers != model.num_layers:
-        raise PlanError(
-            f"profile '{profile.name}' is of a model of {profile.num_layers} layers, the base model {model.name} has "
-            f"{model.num_layers}; give the profile of this model, loraplex profile {model.name} measures one"
-        )
+    profile = load_profile(request.profile)
+    # Before the time that planning takes.
+    check_profile_model(profile, loaded.settings.base_model)
     return profile
 
 
@@ -134,20 +99,3 @@ def _own_plan(path: Path, loaded: LoadedJobs) -> Plan:
             f"({', '.join(own_names)}); make it anew with loraplex plan, or leave it out"
         )
     return plan
-
-
-def _memory(measured: CostProfile | None, shapes: ModelShapes, plan: Plan, request: EstimateRequest) -> MemoryCosts:
-    if measured is None:
-        memory = memory_of_shapes(shapes, plan.jobs, num_stages=plan.num_stages)
-    else:
-        memory = memory_for_jobs(measured.memory, shapes, plan.jobs)
-    return memory if request.device_bytes is None else replace(memory, capacity_bytes=request.device_bytes)
-
-
-def _in_4bit(memory: MemoryCosts, shapes: ModelShapes) -> MemoryCosts:
-    # Embedding and head stay as they are.
-    return replace(memory, layer_weight_bytes=shapes.layer_weight_bytes(load_in_4bit=True))
-
-
-def _simulate(plan: Plan, profile: CostProfile, recompute: RecomputeMode) -> Simulation:
-    return simulate(build_program(plan), plan, Hardware(profile=profile, recompute=recompute))

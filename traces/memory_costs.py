@@ -70,6 +70,10 @@ class MemoryCosts:
     """Context, workspaces, fragmentation."""
     capacity_bytes: float = float("inf")
 
+    def knows_activations(self) -> bool:
+        """Whether it says what passes keep, without which nothing can be told of peaks."""
+        return self.activation_bytes_per_token_layer > 0
+
     def kept_bytes_per_token_layer(self, recompute: RecomputeMode) -> float:
         """What a layer keeps of each token from forward to backward."""
         if recompute == "full":

@@ -17,6 +17,7 @@ from loraplex.planner.memory_check import GIB, needed
 from loraplex.planner.memory_formula import memory_of_shapes
 from loraplex.planner.model_shapes import ModelShapes
 from loraplex.planner.plan import Plan
+from loraplex.traces.costs import MemoryCosts, uniform_profile
 from loraplex.traces.memory_costs import RECOMPUTE_MODES, RecomputeMode
 
 JOBS = """
@@ -77,6 +78,16 @@ def test_what_cannot_fit_is_refused_with_numbers_and_mends(plan: Plan, loaded: L
     with pytest.raises(PlanError) as raised:
         settled_recompute(plan, small, asked="auto", capacity_bytes=3.0 * GIB)
     assert "load_in_4bit" not in str(raised.value)
+
+
+def test_a_measured_profile_goes_before_the_shapes(plan: Plan, loaded: LoadedJobs) -> None:
+    # So little is kept that nothing need be made again, whatever the shapes say.
+    memory = MemoryCosts(layer_weight_bytes=2**20, activation_bytes_per_token_layer=1.0)
+    profile = replace(uniform_profile(forward_ms=1, backward_ms=2, num_stages=32), memory=memory)
+    assert settled_recompute(plan, loaded, asked="auto", capacity_bytes=1.0 * GIB, profile=profile) == "none"
+    other = replace(uniform_profile(forward_ms=1, backward_ms=2, num_stages=4), memory=memory)
+    with pytest.raises(PlanError, match="'uniform' is of a model of 4 layers"):
+        settled_recompute(plan, loaded, asked="auto", capacity_bytes=1.0 * GIB, profile=other)
 
 
 @pytest.mark.parametrize(

@@ -174,4 +174,4 @@ def test_a_plan_that_is_there_is_taken(job_file: Path, tmp_path: Path) -> None:
     save_plan(found.plan, tmp_path / "plan.json")
     again = estimate(EstimateRequest(job_file=job_file, plan_file=tmp_path / "plan.json"))
     assert again.plan == found.plan
-    assert again.need == found.need
+    assert again.decision == found.decision

@@ -1,0 +1,78 @@
+"""One decision for `loraplex estimate` and `loraplex train`: what a run needs, what it recomputes, whether it fits."""
+
+from dataclasses import dataclass, replace
+
+from ..traces.costs import CostProfile, MemoryCosts
+from ..traces.memory_costs import RecomputeChoice, asked_recompute
+from .errors import PlanError
+from .inputs.base_model import BaseModel
+from .memory_check import Change, Need, changes, cheapest_that_fits, check_fits
+from .memory_formula import memory_for_jobs, memory_of_shapes
+from .model_shapes import ModelShapes
+from .plan import Plan
+
+SHAPES = "shapes"
+"""Where numbers of memory come from when nothing was measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryDecision:
+    """What a run needs of its devices, and what would help where it does not fit."""
+
+    memory: MemoryCosts
+    """Of these jobs on this model."""
+    memory_from: str
+    """The profile's name, or `SHAPES`."""
+    need: Need
+    changes: tuple[Change, ...]
+    """Empty where it fits."""
+
+    def capacity_bytes(self) -> float | None:
+        """Of each device; None where it is not known."""
+        return self.memory.capacity_bytes if self.memory.capacity_bytes < float("inf") else None
+
+    def check(self, plan: Plan) -> None:
+        """Raise PlanError with numbers and mends where the plan does not fit."""
+        check_fits(plan, self.need, self.changes, capacity_bytes=self.memory.capacity_bytes)
+
+
+def decide_memory(
+    plan: Plan,
+    model: BaseModel,
+    *,
+    asked: RecomputeChoice,
+    profile: CostProfile | None = None,
+    capacity_bytes: float | None = None,
+) -> MemoryDecision:
+    """Memory by the profile where it holds any, else by the model's shapes; `capacity_bytes` goes before the profile's.
+
+    Raises PlanError for the profile of another model, JobError for a config.json that lacks a size.
+    """
+    shapes, in_4bit = ModelShapes.of(model), model.is_in_4bit()
+    if profile is not None:
+        check_profile_model(profile, model)
+    measured = profile if profile is not None and profile.memory.knows_activations() else None
+    if measured is None:
+        memory = memory_of_shapes(shapes, plan.jobs, num_stages=plan.num_stages)
+    else:
+        memory = memory_for_jobs(measured.memory, shapes, plan.jobs)
+    four_bit = replace(memory, layer_weight_bytes=shapes.layer_weight_bytes(load_in_4bit=True))
+    memory = four_bit if in_4bit else memory
+    if capacity_bytes is not None:
+        memory = replace(memory, capacity_bytes=capacity_bytes)
+    need = cheapest_that_fits(plan, memory=memory, num_layers=shapes.num_layers, asked=asked_recompute(asked))
+    found: tuple[Change, ...] = ()
+    if need.peak_bytes() > memory.capacity_bytes:
+        found = changes(plan, need, memory=memory, num_layers=shapes.num_layers, four_bit=None if in_4bit else four_bit)
+    return MemoryDecision(
+        memory=memory, memory_from=SHAPES if measured is None else measured.name, need=need, changes=found
+    )
+
+
+def check_profile_model(profile: CostProfile, model: BaseModel) -> None:
+    """Raise PlanError for a profile that cannot be of this model."""
+    if profile.num_layers != model.num_layers:
+        raise PlanError(
+            f"profile '{profile.name}' is of a model of {profile.num_layers} layers, the base model {model.name} has "
+            f"{model.num_layers}; give the profile of this model, loraplex profile {model.name} measures one"
+        )
