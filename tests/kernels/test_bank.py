@@ -315,3 +315,32 @@ def test_a_call_of_four_owners_launches_as_much_with_64_adapters() -> None:
         return sum(event.count for event in found.key_averages() if event.device_time_total > 0)
 
     assert launches(64) == launches(4) <= 12
+
+
+@pytest.mark.gpu
+def test_a_captured_call_adds_its_gradients_at_every_replay() -> None:
+    case = dataclasses.replace(CASES["1, 127, 128 and 129 tokens"], dropout=(0.0,) * 4)
+    values = rounded(case.inputs(), torch.bfloat16, "cuda")
+    bank = bank_of(case, values, "cuda", torch.bfloat16)
+    routing = case.routing("cuda")
+
+    def both() -> Tensor:
+        y = banked_linears(values["x"], values["weights"], [None], bank, routing=routing, targets=[0])
+        return torch.autograd.grad(y, [values["x"]], values["dy"])[0]
+
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        wanted_dx = both()  # recorded outside the capture
+    torch.cuda.current_stream().wait_stream(side)
+    once = {name: sums.clone() for name, sums in sums_of(bank).items()}
+    for adapter in range(4):
+        zero_gradients([bank], adapter=adapter)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        dx = both()
+    for _ in range(3):
+        graph.replay()
+    assert torch.equal(dx, wanted_dx)
+    for name, sums in sums_of(bank).items():
+        torch.testing.assert_close(sums, 3 * once[name])
