@@ -122,7 +122,7 @@ class Layout:
     def shrink_rows(self, num_rows: int, *, draws: bool) -> int:
         """Rows of a tile of the skinny product: fewer where there are few, so that its inner sum need not be split."""
         rows = self.config.shrink.rows
-        while self.config.room_bytes and not draws and rows > 16 and num_rows < rows * self.config.min_programs:
+        while not draws and rows > 32 and num_rows < rows * self.config.min_programs:
             rows //= 2
         return rows
 

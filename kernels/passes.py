@@ -19,6 +19,11 @@ from .routing import Routing
 from .shrink import shrink_input, shrink_output_grad
 from .tape import Plan, Tape, distinct, pointers_of
 
+SHORT_FLOP = 2e11
+"""A product of fewer operations ends before the host has launched what runs beside it: outside a graph a second stream
+gains nothing then, and its two waits cost 30 to 140 us of the host (H100, 8b o: T = 4096 is short, T = 8192 not;
+2026-11-25)."""
+
 MOST_PLANS = 64
 """Of one routing; a model has a handful of kinds of linears."""
 
@@ -107,9 +112,10 @@ def run_backward(
     Where `sums` (of dA and of dB, float32) are given, the gradients are added to them, and they are returned.
     """
     weight = base.whole_weight() if needs_dx else None
+    beside = layout.config.overlap and needs_dx and _pays_a_stream(x, layout)
     key = (
         "backward", *_kind(x, weight, layout=layout, routing=routing, targets=targets),
-        dy.stride(0), grad_dtype, needs_dx, sums is None,
+        dy.stride(0), grad_dtype, needs_dx, sums is None, beside,
     )  # fmt: skip
 
     def passes(
@@ -118,7 +124,7 @@ def run_backward(
     ) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
         return _backward_passes(
             tape, dy, x, s, base, weight, a, b, layout=layout, routing=routing, targets=targets,
-            grad_dtype=grad_dtype, needs_dx=needs_dx,
+            grad_dtype=grad_dtype, needs_dx=needs_dx, beside=beside,
             sums=None if sum_a is None or sum_b is None else (sum_a, sum_b),
         )  # fmt: skip
 
@@ -131,7 +137,7 @@ def run_backward(
 def _backward_passes(
     tape: Tape, dy: Tensor, x: Tensor, s: Tensor, base: FrozenProduct, weight: Tensor | None, a: Tensor, b: Tensor,
     *, layout: Layout, routing: Routing, targets: Sequence[int], grad_dtype: torch.dtype, needs_dx: bool,
-    sums: Pair | None,
+    beside: bool, sums: Pair | None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
     """The critical path is dS, then dx. dA and dB have no part in it and run beside the frozen product, except where
     the library's GEMM adds to what the pass for dA has written into dx.
@@ -143,7 +149,7 @@ def _backward_passes(
     early = None
     if dx is not None and not fused:
         early = input_gradients(tape, x, ds, a, dx, layout=layout, routing=routing, targets=targets)
-    with tape.side(enabled=layout.config.overlap and dx is not None) as aside:
+    with tape.side(enabled=beside) as aside:
         if fused and dx is not None and weight is not None:
             fused_backward(tape, dx, dy, weight, ds, a, layout=layout, routing=routing, overlap=overlap)
         elif dx is not None:
@@ -153,6 +159,13 @@ def _backward_passes(
             da = early or input_gradients(tape, x, ds, a, None, layout=layout, routing=routing, targets=targets)
             da_sum, db_sum = sum_tiles(tape, (da, db), num_adapters=layout.num_adapters, dtype=grad_dtype, sums=sums)
     return dx, da_sum, db_sum
+
+
+def _pays_a_stream(x: Tensor, layout: Layout) -> bool:
+    """Whether the adapters' gradients should run on a stream of their own."""
+    if 2.0 * x.shape[0] * layout.num_features * layout.total_out_features >= SHORT_FLOP:
+        return True
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _kind(

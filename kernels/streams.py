@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from contextlib import AbstractContextManager
 
 import torch
@@ -20,3 +21,23 @@ def on_device(device: torch.device) -> AbstractContextManager[object]:
 def side_stream(device: torch.device) -> torch.cuda.Stream:
     """The second stream of a device."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def wait(behind: torch.cuda.Stream, ahead: torch.cuda.Stream) -> None:
+    """What is launched on `behind` from now on starts after what `ahead` holds now; a fork or a join under capture.
+
+    `Stream.wait_stream` makes an event each time; here one serves all waits of a device, since a wait means the state
+    recorded last before it.
+    """
+    if torch.cuda.is_current_stream_capturing():
+        behind.wait_stream(ahead)
+        return
+    event, lock = _shared_event(ahead.device)
+    with lock:
+        event.record(ahead)
+        behind.wait_event(event)
+
+
+@functools.cache
+def _shared_event(_device: torch.device) -> tuple[torch.cuda.Event, threading.Lock]:
+    return torch.cuda.Event(), threading.Lock()  # type: ignore[no-untyped-call]

@@ -18,7 +18,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .streams import side_stream
+from .streams import side_stream, wait
 
 ALIGNMENT_BYTES = 16
 
@@ -98,9 +98,9 @@ class Wait:
     def __call__(self, run: Run) -> None:
         current, side = torch.cuda.current_stream(run.device), side_stream(run.device)
         if self.side_waits:
-            side.wait_stream(current)
+            wait(side, current)
         else:
-            current.wait_stream(side)
+            wait(current, side)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
