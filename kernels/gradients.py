@@ -39,7 +39,23 @@ def gradient_kernel(
 
     The same product gives dB from dy and S, where a target's columns of dy meet its own R columns of S.
     """
-    i_k, i_tile = tl.program_id(0), tl.program_id(1)
+    gradient_tile(
+        tl.program_id(0), tl.program_id(1),
+        x_source, a_ptr, ds_ptr, dx_ptr, da_ptr, table_ptr, words_ptr, threshold_ptr, token_index_ptr,
+        stride_x, target_word, n_1, n_2, n_3, n_4, stride_part, stride_k, stride_c,
+        C, ROWS_A, R, FIRST_C, END_C, BM, BC, DROPOUT, WRITE_DX, ADD_DX, TMA,
+    )  # fmt: skip
+
+
+@triton.jit
+def gradient_tile(
+    i_k, i_tile, x_source, a_ptr, ds_ptr, dx_ptr, da_ptr, table_ptr, words_ptr, threshold_ptr, token_index_ptr,
+    stride_x, target_word, n_1, n_2, n_3, n_4, stride_part, stride_k, stride_c,
+    C: tl.constexpr, ROWS_A: tl.constexpr, R: tl.constexpr, FIRST_C: tl.constexpr, END_C: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr, DROPOUT: tl.constexpr, WRITE_DX: tl.constexpr, ADD_DX: tl.constexpr,
+    TMA: tl.constexpr,
+):  # fmt: skip
+    """The work of one program of `gradient_kernel`."""
     first_row = tl.load(table_ptr + 4 * i_tile)
     end_row = tl.load(table_ptr + 4 * i_tile + 1)
     adapter = tl.load(table_ptr + 4 * i_tile + 2)

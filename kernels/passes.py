@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .both_gradients import both_gradients
 from .draws import target_word
 from .expand import expand
 from .gemm import can_fuse, can_fuse_backward, fused_backward, fused_forward
@@ -155,8 +156,10 @@ def _backward_passes(
         elif dx is not None:
             tape.call(_add_backward, base, dx, dy)
         with aside:
-            db = output_gradients(tape, dy, s, layout=layout, routing=routing)
-            da = early or input_gradients(tape, x, ds, a, None, layout=layout, routing=routing, targets=targets)
+            if early is None:
+                da, db = both_gradients(tape, dy, x, s, ds, a, layout=layout, routing=routing, targets=targets)
+            else:
+                da, db = early, output_gradients(tape, dy, s, layout=layout, routing=routing)
             da_sum, db_sum = sum_tiles(tape, (da, db), num_adapters=layout.num_adapters, dtype=grad_dtype, sums=sums)
     return dx, da_sum, db_sum
 
