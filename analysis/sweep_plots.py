@@ -64,7 +64,9 @@ def _word(name: str) -> str:
 
 
 def _is_number(column: Any) -> bool:
-    return is_numeric_dtype(column) and not is_bool_dtype(column)
+    # A seed is a name for a draw: neither more nor less than another.
+    named = str(column.name).rsplit(".", 1)[-1] == "seed"
+    return is_numeric_dtype(column) and not is_bool_dtype(column) and not named
 
 
 def _plot_lines(good: pd.DataFrame, name: str, path: Path, *, by: str | None) -> None:

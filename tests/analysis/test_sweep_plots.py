@@ -44,6 +44,14 @@ def test_numbers_get_lines_choices_bars_and_two_numbers_a_map(tmp_path: Path) ->
     assert ">True<" in texts[written[3]]
 
 
+def test_a_seed_is_a_choice(tmp_path: Path) -> None:
+    renamed = table().rename(columns={"pipeline.stages": "cluster.seed"})
+    written = plot_sweep(renamed, ["cluster.seed", *AXES[1:]], tmp_path)
+    assert "tokens-per-s-by-cluster-seed.svg" in written
+    assert not any("-and-" in name for name in written)
+    assert "for each" not in (tmp_path / "tokens-per-s-by-cluster-seed.svg").read_text(encoding="utf-8")
+
+
 def test_a_sweep_in_which_nothing_varies_or_works_has_no_pictures(tmp_path: Path) -> None:
     one = table().head(1)
     assert plot_sweep(one, AXES, tmp_path) == []
