@@ -200,7 +200,7 @@ class Executor:
     def _losses(self, hidden: Tensor, packed: PackedBatch) -> BatchLosses:
         # The head sees only rows whose next token is learned.
         model = self.stage.model
-        rows = model.head_norm(hidden[0, packed.target_rows])
+        rows = model.head_norm(hidden[0].index_select(0, packed.target_rows))
         parts = adapter_losses(rows, model.head_weight(), packed.target_ids, packed.shares)
         return tuple(
             ((share.adapter, share.global_batch), part) for share, part in zip(packed.shares, parts, strict=True)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 _DAEMON = "nvidia-cuda-mps-control"
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,7 @@ def mps(thread_percentage: float) -> Iterator[MpsState]:
         }
         for name in ("pipe", "log"):
             os.mkdir(f"{folder}/{name}")
-        before = {name: os.environ.get(name) for name in given}
+        before = {name: os.environ.get(name) for name in (*given, _VISIBLE)}
         os.environ |= given
         try:
             started = subprocess.run([_DAEMON, "-d"], capture_output=True, text=True)
@@ -50,10 +51,13 @@ def mps(thread_percentage: float) -> Iterator[MpsState]:
                 why = said[-1] if said else f"exit {started.returncode}"
                 yield MpsState(thread_percentage=None, why_not=f"{_DAEMON}: {why}")
                 return
+            if os.environ.get(_VISIBLE):
+                # The service has the GPUs that were visible to it, and its clients count those from 0.
+                os.environ[_VISIBLE] = ",".join(str(place) for place, _ in enumerate(os.environ[_VISIBLE].split(",")))
             try:
                 yield MpsState(thread_percentage=thread_percentage)
             finally:
                 subprocess.run([_DAEMON], input="quit\n", capture_output=True, text=True, timeout=30, check=False)
         finally:
             for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
+                os.environ.pop(name, None) if value is None else os.environ.update({name: value})

@@ -53,3 +53,13 @@ def test_where_it_is_not_installed_that_is_told(monkeypatch: pytest.MonkeyPatch)
     with mps(12) as state:
         assert (state.thread_percentage, state.why_not) == (None, "nvidia-cuda-mps-control is not installed")
         assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
+
+
+def test_clients_count_the_gpus_of_a_service_that_sees_some_of_them_from_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon(tmp_path, monkeypatch, code=0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    with mps(25):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
