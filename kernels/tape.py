@@ -195,6 +195,9 @@ class Tape:
 
         The current stream waits for it at the end of the block.
         """
+        if self.device.type == "cuda":
+            # made now, since a later call of this kind may be under graph capture, where nothing should be created
+            side_stream(self.device)
         if not enabled or self.device.type != "cuda":
             yield contextlib.nullcontext()
             return
