@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -47,19 +46,17 @@ def both_gradients_kernel(
 
 
 def both_gradients(
-    tape: Tape, dy: Tensor, x: Tensor, s: Tensor, ds: Tensor, a: Tensor,
+    tape: Tape, shares: tuple[Shares, Shares], dy: Tensor, x: Tensor, s: Tensor, ds: Tensor, a: Tensor,
     *, layout: Layout, routing: Routing, targets: Sequence[int],
-) -> tuple[Shares, Shares]:  # fmt: skip
+) -> None:  # fmt: skip
     """Shares of dA and of dB; in one launch where one mask serves all targets and 64 columns hold their ranks."""
-    c, k, r, n = layout.columns, layout.num_features, layout.padded_rank, layout.total_out_features
+    c, k, r = layout.columns, layout.num_features, layout.padded_rank
     if c > 64 or len(layout.mask_classes(targets, has_dropout=routing.has_dropout)) > 1:
-        db = output_gradients(tape, dy, s, layout=layout, routing=routing)
-        return input_gradients(tape, x, ds, a, None, layout=layout, routing=routing, targets=targets), db
+        output_gradients(tape, shares[1], dy, s, layout=layout, routing=routing)
+        input_gradients(tape, shares[0], x, ds, a, None, layout=layout, routing=routing, targets=targets)
+        return
     config = layout.config.gradient
-    tiles_a = routing.tiles(layout.gradient_rows(x.shape[0], width=k))
-    tiles_b = routing.tiles(layout.gradient_rows(x.shape[0], width=n))
-    parts_a = tape.empty((tiles_a.num_owned, c, k), torch.float32)
-    parts_b = tape.empty((tiles_b.num_owned, n, r), torch.float32)
+    (parts_a, tiles_a), (parts_b, tiles_b) = ((share.parts, share.tiles) for share in shares)
     tma_x, tma_dy = config.tma and can_use_tma(x), config.tma and can_use_tma(dy)
     chunks_a, chunks_b = triton.cdiv(k, 128), layout.chunk_ends(128)[-1]
     programs_a = chunks_a * tiles_a.num_owned
@@ -80,4 +77,3 @@ def both_gradients(
             "maxnreg": REGISTERS_BESIDE if beside else None,
         },
     )  # fmt: skip
-    return Shares(parts=parts_a, tiles=tiles_a), Shares(parts=parts_b, tiles=tiles_b)

@@ -153,16 +153,23 @@ def gradient_step(
     return da_low, da_high
 
 
+def empty_shares(tape: Tape, *, layout: Layout, routing: Routing) -> tuple[Shares, Shares]:
+    """Room for the shares of dA `[C, K]` and of dB `[N, R]`."""
+    k, n = layout.num_features, layout.total_out_features
+    tiles_a, tiles_b = (routing.tiles(layout.gradient_rows(routing.num_rows, width=width)) for width in (k, n))
+    parts_a = tape.empty((tiles_a.num_owned, layout.columns, k), torch.float32)
+    parts_b = tape.empty((tiles_b.num_owned, n, layout.padded_rank), torch.float32)
+    return Shares(parts=parts_a, tiles=tiles_a), Shares(parts=parts_b, tiles=tiles_b)
+
+
 def input_gradients(
-    tape: Tape, x: Tensor, ds: Tensor, a: Tensor, dx: Tensor | None,
+    tape: Tape, shares: Shares, x: Tensor, ds: Tensor, a: Tensor, dx: Tensor | None,
     *, layout: Layout, routing: Routing, targets: Sequence[int],
-) -> Shares:  # fmt: skip
-    """Shares of dA `[C, K]`; where `dx [T, K]` is given, mask * (dS A) is written into it."""
-    config = layout.config.gradient
+) -> None:  # fmt: skip
+    """Shares of dA; where `dx [T, K]` is given, mask * (dS A) is written into it."""
+    config, tiles, parts = layout.config.gradient, shares.tiles, shares.parts
     k, c = x.shape[1], layout.columns
-    tiles = routing.tiles(layout.gradient_rows(x.shape[0], width=k))
     tma = config.tma and can_use_tma(x)
-    parts = tape.empty((tiles.num_owned, c, k), torch.float32)
     num_tiles = tiles.num_owned if dx is None else tiles.num_tiles
     beside = dx is None and routing.has_dropout and layout.config.gemm is not None
     written = False
@@ -186,16 +193,13 @@ def input_gradients(
                 },
             )  # fmt: skip
             written = True
-    return Shares(parts=parts, tiles=tiles)
 
 
-def output_gradients(tape: Tape, dy: Tensor, s: Tensor, *, layout: Layout, routing: Routing) -> Shares:
-    """Shares of dB `[N, R]` from `dy [T, N]` and S `[T, C]`."""
-    config = layout.config.gradient
+def output_gradients(tape: Tape, shares: Shares, dy: Tensor, s: Tensor, *, layout: Layout, routing: Routing) -> None:
+    """Shares of dB from `dy [T, N]` and S `[T, C]`."""
+    config, tiles, parts = layout.config.gradient, shares.tiles, shares.parts
     n, r = layout.total_out_features, layout.padded_rank
-    tiles = routing.tiles(layout.gradient_rows(dy.shape[0], width=n))
     tma = config.tma and can_use_tma(dy)
-    parts = tape.empty((tiles.num_owned, n, r), torch.float32)
     block = min(r, 64)
     for first in range(0, r, block):
         tape.launch(
@@ -209,4 +213,3 @@ def output_gradients(tape: Tape, dy: Tensor, s: Tensor, *, layout: Layout, routi
             },
             options={"num_warps": config.num_warps, "num_stages": config.num_stages},
         )  # fmt: skip
-    return Shares(parts=parts, tiles=tiles)

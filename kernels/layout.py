@@ -119,13 +119,6 @@ class Layout:
         wanted = self.config.min_drawing_programs if draws else self.config.min_programs
         return _power_of_two_within(-(-wanted // max(num_programs, 1)), most)
 
-    def shrink_rows(self, num_rows: int, *, draws: bool) -> int:
-        """Rows of a tile of the skinny product: fewer where there are few, so that its inner sum need not be split."""
-        rows = self.config.shrink.rows
-        while not draws and rows > 32 and num_rows < rows * self.config.min_programs:
-            rows //= 2
-        return rows
-
     def shrink_stages(self, stage_bytes: int, *, draws: bool) -> int:
         """Tiles that are loaded ahead: as many as tuned, or as fit beside a product; drawing takes two at a time."""
         most = self.config.shrink.num_stages * (1 if draws else 2)

@@ -13,9 +13,9 @@ from .both_gradients import both_gradients
 from .draws import target_word
 from .expand import expand
 from .gemm import can_fuse, can_fuse_backward, fused_backward, fused_forward
-from .gradients import input_gradients, output_gradients
+from .gradients import empty_shares, input_gradients, output_gradients
 from .layout import Layout
-from .reduce import sum_tiles
+from .reduce import empty_sums, sum_tiles
 from .routing import Routing
 from .shrink import shrink_input, shrink_output_grad
 from .tape import Plan, Tape, distinct, pointers_of
@@ -147,21 +147,24 @@ def _backward_passes(
     overlap = fused and layout.config.overlap
     ds = shrink_output_grad(tape, dy, b, layout=layout, routing=routing, overlap=overlap)
     dx = tape.empty(tuple(x.shape), x.dtype) if needs_dx else None
-    early = None
-    if dx is not None and not fused:
-        early = input_gradients(tape, x, ds, a, dx, layout=layout, routing=routing, targets=targets)
+    # before the fork: what the side stream writes must not be memory that the current one still works on after it
+    shares = empty_shares(tape, layout=layout, routing=routing)
+    totals = sums or empty_sums(tape, shares, num_adapters=layout.num_adapters, dtype=grad_dtype)
+    early = dx is not None and not fused
+    if early:
+        input_gradients(tape, shares[0], x, ds, a, dx, layout=layout, routing=routing, targets=targets)
     with tape.side(enabled=beside) as aside:
         if fused and dx is not None and weight is not None:
             fused_backward(tape, dx, dy, weight, ds, a, layout=layout, routing=routing, overlap=overlap)
         elif dx is not None:
             tape.call(_add_backward, base, dx, dy)
         with aside:
-            if early is None:
-                da, db = both_gradients(tape, dy, x, s, ds, a, layout=layout, routing=routing, targets=targets)
+            if early:
+                output_gradients(tape, shares[1], dy, s, layout=layout, routing=routing)
             else:
-                da, db = early, output_gradients(tape, dy, s, layout=layout, routing=routing)
-            da_sum, db_sum = sum_tiles(tape, (da, db), num_adapters=layout.num_adapters, dtype=grad_dtype, sums=sums)
-    return dx, da_sum, db_sum
+                both_gradients(tape, shares, dy, x, s, ds, a, layout=layout, routing=routing, targets=targets)
+            sum_tiles(tape, shares, totals, add=sums is not None)
+    return dx, *totals
 
 
 def _pays_a_stream(x: Tensor, layout: Layout) -> bool:

@@ -14,7 +14,8 @@ from torch import Tensor
 from .routing import Tiles
 from .tape import Tape
 
-SUM_BLOCK = 128
+SUM_ELEMENTS = 2048
+"""Of all its tiles that a program holds: 16 registers a thread."""
 
 
 @triton.jit
@@ -84,27 +85,30 @@ def sum_splits(tape: Tape, parts: Tensor, *, dtype: torch.dtype) -> Tensor:
     return s
 
 
-def sum_tiles(
-    tape: Tape, shares: tuple[Shares, Shares], *, num_adapters: int, dtype: torch.dtype,
-    sums: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def empty_sums(
+    tape: Tape, shares: tuple[Shares, Shares], *, num_adapters: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Room for both gradients `[num_adapters, ...]`."""
+    first, second = (tape.empty((num_adapters, *share.parts.shape[1:]), dtype) for share in shares)
+    return first, second
+
+
+def sum_tiles(tape: Tape, shares: tuple[Shares, Shares], sums: tuple[Tensor, Tensor], *, add: bool) -> None:
     """Gradients `[num_adapters, ...]` from the row tiles' shares `[num_tiles, ...]`, two of them in one launch.
 
-    Zero for an adapter without rows. Where `sums`, float32 of their shapes, are given, they are added to those instead,
-    and what belongs to an adapter without rows is neither read nor written.
+    Zero for an adapter without rows. With `add` they are added to what `sums` hold, and what belongs to an adapter
+    without rows is neither read nor written.
     """
     parts = tuple(share.parts for share in shares)
     sizes = [part[0].numel() for part in parts]
-    if sums is None:
-        first, second = (tape.empty((num_adapters, *part.shape[1:]), dtype) for part in parts)
-    else:
-        first, second = sums
-    num_blocks = [triton.cdiv(size, SUM_BLOCK) for size in sizes]
-    num_ranges = num_adapters if sums is None else shares[0].tiles.num_owners
+    # as many tiles at once as an adapter has at most: all loads of a program in flight, and none of them masked
+    num_tiles = min(16, triton.next_power_of_2(max(share.tiles.most_tiles for share in shares)))
+    block = SUM_ELEMENTS // num_tiles
+    num_blocks = [triton.cdiv(size, block) for size in sizes]
+    num_ranges = shares[0].tiles.num_owners if add else sums[0].shape[0]
     tape.launch(
         sum_tiles_kernel, (sum(num_blocks), num_ranges),
-        parts[0], first, tape.fixed(shares[0].tiles.ranges), sizes[0],
-        parts[1], second, tape.fixed(shares[1].tiles.ranges), sizes[1], num_blocks[0],
-        constants={"ADD": sums is not None, "TILES": 16, "BLOCK": SUM_BLOCK}, options={"num_warps": 4},
+        parts[0], sums[0], tape.fixed(shares[0].tiles.ranges), sizes[0],
+        parts[1], sums[1], tape.fixed(shares[1].tiles.ranges), sizes[1], num_blocks[0],
+        constants={"ADD": add, "TILES": num_tiles, "BLOCK": block}, options={"num_warps": 4},
     )  # fmt: skip
-    return first, second

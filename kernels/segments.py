@@ -38,6 +38,8 @@ class Tiles:
     with tiles first."""
     num_owners: int
     """So many adapters own rows."""
+    most_tiles: int
+    """Of one adapter."""
     num_owned: int
     """So many tiles, the first ones, belong to adapters; the rest to none."""
 
@@ -92,6 +94,7 @@ def _cut(runs: list[tuple[int, int, int]], height: int, *, num_adapters: int, de
         table=torch.tensor(table, dtype=torch.int32).reshape(len(table), 4).to(device),
         ranges=torch.tensor(ranges, dtype=torch.int32).reshape(len(ranges), 4).to(device),
         num_owners=len(ends),
+        most_tiles=max((end - first for first, end in ends.values()), default=0),
         num_owned=num_owned,
     )
 

@@ -96,7 +96,7 @@ def shrink_input(
     tape: Tape, x: Tensor, a: Tensor, *, layout: Layout, routing: Routing, targets: Sequence[int], overlap: bool
 ) -> Tensor:
     """S `[T, C]` = scale * dropout(x) A^T from `x [T, K]` and the packed `a [adapters * rows_of_a, K]`."""
-    tiles = routing.tiles(layout.shrink_rows(x.shape[0], draws=routing.has_dropout))
+    tiles = routing.tiles(layout.config.shrink.rows)
     splits = layout.shrink_splits(tiles.num_owned, width=layout.num_features, draws=routing.has_dropout)
     s = _empty_shares(tape, x, layout.columns, splits)
     for mask_class in layout.mask_classes(targets, has_dropout=routing.has_dropout):
@@ -111,7 +111,7 @@ def shrink_input(
 
 def shrink_output_grad(tape: Tape, dy: Tensor, b: Tensor, *, layout: Layout, routing: Routing, overlap: bool) -> Tensor:
     """dS `[T, C]` = scale * dy B, target by target, from `dy [T, N]` and the packed `b [adapters * N, R]`."""
-    tiles = routing.tiles(layout.shrink_rows(dy.shape[0], draws=False))
+    tiles = routing.tiles(layout.config.shrink.rows)
     splits = layout.shrink_splits(tiles.num_owned * layout.num_targets, width=max(layout.out_features), draws=False)
     ds = _empty_shares(tape, dy, layout.columns, splits)
     block = min(layout.padded_rank, 64)

@@ -140,7 +140,8 @@ class Tape:
         self.beside = False
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Memory of the current stream; a pass on the side stream may use it until the join."""
+        """Memory of the current stream; made before a fork, a pass on the side stream may use it until the join."""
+        assert not self.beside, "made after the fork, this memory may still be written by the current stream"
         slot = len(self.run.values)
         self.run.values.append(None)
         self.run.pointers.append(None)

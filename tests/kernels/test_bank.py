@@ -312,9 +312,9 @@ def test_a_call_of_four_owners_launches_as_much_with_64_adapters() -> None:
             y = banked_linears(values["x"], values["weights"], [None], bank, routing=routing, targets=[0])
             torch.autograd.backward(y, values["dy"])
             torch.cuda.synchronize()
-        return sum(event.count for event in found.key_averages() if event.device_time_total > 0)
+        return sum(event.count for event in found.key_averages() if event.key.endswith("_kernel"))
 
-    assert launches(64) == launches(4) <= 12
+    assert 0 < launches(64) == launches(4) <= 10
 
 
 @pytest.mark.gpu

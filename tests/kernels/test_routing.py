@@ -69,6 +69,7 @@ def test_tiles_never_hold_two_owners_and_stand_adapter_by_adapter() -> None:
     ]  # fmt: skip
     assert tiles.ranges.tolist() == [[0, 0, 1, 0], [1, 1, 6, 0]]
     assert tiles.num_owners == 2
+    assert tiles.most_tiles == 5
     assert tiles.num_owned == 6
 
 

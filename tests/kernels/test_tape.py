@@ -1,6 +1,9 @@
 """Plans: passes recorded on some tensors and played on others."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from torch import Tensor
 from loraplex.kernels import fused
 from loraplex.kernels.fused_bank import fused_banked_linears
 from loraplex.kernels.routing import Routing
-from loraplex.kernels.tape import distinct, pointers_of
+from loraplex.kernels.tape import Tape, distinct, pointers_of
 from loraplex.tests.kernels.cases import Case, rounded, run, targets_of
 from loraplex.tests.kernels.test_bank import bank_of
 from loraplex.tests.kernels.test_bank import call as banked_call
@@ -90,6 +93,28 @@ def test_fresh_random_words_reach_a_plan(device: str) -> None:
     routing.refresh(global_batches=[4])
     assert torch.equal(first, again)
     assert not torch.equal(listed_call(case, torch.float32, device, routing, (0,))["y"], first)
+
+
+@pytest.mark.parametrize("name", ["dropout", "three targets, a mask each"])
+def test_what_the_second_stream_writes_is_made_before_the_fork(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    forks = []
+
+    @contextlib.contextmanager
+    def forked(tape: Tape, *, enabled: bool) -> Iterator[contextlib.AbstractContextManager[None]]:
+        forks.append(enabled)
+        yield tape._aside()
+
+    # as on a GPU, where `Tape.empty` refuses to make memory behind a fork
+    monkeypatch.setattr(Tape, "side", forked)
+    monkeypatch.setattr("loraplex.kernels.tape.side_stream", lambda _: SimpleNamespace(cuda_stream=0))
+    listed_call(CASES[name], torch.float32, "cpu", CASES[name].routing(), targets_of(CASES[name]))
+    assert len(forks) == 1
+
+
+def test_memory_made_behind_a_fork_is_refused() -> None:
+    tape = Tape([], num_words=0, device=torch.device("cpu"))
+    with tape._aside(), pytest.raises(AssertionError, match="after the fork"):
+        tape.empty((2,), torch.float32)
 
 
 def test_a_tensor_that_comes_twice_is_told_apart() -> None:
