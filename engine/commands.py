@@ -232,7 +232,10 @@ def bench_pipeline(
 def parity(
     job_file: Annotated[Path, typer.Argument(help="A jobs.yaml.", show_default=False)],
     steps: Annotated[int, typer.Option(help="Optimizer steps of each adapter to compare.", min=1)] = 10,
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="float32, float64 (CPU only, the sharpest), or bfloat16 (losses are compared).")
+    ] = "float32",
+    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Train each adapter alone with stock transformers and peft and all together here; print how far they end apart.
@@ -249,21 +252,34 @@ def parity(
     from ..planner.inputs.load_jobs import load_jobs
     from ..traces.errors import InputError
     from .base_folder import base_model_folder
+    from .devices import choose_device
     from .parity import check_parity
     from .show import LoadBars, parity_table
     from .weight_source import WeightSource
 
-    dtypes = {"float32": torch.float32, "float64": torch.float64}
+    dtypes = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
     if dtype not in dtypes:
-        raise InputError(f"--dtype {dtype} is unknown; choose float32 or float64")
+        raise InputError(f"--dtype {dtype} is unknown; choose {', '.join(dtypes)}")
+    place = choose_device("cpu" if dtype == "float64" and device == "auto" else device)
+    if dtype == "float64" and place.type != "cpu":
+        raise InputError(f"--dtype float64 --device {device}: the fused kernels know no float64; use --device cpu")
     with LoadBars() as bars, tempfile.TemporaryDirectory(prefix="loraplex-parity-") as folder:
         loaded = load_jobs(job_file, progress=bars.advance)
         base = base_model_folder(loaded.settings.base_model, output_dir=Path(folder))
         weights = WeightSource.of(loaded.settings.base_model)
-        rows = check_parity(loaded, base, num_steps=steps, source=weights, dtype=dtypes[dtype], progress=bars.advance)
+        rows = check_parity(
+            loaded,
+            base,
+            num_steps=steps,
+            source=weights,
+            dtype=dtypes[dtype],
+            device=place,
+            progress=bars.advance,
+        )
     equal = all(row.is_equal() for row in rows)
     if json:
-        print(json_module.dumps({"equal": equal, "dtype": dtype, "rows": [asdict(row) for row in rows]}))
+        found = {"equal": equal, "dtype": dtype, "device": place.type, "rows": [asdict(row) for row in rows]}
+        print(json_module.dumps(found))
     else:
         Console(soft_wrap=True).print(parity_table(rows))
     if not equal:

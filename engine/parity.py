@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,8 +22,9 @@ from .targets import short_targets
 from .threads import run_in_threads
 from .weight_source import FROM_FOLDER, WeightSource
 
-LIMITS = {torch.float32: 1e-4, torch.float64: 1e-9}
-"""Largest difference of any weight that counts as equal, by dtype: rounding, amplified by AdamW at tiny gradients."""
+LIMITS = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 5e-2}
+"""Largest difference that counts as equal, by dtype: of any weight, which rounding moves, amplified by AdamW at tiny
+gradients; in bfloat16 of any step's loss, since there AdamW turns rounding into whole steps of single weights."""
 Weights = Mapping[str, Tensor]
 
 
@@ -37,12 +39,16 @@ class ParityRow:
     max_weight_difference: float
     max_loss_difference: float
     """Over the steps."""
+    mean_loss_difference: float
     max_weight_change: float
     """How far training moved any weight: what the difference is to be measured by."""
     limit: float
+    judged_by: Literal["weights", "losses"] = "weights"
+    """What the limit is for."""
 
     def is_equal(self) -> bool:
-        return self.max_weight_difference <= self.limit
+        found = self.max_weight_difference if self.judged_by == "weights" else self.max_loss_difference
+        return found <= self.limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,15 @@ class _Run:
     losses: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    # Where and on what both sides train.
+    folder: Path
+    source: WeightSource
+    dtype: torch.dtype
+    device: torch.device
+
+
 def check_parity(
     loaded: LoadedJobs,
     folder: Path,
@@ -60,6 +75,7 @@ def check_parity(
     num_steps: int,
     source: WeightSource = FROM_FOLDER,
     dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
     progress: Callable[[str, float], None] | None = None,
 ) -> tuple[ParityRow, ...]:
     """Train the first `num_steps` steps of every adapter both ways, in this process, with the job's stages as threads.
@@ -75,24 +91,30 @@ def check_parity(
     linears = whole_linears(folder)
     say = _counted(progress, total=1 + len(jobs) + (1 + len(wet) if wet else 0))
     say("all together, without dropout")
-    together = _train(loaded, folder, dry, loaded, source=source, dtype=dtype)
+    place = _Place(folder=folder, source=source, dtype=dtype, device=torch.device(device))
+    together = _train(loaded, dry, loaded, place)
     rows = []
     for index, job in enumerate(dry):
         say(f"{job.name} alone in peft")
         targets = short_targets(linears, job.lora.target_modules)
         solo = train_alone(
-            folder, job, loaded, together[index].start, target_modules=targets, nf4=source.nf4, dtype=dtype
+            folder,
+            job,
+            loaded,
+            together[index].start,
+            target_modules=targets,
+            nf4=source.nf4,
+            dtype=dtype,
+            device=place.device,
         )
         alone = _Run(together[index].start, solo.weights, tuple(solo.losses))
         rows.append(_row(job, "peft", together[index], alone, dtype=dtype))
     if wet:
         say("all together, with dropout")
-        together = _train(loaded, folder, jobs, loaded, source=source, dtype=dtype)
+        together = _train(loaded, jobs, loaded, place)
         for index in wet:
             say(f"{jobs[index].name} alone in our engine")
-            (alone,) = _train(
-                loaded, folder, (_alone(jobs[index]),), _Renumbered(loaded, index), source=source, dtype=dtype
-            )
+            (alone,) = _train(loaded, (_alone(jobs[index]),), _Renumbered(loaded, index), place)
             rows.append(_row(jobs[index], "engine", together[index], alone, dtype=dtype))
     return tuple(rows)
 
@@ -104,28 +126,28 @@ def _check_weights(folder: Path, source: WeightSource) -> None:
         raise JobError(f"base_model '{folder}' is stored in 4 bits; give the unquantized model, with load_in_4bit")
 
 
-def _train(
-    loaded: LoadedJobs,
-    folder: Path,
-    jobs: Sequence[Job],
-    tokens: TokenSource,
-    *,
-    source: WeightSource,
-    dtype: torch.dtype,
-) -> list[_Run]:
+def _train(loaded: LoadedJobs, jobs: Sequence[Job], tokens: TokenSource, place: _Place) -> list[_Run]:
     settings = loaded.settings
     plan = make_plan(
         jobs, num_stages=settings.num_stages, microbatch_tokens=settings.microbatch_tokens, strategy="greedy"
     )
     stages = [
-        make_stage(folder, jobs, stage=stage, num_stages=plan.num_stages, weights=source, dtype=dtype)
+        make_stage(
+            place.folder,
+            jobs,
+            stage=stage,
+            num_stages=plan.num_stages,
+            weights=place.source,
+            dtype=place.dtype,
+            device=place.device,
+        )
         for stage in range(plan.num_stages)
     ]
 
     def weights() -> list[dict[str, Tensor]]:
         return [
             {
-                name: parameter.detach().clone()
+                name: parameter.detach().cpu().clone()
                 for stage in stages
                 for name, parameter in stage.adapters[index].parameters.items()
             }
@@ -149,14 +171,17 @@ def _row(job: Job, against: str, together: _Run, alone: _Run, *, dtype: torch.dt
     def apart(left: Weights, right: Weights) -> float:
         return max((left[name] - right[name]).abs().max().item() for name in left)
 
+    losses = [abs(a - b) for a, b in zip(together.losses, alone.losses, strict=True)]
     return ParityRow(
         adapter=job.name,
         against=against,
         steps=len(job.global_batches),
         max_weight_difference=apart(together.end, alone.end),
-        max_loss_difference=max(abs(a - b) for a, b in zip(together.losses, alone.losses, strict=True)),
+        max_loss_difference=max(losses),
+        mean_loss_difference=sum(losses) / len(losses),
         max_weight_change=apart(together.start, together.end),
         limit=LIMITS[dtype],
+        judged_by="losses" if dtype is torch.bfloat16 else "weights",
     )
 
 

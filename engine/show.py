@@ -114,18 +114,20 @@ class StepBars:
 
 def parity_table(rows: "Sequence[ParityRow]") -> Table:
     """How far adapters trained together and alone end apart."""
-    table = Table(title="together and alone: largest difference of any weight and of any step's loss")
-    for column in ("adapter", "alone in", "dropout", "steps", "weights", "losses", "training moved", ""):
-        table.add_column(column, justify="left" if column in ("adapter", "alone in", "dropout", "") else "right")
+    num_steps = max(row.steps for row in rows)
+    table = Table(
+        title=f"together and alone, {num_steps} steps: largest difference of weights; largest and mean of losses"
+    )
+    for column in ("adapter", "alone in", "weights", "losses", "mean", "moved", ""):
+        table.add_column(column, justify="left" if column in ("adapter", "alone in", "") else "right")
     for row in rows:
         table.add_row(
             row.adapter,
-            row.against,
-            "off" if row.against == "peft" else "on",
-            str(row.steps),
+            row.against if row.against == "peft" else f"{row.against} + drop",
             f"{row.max_weight_difference:.1e}",
             f"{row.max_loss_difference:.1e}",
+            f"{row.mean_loss_difference:.1e}",
             f"{row.max_weight_change:.1e}",
-            "equal" if row.is_equal() else f"APART (limit {row.limit:.0e})",
+            "equal" if row.is_equal() else f"APART ({row.judged_by}' limit {row.limit:.0e})",
         )
     return table

@@ -39,12 +39,13 @@ def train_alone(
     target_modules: Sequence[str],
     nf4: Nf4Settings | None = None,
     dtype: torch.dtype,
+    device: torch.device | str = "cpu",
 ) -> SoloRun:
     """Train a job without dropout from the given weights with stock libraries only.
 
     With `nf4`, on a base whose layers hold what their weights rounded to 4 bits stand for.
     """
-    model = _peft_model(folder, job, target_modules=target_modules, nf4=nf4, dtype=dtype)
+    model = _peft_model(folder, job, target_modules=target_modules, nf4=nf4, dtype=dtype).to(device)
     parameters = {
         name.removeprefix("base_model.model.").replace(".default.", "."): parameter
         for name, parameter in model.named_parameters()
@@ -65,9 +66,10 @@ def train_alone(
     for step, batch in enumerate(job.global_batches):
         total = 0.0
         for sample in batch:
-            ids, labels = (torch.from_numpy(part) for part in tokens.tokens(sample))
+            ids, labels = (torch.from_numpy(part).to(device) for part in tokens.tokens(sample))
             logits = model(input_ids=ids[None], use_cache=False).logits[0]
-            summed = cross_entropy(logits[:-1], labels[1:], ignore_index=IGNORED, reduction="sum")
+            wide = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+            summed = cross_entropy(wide[:-1], labels[1:], ignore_index=IGNORED, reduction="sum")
             loss = summed / job.target_tokens(step)
             torch.autograd.backward(loss)
             total += loss.item()
@@ -77,7 +79,7 @@ def train_alone(
         scheduler.step()
         optimizer.zero_grad()
         losses.append(total)
-    return SoloRun(weights={name: parameter.detach() for name, parameter in parameters.items()}, losses=losses)
+    return SoloRun(weights={name: parameter.detach().cpu() for name, parameter in parameters.items()}, losses=losses)
 
 
 def _peft_model(
@@ -104,7 +106,8 @@ def _peft_model(
     with warnings.catch_warnings():
         # peft asks transformers by a name it has since changed.
         warnings.simplefilter("ignore", FutureWarning)
-        return get_peft_model(base, config, autocast_adapter_dtype=False).train()
+        # On a base in half precision adapters are float32, as peft makes them unless told otherwise.
+        return get_peft_model(base, config, autocast_adapter_dtype=dtype is torch.bfloat16).train()
 
 
 def _scheduler(optimizer: torch.optim.Optimizer, job: Job, *, num_steps: int) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -102,10 +103,20 @@ def test_apart_is_apart() -> None:
         steps=1,
         max_weight_difference=2e-4,
         max_loss_difference=0.0,
+        mean_loss_difference=0.0,
         max_weight_change=1.0,
         limit=1e-4,
     )
     assert not row.is_equal()
+    assert replace(row, judged_by="losses").is_equal()
+
+
+def test_in_half_precision_losses_are_compared_with_those_of_peft(loaded: Any, model_folder: Path) -> None:
+    rows = check_parity(loaded, model_folder, num_steps=3, dtype=torch.bfloat16)
+    assert {row.judged_by for row in rows} == {"losses"}
+    assert all(row.is_equal() and 0 <= row.mean_loss_difference <= row.max_loss_difference for row in rows)
+    # Rounding is seen, and no more than rounding.
+    assert 0 < max(row.max_loss_difference for row in rows) < 2e-2
 
 
 def test_the_command_on_a_users_job(
