@@ -31,7 +31,8 @@ def bench_kernels(
     records = bench.run_grid(rows, peers=peers, report=typer.echo)
     gpu, date = torch.cuda.get_device_name(), datetime.date.today().isoformat()
     document: dict[str, Any] = {
-        "command": "loraplex bench kernels", "gpu": gpu, "date": date, "versions": versions(),
+        "command": "loraplex bench kernels" + ("" if grid is None else f" --grid {grid.name}"),
+        "gpu": gpu, "date": date, "versions": versions(),
         "absent_peers": absent,
         "note": "q/k/v and gate/up are one call on one input and share one dropout mask; ours is banked_linears, which "
         "adds the adapters' gradients to float32 sums, lists is multi_lora_linears; frozen is one GEMM of the linears' "
