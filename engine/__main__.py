@@ -12,20 +12,21 @@ from ..planner.inputs.override import Override
 from ..traces.errors import InputError
 from ..traces.memory_costs import RECOMPUTE_MODES
 from .errors import PEER_LOST, STOPPED, EngineError, PeerLostError, out_of_memory
+from .live import LiveTable
+from .loggers import logger_names
 from .prepare import RunSettings
-from .show import StepBars
 
 
 def main() -> None:
     """Run one worker. Exit code 2: bad input; 1: training cannot go on; 3: a peer was lost; 130: told to stop."""
-    settings = _settings()
     worker = int(os.environ.get("RANK", "0"))
     try:
+        settings = _settings()
         # torch is imported only now: a wrong argument is told at once.
         from .worker import run_worker
 
-        with StepBars() as bars:
-            run_worker(settings, bars)
+        with LiveTable() as table:
+            run_worker(settings, table)
     except InputError as error:
         _end(f"error: {error}" if worker == 0 else "", code=2)
     except PeerLostError as error:
@@ -60,6 +61,7 @@ def _settings() -> RunSettings:
     parser.add_argument("--recompute", choices=(*RECOMPUTE_MODES, "auto"), help="the job file's by default")
     parser.add_argument("--random-weights", action="store_true", help="draw the base model's weights")
     parser.add_argument("--config", type=Path, help="a config.json in place of the job file's base_model")
+    parser.add_argument("--report-to", action="append", default=[], help="tensorboard or wandb; may be given twice")
     given = parser.parse_args()
     return RunSettings(
         job_file=given.job_file,
@@ -69,6 +71,7 @@ def _settings() -> RunSettings:
         checkpoint_every=given.checkpoint_every,
         device=given.device,
         recompute=given.recompute,
+        report_to=logger_names(given.report_to),
         override=Override(random_weights=given.random_weights, config_file=given.config),
     )
 

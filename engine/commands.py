@@ -29,6 +29,9 @@ def train(
         str | None,
         typer.Option(help="Measured memory to go by, a cost profile.", show_default="the model's shapes"),
     ] = None,
+    report_to: Annotated[
+        list[str] | None, typer.Option(help="tensorboard or wandb, or both.", show_default="the job file's")
+    ] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Draw the base model's weights; lengths become random tokens.")
     ] = False,
@@ -47,6 +50,7 @@ def train(
     from ..planner.inputs.override import Override
     from ..traces.memory_costs import recompute_choice
     from .errors import STOPPED, EngineError, InterruptedRunError
+    from .loggers import logger_names
     from .prepare import RunSettings
     from .show import LoadBars, train_table
     from .train import train as run
@@ -59,6 +63,7 @@ def train(
         checkpoint_every=checkpoint_every,
         device=device,
         recompute=None if recompute is None else recompute_choice(recompute),
+        report_to=logger_names(report_to or ()),
         profile=profile,
         override=Override(random_weights=random_weights, config_file=config),
     )

@@ -10,6 +10,7 @@ from ..planner.errors import PlanError
 from ..planner.inputs.load_jobs import load_jobs
 from ..planner.inputs.loaded_jobs import LoadedJobs
 from ..planner.inputs.override import AS_WRITTEN, Override
+from ..planner.jobs import LoggerName
 from ..planner.plan import Plan
 from ..planner.plan_file import load_plan
 from ..planner.program import Program
@@ -40,6 +41,8 @@ class RunSettings:
     """What the backward makes again; the job file's when absent."""
     profile: str | None = None
     """Cost profile whose memory counts in settling that; the model's shapes when absent. Workers need it no more."""
+    report_to: tuple[LoggerName, ...] = ()
+    """Where to log besides the metrics files; the job file's when empty."""
     override: Override = AS_WRITTEN
     """What is said of the base model instead of the job file."""
 
@@ -54,6 +57,8 @@ class RunSettings:
             ("--recompute", self.recompute),
         ):
             words += [] if value is None else [option, str(value)]
+        for name in self.report_to:
+            words += ["--report-to", name]
         words += self.override.arguments()
         return [*words, "--resume"] if self.resume else words
 

@@ -1,16 +1,12 @@
 """What a run shows: bars on stderr while it loads and trains, a table on stdout when it is done."""
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 from rich.table import Table
-
-from .evaluations import EvaluationRecord
-from .metrics import StepRecord
 
 if TYPE_CHECKING:
     from .parity import ParityRow
@@ -66,50 +62,6 @@ def _steps(adapter: "TrainedAdapter") -> str:
     if adapter.stopped_at is not None:
         return f"{adapter.steps_taken}, then stopped early"
     return str(adapter.steps_taken) + (f", {len(adapter.skipped)} left out" if adapter.skipped else "")
-
-
-class StepBars:
-    """A context manager. Draws nothing until `begin`, and nothing at all where stderr is no terminal."""
-
-    def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        )
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> "StepBars":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def loading(self, number: int, num_files: int) -> None:
-        """Say which file of weights is being read; all workers read theirs at the same time."""
-        if not self._progress.disable:
-            self._progress.console.print(f"loading weights {number} of {num_files}", highlight=False)
-
-    def begin(self, num_steps: Mapping[str, int], steps_done: Mapping[str, int]) -> None:
-        """Draw the bars: steps in all and steps taken before, by adapter."""
-        self._progress.start()
-        for adapter, total in num_steps.items():
-            self._tasks[adapter] = self._progress.add_task(
-                adapter, total=total, completed=steps_done[adapter], loss="-"
-            )
-
-    def evaluated(self, record: EvaluationRecord) -> None:
-        """A validation loss is known."""
-
-    def advance(self, record: StepRecord) -> None:
-        """A step has been taken."""
-        self._progress.update(self._tasks[record.adapter], completed=record.step + 1, loss=f"{record.loss:.4f}")
 
 
 def parity_table(rows: "Sequence[ParityRow]") -> Table:

@@ -19,9 +19,10 @@ from .checkpoint import newest_position
 from .cut import check_can_cut
 from .device_memory import free_device_bytes
 from .devices import check_device, resolved_device
-from .evaluations import EvaluationRecord, read_evaluations
+from .evaluation_records import EvaluationRecord, read_evaluations
 from .fit_check import settled_recompute, share_of_device
 from .launch import launch
+from .loggers import check_loggers
 from .metrics import StepRecord, read_metrics
 from .output import ADAPTERS, WORK, evaluations_name, read_validation
 from .prepare import Prepared, RunSettings, check_plan_belongs, prepare
@@ -128,6 +129,7 @@ def train(
     if settings.plan_file is None:
         (_plan_rest if settings.resume else _plan)(settings, progress=progress)
     prepared = prepare(settings, progress=progress)
+    check_loggers(settings.report_to or prepared.loaded.settings.report_to)
     if settings.checkpoint_every is not None:
         check_can_cut(prepared.program)
     if settings.plan_file is not None:

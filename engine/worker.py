@@ -3,8 +3,8 @@
 import platform
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
 
 import pandas as pd
 import torch
@@ -23,45 +23,26 @@ from .connect import open_transport
 from .cut import check_can_cut, copies, cut_points
 from .device_memory import peak_bytes, sharing_processes
 from .devices import choose_device
-from .evaluations import EvaluationRecord, Evaluations, EvaluationWriter, load_best
+from .evaluations import Evaluations, load_best
 from .execute import Executor
 from .export import export_adapters, save_part
 from .fit_check import agreed_recompute, settled_recompute
 from .init_adapter import start_from
 from .interleave import Interleaved, interleave
 from .itinerary import itinerary
+from .loggers import open_loggers
 from .mailbox import Sums
-from .metrics import MetricsWriter, StepRecord
 from .model import whole_linears
 from .output import VALIDATION, WORK, evaluations_name, note_validation
 from .position import PositionFile, position_path
 from .prepare import Prepared, RunSettings, prepare
 from .recorder import Recorder
+from .records import Listener, Records
 from .stage import Stage, make_stage
 from .transport import Transport
 from .validate import Validation
 from .watchdog import start_watchdog
 from .weight_source import WeightSource
-
-
-class Listener(Protocol):
-    """Hears how training goes, in the one process that writes the metrics (the last stage of replica 0)."""
-
-    def loading(self, number: int, num_files: int) -> None:
-        """The first worker opens that file of its weights."""
-        ...
-
-    def begin(self, num_steps: Mapping[str, int], steps_done: Mapping[str, int]) -> None:
-        """Steps of each adapter in all, and those a resumed run has behind it."""
-        ...
-
-    def advance(self, record: StepRecord) -> None:
-        """A step has been taken."""
-        ...
-
-    def evaluated(self, record: EvaluationRecord) -> None:
-        """A validation loss is known."""
-        ...
 
 
 def run_worker(settings: RunSettings, listener: Listener) -> None:
@@ -181,9 +162,9 @@ def _train(
     sums = Sums()
     if restored is not None:
         sums = restored.sums(replica=stage.replica, num_replicas=plan.num_replicas)
-    writer = _metrics_writer(prepared, stage, listener)
+    records = _records(settings, prepared, stage, listener)
     looks = _interleaved(program, prepared, validation)
-    evaluations = _evaluations(looks, prepared, stage, validation, listener)
+    evaluations = _evaluations(looks, prepared, stage, validation, records)
     checkpoints = CheckpointWriter(
         prepared.output_dir,
         stage=index,
@@ -196,11 +177,6 @@ def _train(
     if settings.checkpoint_every is not None:
         cuts = cut_points(plan.num_slots(), every=settings.checkpoint_every, after=after)
         due = copies(looks.program, plan, stage=index, replica=stage.replica, cuts=cuts)
-
-    def hear(record: StepRecord) -> None:
-        if writer is not None:
-            writer.write(record)
-            listener.advance(record)
 
     def checkpoint(place: int) -> None:
         if place in due:
@@ -216,7 +192,7 @@ def _train(
         recorder=recorder,
         sums=sums,
         on_nonfinite=prepared.loaded.settings.on_nonfinite,
-        on_step=hear,
+        on_step=None if records is None else records.step,
         evaluations=evaluations,
         before_leg=lambda leg: position.move(leg.word, leg.action.microbatch),
         after_leg=checkpoint,
@@ -230,6 +206,8 @@ def _train(
             lambda verdict: transport.reduce(verdict, workers=range(plan.num_stages)),
             is_last=stage.layout.is_last,
         )
+    if records is not None:
+        records.close()
 
 
 def _interleaved(program: Program, prepared: Prepared, validation: Validation | None) -> Interleaved:
@@ -240,21 +218,16 @@ def _interleaved(program: Program, prepared: Prepared, validation: Validation | 
 
 
 def _evaluations(
-    looks: Interleaved, prepared: Prepared, stage: Stage, validation: Validation | None, listener: Listener
+    looks: Interleaved, prepared: Prepared, stage: Stage, validation: Validation | None, records: Records | None
 ) -> Evaluations | None:
     if validation is None:
         return None
-    packer, settings = validation.packer(stage.device), prepared.loaded.evaluation
-    if not stage.layout.is_last:
-        return Evaluations(packer, looks.by_microbatch, settings)
-    versions = {adapter.job.name: adapter.version for adapter in stage.adapters}
-    writer = EvaluationWriter(prepared.output_dir, steps_done=versions)
-
-    def hear(record: EvaluationRecord) -> None:
-        writer.write(record)
-        listener.evaluated(record)
-
-    return Evaluations(packer, looks.by_microbatch, settings, hear=hear)
+    return Evaluations(
+        validation.packer(stage.device),
+        looks.by_microbatch,
+        prepared.loaded.evaluation,
+        hear=None if records is None else records.evaluation,
+    )
 
 
 def _note(prepared: Prepared, when: str, losses: Mapping[str, float]) -> None:
@@ -263,12 +236,21 @@ def _note(prepared: Prepared, when: str, losses: Mapping[str, float]) -> None:
         note_validation(prepared.output_dir, when, losses)
 
 
-def _metrics_writer(prepared: Prepared, stage: Stage, listener: Listener) -> MetricsWriter | None:
+def _records(settings: RunSettings, prepared: Prepared, stage: Stage, listener: Listener) -> Records | None:
     if stage.replica or not stage.layout.is_last:
         return None
-    versions = {adapter.job.name: adapter.version for adapter in stage.adapters}
-    listener.begin({job.name: len(job.global_batches) for job in prepared.plan.jobs}, versions)
-    return MetricsWriter(prepared.output_dir, steps_done=versions)
+    jobs, loaded = prepared.plan.jobs, prepared.loaded
+    return Records(
+        prepared.output_dir,
+        listener=listener,
+        loggers=open_loggers(
+            settings.report_to or loaded.settings.report_to,
+            folder=prepared.output_dir,
+            settings={job.name: asdict(job.lora) | asdict(job.optimizer) | {"seed": job.seed} for job in jobs},
+        ),
+        num_steps={job.name: len(job.global_batches) for job in jobs},
+        steps_done={adapter.job.name: adapter.version for adapter in stage.adapters},
+    )
 
 
 def _hand_in(prepared: Prepared, stage: Stage, recorder: Recorder, transport: Transport) -> None:

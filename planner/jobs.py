@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Scheduler = Literal["constant", "linear", "cosine"]
+LoggerName = Literal["tensorboard", "wandb"]
 OnNonfinite = Literal["quarantine", "skip", "stop"]
 """What happens to an adapter whose loss or gradient is no finite number: see docs/jobs.md."""
 

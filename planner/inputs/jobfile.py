@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ...traces.memory_costs import RecomputeChoice
-from ..jobs import OnNonfinite, Scheduler
+from ..jobs import LoggerName, OnNonfinite, Scheduler
 
 TextFormat = Literal["auto", "prompt_completion", "messages", "alpaca", "text"]
 DataFormat = Literal[TextFormat, "lengths"]
@@ -208,6 +208,11 @@ class JobFile(_Entry):
         default="output", min_length=1, description="Folder for everything that is made, relative to the job file."
     )
     seed: Seed = Field(default=0, description="Seed of the adapters that give none.")
+    report_to: Annotated[tuple[LoggerName, ...] | None, BeforeValidator(_as_list)] = Field(
+        default=None,
+        strict=False,
+        description="Where to log beside the metrics files: `tensorboard`, `wandb` or both.",
+    )
     on_nonfinite: OnNonfinite = Field(
         default="quarantine", description="What happens to an adapter whose loss or gradient is NaN or infinite."
     )

@@ -282,5 +282,6 @@ def _settings(read: ReadJobFile, model: BaseModel) -> JobSettings:
         recompute=fields.recompute,
         output_dir=read.text.path.parent / Path(fields.output_dir).expanduser(),
         seed=fields.seed,
+        report_to=fields.report_to or (),
         on_nonfinite=fields.on_nonfinite,
     )

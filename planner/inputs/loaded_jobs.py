@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...traces.memory_costs import RecomputeChoice
-from ..jobs import EvaluationSettings, Job, OnNonfinite, Sample
+from ..jobs import EvaluationSettings, Job, LoggerName, OnNonfinite, Sample
 from .base_model import BaseModel
 from .tokens import TokenTable
 from .training_order import TrainingOrder
@@ -32,6 +32,7 @@ class JobSettings:
     recompute: RecomputeChoice
     output_dir: Path
     seed: int
+    report_to: tuple[LoggerName, ...]
     on_nonfinite: OnNonfinite
 
 

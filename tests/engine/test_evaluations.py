@@ -10,13 +10,8 @@ import pytest
 import torch
 
 from loraplex.engine.batch import IGNORED, Encoded, Packer
-from loraplex.engine.evaluations import (
-    EvaluationRecord,
-    Evaluations,
-    EvaluationWriter,
-    load_best,
-    read_evaluations,
-)
+from loraplex.engine.evaluation_records import EvaluationRecord, EvaluationWriter, read_evaluations
+from loraplex.engine.evaluations import Evaluations, load_best
 from loraplex.engine.execute import Executor
 from loraplex.engine.interleave import interleave
 from loraplex.engine.itinerary import itinerary

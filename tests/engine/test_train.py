@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from loraplex.cli import main
 from loraplex.engine import train as train_module
 from loraplex.engine.batch import PackedRows
-from loraplex.engine.evaluations import read_evaluations
+from loraplex.engine.evaluation_records import read_evaluations
 from loraplex.engine.metrics import read_metrics
 from loraplex.engine.model import Layout, build_stage
 from loraplex.engine.prepare import RunSettings, prepare

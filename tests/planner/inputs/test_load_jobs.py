@@ -141,6 +141,7 @@ def test_settings_are_complete_and_paths_lie_beside_the_job_file(tmp_path: Path)
         recompute="auto",
         output_dir=tmp_path / "out",
         seed=3,
+        report_to=(),
         on_nonfinite="quarantine",
     )
     assert (
