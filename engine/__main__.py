@@ -11,6 +11,7 @@ from pathlib import Path
 from ..planner.inputs.override import Override
 from ..traces.errors import InputError
 from ..traces.memory_costs import RECOMPUTE_MODES
+from .disk import disk_error
 from .errors import PEER_LOST, STOPPED, EngineError, PeerLostError, out_of_memory
 from .live import LiveTable
 from .loggers import logger_names
@@ -38,6 +39,11 @@ def main() -> None:
         if told is None:
             raise
         _end(f"worker {worker}: {told}", code=1)
+    except OSError as error:
+        broken = disk_error(error)
+        if broken is None:
+            raise
+        _end(f"worker {worker}: {broken}", code=1)
     except KeyboardInterrupt as error:
         _end(f"worker {worker} stopped ({error})", code=STOPPED)
 

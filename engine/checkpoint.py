@@ -27,6 +27,7 @@ from ..planner.program import Program
 from ..planner.resume import remaining
 from .adapters import StageAdapter
 from .cut import Copy
+from .disk import writing
 from .itinerary import Batch
 from .mailbox import Sums
 from .output import CHECKPOINTS
@@ -141,13 +142,17 @@ class CheckpointWriter:
             "versions": json.dumps([versions[index] for index in range(len(versions))]),
         }
         folder = self._folder / f"microbatch-{after}"
-        folder.mkdir(parents=True, exist_ok=True)
         share = f".replica-{self._replica}-of-{self._num_replicas}" if self._num_replicas > 1 else ""
         path = folder / f"stage-{self._stage}-of-{self._num_stages}{share}.safetensors"
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         tensors = {key: tensor.contiguous() for key, tensor in self._tensors.pop(after).items()}
-        save_file(tensors, unfinished, metadata=metadata)
-        os.replace(unfinished, path)
+        try:
+            with writing(path):
+                folder.mkdir(parents=True, exist_ok=True)
+                save_file(tensors, unfinished, metadata=metadata)
+                os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
         # Every worker tidies up: whoever writes the last part of a checkpoint makes an older one superfluous.
         for older in _complete(self._folder)[:-_KEPT]:
             shutil.rmtree(self._folder / f"microbatch-{older}", ignore_errors=True)

@@ -12,6 +12,10 @@ class PeerLostError(EngineError):
     """Another worker ended or fell silent while this one waited for it."""
 
 
+class DiskError(EngineError):
+    """Something could not be written. The message names the path."""
+
+
 class InterruptedRunError(EngineError):
     """The user, or whoever runs us, asked to stop."""
 

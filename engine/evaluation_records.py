@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..traces.files import write_atomically
+from .disk import writing
 from .output import evaluations_name
 
 
@@ -37,7 +38,8 @@ class EvaluationWriter:
 
     def write(self, record: EvaluationRecord) -> None:
         """Append one line."""
-        with (self._folder / evaluations_name(record.adapter)).open("a", encoding="utf-8") as file:
+        path = self._folder / evaluations_name(record.adapter)
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(_line(record))
 
 

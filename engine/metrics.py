@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ..traces.files import write_atomically
 from ..traces.run_folder import metrics_name
+from .disk import writing
 
 StepState = Literal["taken", "skipped", "quarantined", "stopped"]
 
@@ -48,7 +49,8 @@ class MetricsWriter:
     def write(self, record: StepRecord) -> None:
         """Append one line; JSON knows no nan and no infinity, so both are written as null."""
         values = {key: None if _is_nonfinite(value) else value for key, value in asdict(record).items()}
-        with (self._folder / metrics_name(record.adapter)).open("a", encoding="utf-8") as file:
+        path = self._folder / metrics_name(record.adapter)
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values, allow_nan=False) + "\n")
 
 

@@ -1,6 +1,7 @@
 """Where each worker is, in a small file, so that the launcher can say where one was that died without a word."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -17,7 +18,9 @@ class PositionFile:
     def move(self, word: str, microbatch: int) -> None:
         """Say which action comes next."""
         self.text = f"{word}, microbatch {microbatch}" if microbatch >= 0 else word
-        os.pwrite(self._descriptor, self.text.encode().ljust(self._WIDTH)[: self._WIDTH], 0)
+        # It is only for a last message: a full disk shall be told of by what matters.
+        with suppress(OSError):
+            os.pwrite(self._descriptor, self.text.encode().ljust(self._WIDTH)[: self._WIDTH], 0)
 
 
 def read_position(path: Path) -> str:

@@ -23,6 +23,7 @@ from .connect import open_transport
 from .cut import check_can_cut, copies, cut_points
 from .device_memory import peak_bytes, sharing_processes
 from .devices import choose_device
+from .disk import writing
 from .evaluations import Evaluations, load_best
 from .execute import Executor
 from .export import export_adapters, save_part
@@ -60,6 +61,7 @@ def run_worker(settings: RunSettings, listener: Listener) -> None:
     position = PositionFile(position_path(prepared.output_dir / WORK, transport.worker))
     start_watchdog(lambda: f"pp_rank {index} at {position.text}")
     folder = _base_folder(prepared, transport)
+    position.move("loading weights", -1)
     weights = _weights(prepared, position, listener if transport.worker == 0 else None)
     stage = make_stage(
         folder,
@@ -72,10 +74,12 @@ def run_worker(settings: RunSettings, listener: Listener) -> None:
         recompute=_recompute(settings, prepared, transport),
     )
     start_from(stage.adapters, prepared.loaded.init_adapters)
+    position.move("reading the checkpoint" if settings.resume else "building adapters", -1)
     restored = _restore(settings, prepared, stage, transport)
     recorder = Recorder(stage=index, replica=replica, device=device)
     recorder.clock_offset_ns = clock_offset_ns(transport, num_workers=plan.num_stages * plan.num_replicas)
     validation = Validation.of(plan, prepared.loaded) if replica == 0 else None
+    position.move("validation before training", -1)
     if validation is not None and restored is None:
         _note(prepared, "before", validation.losses(stage, transport))
     _train(
@@ -93,9 +97,10 @@ def run_worker(settings: RunSettings, listener: Listener) -> None:
     if validation is not None:
         _note(prepared, "after", validation.losses(stage, transport))
     position.move("the export", -1)
-    _hand_in(prepared, stage, recorder, transport)
-    if transport.worker == 0:
-        _publish(prepared, folder)
+    with writing(prepared.output_dir):
+        _hand_in(prepared, stage, recorder, transport)
+        if transport.worker == 0:
+            _publish(prepared, folder)
     transport.barrier()
     transport.close()
     shutil.rmtree(prepared.output_dir / WORK, ignore_errors=True)
@@ -295,9 +300,15 @@ def _publish(prepared: Prepared, base_folder: Path) -> None:
         plan.jobs,
         [work / _part(stage) for stage in range(plan.num_stages)],
         folder,
-        base_model=str(base_folder.resolve()),
+        base_model=_reference(prepared, base_folder),
         linears=whole_linears(base_folder),
     )
+
+
+def _reference(prepared: Prepared, base_folder: Path) -> str:
+    # A hub id means the same everywhere; a folder is found from any working directory by its whole path only.
+    base = prepared.loaded.settings.base_model
+    return base.name if base.on_hub else str(base_folder.resolve())
 
 
 def join_timelines(parts: list[Timeline]) -> Timeline:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -23,12 +25,26 @@ adapters:
 """
 
 
+FULL = """\
+import errno, os
+real = os.replace
+
+def replace(source, target, **rest):
+    if "microbatch-3" in str(target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+    return real(source, target, **rest)
+
+os.replace = replace
+"""
+"""A sitecustomize.py: Python runs it first in every process of a run."""
+
+
 def train(folder: Path, *options: str, job: str = JOB) -> subprocess.CompletedProcess[str]:
     """Run the command in a folder of its own."""
     lines = [json.dumps({"prompt": f"{a} + 1 =", "completion": f" {a + 1}"}) for a in range(8)]
     (folder / "texts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "jobs.yaml").write_text(job, encoding="utf-8")
-    paths = os.pathsep.join([str(ROOT / ".pythonpath"), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(folder / "site"), str(ROOT / ".pythonpath"), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, "-c", "from loraplex.cli import main; main()", "train", "jobs.yaml", *options],
         cwd=folder,
@@ -63,3 +79,26 @@ def test_stop_ends_the_run_and_names_adapter_and_step(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "adapter 'wild', step 1: the gradient norm is " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_ends_the_run_with_the_path_and_the_last_checkpoint_whole(tmp_path: Path) -> None:
+    job = JOB.replace("learning_rate: 1e30", "learning_rate: 1e-3").replace("max_steps: 4", "max_steps: 8")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(FULL, encoding="utf-8")
+    begin = time.monotonic()
+    done = train(tmp_path, "--checkpoint-every", "1", job=job)
+    assert time.monotonic() - begin < 60
+    assert done.returncode == 1
+    assert re.search(
+        r"loraplex: output/checkpoints/microbatch-3/stage-\d-of-2.safetensors could not be written \(No space left on "
+        r"device\); free some space there and go on from the last whole checkpoint with --resume",
+        done.stderr,
+    )
+    assert "Traceback" not in done.stderr
+    kept = tmp_path / "output" / "checkpoints"
+    assert not list(kept.glob("*/.*.tmp"))
+    assert len(list((kept / "microbatch-2").iterdir())) == 2
+    (tmp_path / "site" / "sitecustomize.py").unlink()
+    done = train(tmp_path, "--resume", "--json", job=job)
+    assert done.returncode == 0, done.stderr
+    assert [adapter["steps"] for adapter in json.loads(done.stdout)["adapters"]] == [8, 8]
