@@ -1,0 +1,94 @@
+"""Training on a GPU: the host waits for nothing, and NaN stays with its adapter. Run with `pytest -m gpu`."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from loraplex.engine.batch import Packer
+from loraplex.engine.execute import Executor
+from loraplex.engine.itinerary import itinerary
+from loraplex.engine.metrics import StepRecord
+from loraplex.engine.recorder import Recorder
+from loraplex.engine.rendezvous import RendezvousTransport, Switchboard
+from loraplex.engine.stage import Stage, make_stage
+from loraplex.engine.threads import run_in_threads
+from loraplex.engine.tiny_model import write_tiny_model
+from loraplex.planner.build_program import build_program
+from loraplex.planner.plan import Plan
+
+pytestmark = pytest.mark.gpu
+BAD = 1
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 4 layers, wide enough for every kernel."""
+    changes = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return write_tiny_model(tmp_path_factory.mktemp("model"), changes=changes)
+
+
+def stages_of(folder: Path, plan: Plan) -> tuple[Stage, ...]:
+    return tuple(
+        make_stage(folder, plan.jobs, stage=stage, num_stages=plan.num_stages, dtype=torch.bfloat16, device="cuda")
+        for stage in range(plan.num_stages)
+    )
+
+
+def test_no_action_makes_the_host_wait(folder: Path, tokens_of: Any, small_plan: Any, three_jobs: Any) -> None:
+    jobs = three_jobs(num_steps=4, dropout=0.1)
+    plan = small_plan(jobs, num_stages=1, microbatch_tokens=100)
+    (stage,) = stages_of(folder, plan)
+    legs = itinerary(build_program(plan), plan, stage=0)
+    # Once to compile and to fill caches.
+    run_in_threads((stage,), plan, build_program(plan), tokens_of(jobs))
+    for adapter in stage.adapters:
+        adapter.version = 0
+    heard: list[StepRecord] = []
+    device = stage.device
+    executor = Executor(
+        stage,
+        plan,
+        Packer(plan.jobs, tokens_of(jobs), device=device),
+        RendezvousTransport(Switchboard(1, device=device), 0),
+        recorder=Recorder(stage=0, device=device),
+        on_step=heard.append,
+    )
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        executor.run(legs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [record.state for record in heard] == ["taken"] * 12
+
+
+@pytest.mark.parametrize("num_stages", [1, 2])
+def test_an_adapter_that_breaks_leaves_the_others_their_bits(
+    folder: Path, tokens_of: Any, small_plan: Any, three_jobs: Any, num_stages: int
+) -> None:
+    sane = three_jobs(num_steps=4, dropout=0.1)
+    wild = replace(sane[BAD], optimizer=replace(sane[BAD].optimizer, learning_rate=1e30, warmup_ratio=0.0))
+    jobs = (sane[0], wild, sane[2])
+    ends = []
+    for force in (False, True):
+        plan = small_plan(jobs, num_stages=num_stages, microbatch_tokens=100)
+        stages = stages_of(folder, plan)
+
+        def halt(worker: int, place: int, stages: tuple[Stage, ...] = stages, force: bool = force) -> None:
+            adapter = stages[worker].adapters[BAD]
+            if force and adapter.version == 1:
+                adapter.alive.fill_(False)
+
+        run = run_in_threads(
+            stages, plan, build_program(plan), tokens_of(jobs), on_nonfinite="quarantine", after_leg=halt
+        )
+        states = [(record.step, record.state) for record in run.records if record.adapter == wild.name]
+        assert states == [(0, "taken"), (1, "quarantined")]
+        ends.append([stage.adapters for stage in stages])
+    for broken, forced in zip(*ends, strict=True):
+        for one, other in zip(broken, forced, strict=True):
+            assert all(weight.isfinite().all() for weight in one.parameters.values())
+            assert all(torch.equal(weight, other.parameters[name]) for name, weight in one.parameters.items())
