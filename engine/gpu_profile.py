@@ -77,7 +77,7 @@ def measure_gpu_profile(
     # Fused where the kernels run; elsewhere the engine computes LoRA in plain PyTorch.
     kernels: Kernels = "fused" if device.type == "cuda" else "eager"
     profile = CostProfile(
-        name=f"{Path(base.name).stem if base.folder is None else Path(base.name).name}-{device_slug(device)}-measured",
+        name=f"{model_slug(base)}-{device_slug(device)}-measured",
         origin="measured",
         source=_source(base, request, depths=depths, device=device, num_points=len(measured.table)),
         num_layers=base.num_layers,
@@ -104,6 +104,11 @@ def shallow(base: BaseModel, *, depth: int) -> BaseModel:
         return base
     num_layers = max(depths_of(base.num_layers, depth=depth))
     return replace(base, num_layers=num_layers, config={**base.config, "num_hidden_layers": num_layers})
+
+
+def model_slug(base: BaseModel) -> str:
+    """A model's name as it stands in file names, such as llama-3.1-8b."""
+    return Path(base.name).name.removesuffix(".json")
 
 
 def device_slug(device: torch.device) -> str:

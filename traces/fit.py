@@ -11,7 +11,7 @@ from .errors import TraceError
 
 Float = NDArray[np.float64]
 TERMS = ("fixed_ms", "per_token_ms", "per_square_ms", "per_adapter_ms", "per_dropped_ms")
-_COLUMNS = ("tokens", "squares", "adapters", "dropped", "ms")
+_COLUMNS = ("tokens", "squares", "adapters", "dropped", "closes", "ms")
 NUM_FOLDS = 5
 _ROUNDING = 1e-12
 """Gains below it are none, so that columns that say the same are not split at will."""
@@ -26,6 +26,8 @@ class CostPoints:
     adapters: Float
     dropped: Float
     """Tokens of adapters with dropout."""
+    closes: Float
+    """Global batches that end with it."""
     ms: Float
 
     @classmethod
@@ -37,9 +39,10 @@ class CostPoints:
         squares: ArrayLike = 0.0,
         adapters: ArrayLike = 1.0,
         dropped: ArrayLike = 0.0,
+        closes: ArrayLike = 0.0,
     ) -> "CostPoints":
         """Columns from anything array-like. Raises TraceError naming the first point that cannot be."""
-        given = (tokens, squares, adapters, dropped, ms)
+        given = (tokens, squares, adapters, dropped, closes, ms)
         columns = np.broadcast_arrays(*(np.atleast_1d(np.asarray(held, dtype=np.float64)) for held in given))
         for name, column in zip(_COLUMNS, columns, strict=True):
             bad = np.flatnonzero(~(np.isfinite(column) & (column >= 0)))

@@ -26,9 +26,18 @@ class LayerFit:
 
     layer: CostTerms = field(default_factory=CostTerms)
     stage: CostTerms = field(default_factory=CostTerms)
+    close_ms: float = 0.0
+    """Work of setting an adapter's gradients aside at the end of its global batch, which is part of a backward."""
+    close_floor_ms: float = 0.0
+    """The time to launch that."""
 
     def __add__(self, other: "LayerFit") -> "LayerFit":
-        return LayerFit(layer=self.layer + other.layer, stage=self.stage + other.stage)
+        return LayerFit(
+            layer=self.layer + other.layer,
+            stage=self.stage + other.stage,
+            close_ms=self.close_ms + other.close_ms,
+            close_floor_ms=self.close_floor_ms + other.close_floor_ms,
+        )
 
     def ms(self, points: CostPoints, *, layers: Float) -> Float:
         """What stages of so many layers take."""
@@ -38,12 +47,13 @@ class LayerFit:
         """The work of it, however long it takes to launch."""
         features = points.features()
         work = layers * (features @ _coefficients(self.layer)) + features @ _coefficients(self.stage)
-        return np.asarray(work, dtype=np.float64)
+        return np.asarray(work + self.close_ms * points.closes, dtype=np.float64)
 
     def floor_ms(self, points: CostPoints, *, layers: Float) -> Float:
         """The time to launch it."""
         each = self.layer.floor_ms + self.layer.floor_per_adapter_ms * points.adapters
-        return np.asarray(layers * each + self.stage.floor_ms, dtype=np.float64)
+        beside = self.stage.floor_ms + self.close_floor_ms * points.closes
+        return np.asarray(layers * each + beside, dtype=np.float64)
 
 
 def fit_layers(
@@ -53,11 +63,12 @@ def fit_layers(
     known: LayerFit | None = None,
     terms: Sequence[str] = TERMS,
     beside: bool = True,
+    by_adapters: bool = True,
 ) -> LayerFit:
     """Fit stages of `layers[i]` layers that took `points.ms[i]`: what they take more than `known`.
 
     `terms` names those of a layer that are fitted (floors always are); without `beside`, nothing stands beside the
-    layers. Raises TraceError without points.
+    layers; without `by_adapters`, as many launches serve all adapters as one. Raises TraceError without points.
     """
     if not len(points.ms):
         raise TraceError("0 stages were measured; a fit needs at least one")
@@ -67,7 +78,7 @@ def fit_layers(
         bound = points.tokens <= most
         for _ in range(_TURNS):
             found = _fit_work(points.chosen(~bound), layers[~bound], given, terms=terms, beside=beside)
-            found += _fit_floor(points.chosen(bound), layers[bound], given, beside=beside)
+            found += _fit_floor(points.chosen(bound), layers[bound], given, beside=beside, by_adapters=by_adapters)
             whole = found + given
             error = float(((whole.ms(points, layers=layers) / points.ms - 1.0) ** 2).sum())
             if error < best_error - 1e-12:
@@ -90,21 +101,28 @@ def _cuts(tokens: Float) -> Float:
 def _fit_work(points: CostPoints, layers: Float, known: LayerFit, *, terms: Sequence[str], beside: bool) -> LayerFit:
     columns = points.features()
     own = columns[:, [TERMS.index(name) for name in terms]] * layers[:, None]
-    # Beside the layers a fixed part and one by tokens.
-    every = np.concatenate([own, columns[:, : 2 * beside]], axis=1)
+    # Beside the layers a fixed part, one by tokens and one by ends of global batches.
+    around = np.concatenate([columns[:, :2], points.closes[:, None]], axis=1)[:, : 3 * beside]
+    every = np.concatenate([own, around], axis=1)
     found = least_relative(every, points.ms, known_ms=known.work_ms(points, layers=layers)).tolist()
-    fixed, token = found[len(terms) :] if beside else (0.0, 0.0)
+    fixed, token, close = found[len(terms) :] if beside else (0.0, 0.0, 0.0)
     return LayerFit(
         layer=CostTerms(**dict(zip(terms, found[: len(terms)], strict=True))),
         stage=CostTerms(fixed_ms=fixed, per_token_ms=token),
+        close_ms=close,
     )
 
 
-def _fit_floor(points: CostPoints, layers: Float, known: LayerFit, *, beside: bool) -> LayerFit:
-    columns = np.stack([layers, layers * points.adapters, np.full_like(layers, float(beside))], axis=1)
+def _fit_floor(points: CostPoints, layers: Float, known: LayerFit, *, beside: bool, by_adapters: bool) -> LayerFit:
+    around = [np.full_like(layers, float(beside)), points.closes * beside]
+    columns = np.stack([layers, layers * points.adapters * by_adapters, *around], axis=1)
     known_ms = known.floor_ms(points, layers=layers)
-    layer, adapter, stage = least_relative(columns, points.ms, known_ms=known_ms).tolist()
-    return LayerFit(layer=CostTerms(floor_ms=layer, floor_per_adapter_ms=adapter), stage=CostTerms(floor_ms=stage))
+    layer, adapter, stage, close = least_relative(columns, points.ms, known_ms=known_ms).tolist()
+    return LayerFit(
+        layer=CostTerms(floor_ms=layer, floor_per_adapter_ms=adapter),
+        stage=CostTerms(floor_ms=stage),
+        close_floor_ms=close,
+    )
 
 
 def _coefficients(terms: CostTerms) -> NDArray[np.float64]:

@@ -1,12 +1,12 @@
 """From raw points (profile_points.py) to the costs of a profile, and how well those foretell points not fitted to.
 
-The layer as it runs is what counts, so it is fitted whole: attention from its own points, everything else from stages
-of several depths. The parts of that rest are then told apart by what was measured without adapters: the linears alone,
-and what remains beside them and attention, elementwise. A launch floor is the whole layer's: it stands with its
-linears.
+The layer as it runs is what counts, so it is fitted whole, from stages of several depths. Its parts are then told
+apart: what grows with the squares is attention, what else attention takes is what it took alone; without adapters the
+linears alone were measured, and what remains beside them and attention is elementwise. A launch floor is the whole
+layer's: it stands with its linears.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,7 +22,10 @@ from .profile_points import WHOLE
 Pass = Literal["forward", "backward"]
 _HELD_OUT_FOLDS = 3
 """A random third of the microbatches is kept out of a fit, each in turn."""
-_AGAIN: tuple[RecomputeMode, ...] = ("selective", "full")
+_BY_TOKEN = ("fixed_ms", "per_token_ms")
+_BY_LENGTH = (*_BY_TOKEN, "per_square_ms")
+_AGAIN: Mapping[RecomputeMode, Sequence[str]] = {"selective": _BY_TOKEN, "full": TERMS}
+"""What may be in the cost of computing again: norms and a product know tokens only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +40,19 @@ class FittedPass:
     """What a layer's backward takes more; empty for the forward."""
     embedding: CostTerms
     head: CostTerms
+    close_ms: float = 0.0
+    close_floor_ms: float = 0.0
+    """What the end of an adapter's global batch adds (`LayerFit`)."""
 
     def whole(self, recompute: str = "none") -> LayerFit:
         """Layers and stage as they run."""
         more = {str(mode): terms for mode, terms in self.recomputation.items()}.get(recompute, CostTerms())
-        return LayerFit(layer=self.costs.layer(self.kernels) + more, stage=self.stage)
+        return LayerFit(
+            layer=self.costs.layer(self.kernels) + more,
+            stage=self.stage,
+            close_ms=self.close_ms,
+            close_floor_ms=self.close_floor_ms,
+        )
 
     def ms(self, table: pd.DataFrame) -> Float:
         """What rows of whole stages (`stage`, `first`, `last`) take, by these costs."""
@@ -108,10 +119,12 @@ def fit_profile(table: pd.DataFrame, *, kernels: Kernels = "fused") -> FittedPro
             errors[rows.index] = _fit_pass(known, which, kernels).ms(rows) / rows["ms"].to_numpy() - 1.0
     steps = table[table["piece"] == "step"]
     step_fixed_ms, step_ms_per_layer = _line(_layers_of(steps), steps["ms"].to_numpy())
+    backward = _fit_pass(table, "backward", kernels)
     return FittedProfile(
         forward=_fit_pass(table, "forward", kernels),
-        backward=_fit_pass(table, "backward", kernels),
-        step_fixed_ms=step_fixed_ms,
+        backward=backward,
+        # Every step follows the end of its batch, whatever backward that is part of.
+        step_fixed_ms=step_fixed_ms + backward.close_ms,
         step_ms_per_layer=step_ms_per_layer,
         errors=errors,
     )
@@ -120,76 +133,95 @@ def fit_profile(table: pd.DataFrame, *, kernels: Kernels = "fused") -> FittedPro
 def _fit_pass(table: pd.DataFrame, which: Pass, kernels: Kernels) -> FittedPass:
     own = table[table["pass"] == which]
     stages = own[own["piece"] == "stage"]
-    # Its launch is part of the layer's.
-    attention = _without_floor(_alone(own, "attention"))
-    layer = _layer(stages[stages["recompute"] == "none"], attention)
+    plain = stages[stages["recompute"] == "none"]
+    layer = _fit(plain, by_adapters=kernels == "eager")
+    attention = _attention(own, layer.layer)
     fitted = FittedPass(
         kernels=kernels,
-        costs=_parts(own, layer, attention, kernels=kernels),
+        costs=_parts(own, layer.layer, attention, kernels=kernels),
         stage=layer.stage,
         recomputation={},
-        embedding=_end(own, "first", by="tokens"),
-        head=_end(own, "last", by="targets"),
+        # The embedding is frozen, and nothing runs backward behind the first layer.
+        embedding=_end(own, "first", layer, by="tokens") if which == "forward" else CostTerms(),
+        head=_end(own, "last", layer, by="targets"),
+        close_ms=layer.close_ms,
+        close_floor_ms=layer.close_floor_ms,
     )
-    return fitted if which == "forward" else replace(fitted, recomputation=_recomputation(stages, fitted.whole()))
+    return (
+        fitted if which == "forward" else replace(fitted, recomputation=_recomputation(stages, layer, kernels=kernels))
+    )
 
 
-def _parts(own: pd.DataFrame, layer: LayerFit, attention: CostTerms, *, kernels: Kernels) -> PassCosts:
+def _attention(own: pd.DataFrame, layer: CostTerms) -> CostTerms:
+    # All that grows with the squares, as it does in a whole layer; the rest as alone, but no more than the layer has.
+    alone = _without_floor(_alone(own, "attention", terms=_BY_LENGTH))
+    return replace(_each(np.minimum, alone, layer), per_square_ms=layer.per_square_ms)
+
+
+def _parts(own: pd.DataFrame, layer: CostTerms, attention: CostTerms, *, kernels: Kernels) -> PassCosts:
     frozen_rows = own[own["piece"] == "frozen"]
+    beside = _each(np.subtract, layer, attention)
     if not len(frozen_rows):
-        return PassCosts(linears={kernels: layer.layer}, attention=attention)
-    frozen, alone = _layer(frozen_rows, attention).layer, _alone(own, "linears-frozen")
+        return PassCosts(linears={kernels: beside}, attention=attention)
+    frozen = _fit(frozen_rows, terms=_BY_TOKEN, known=LayerFit(layer=attention), by_adapters=False).layer
+    alone = _alone(own, "linears-frozen", terms=_BY_TOKEN)
     # Never more than either layer has beside attention, so that every layer still adds up.
     elementwise = _without_floor(
-        _each(np.minimum, _each(np.subtract, frozen, alone), _each(np.minimum, layer.layer, frozen))
+        _each(np.minimum, _each(np.subtract, frozen, alone), _each(np.minimum, beside, frozen))
     )
     linears: dict[Kernels, CostTerms] = {
         "frozen": _each(np.subtract, frozen, elementwise),
-        kernels: _each(np.subtract, layer.layer, elementwise),
+        kernels: _each(np.subtract, beside, elementwise),
     }
     if kernels != "eager" and (own["piece"] == "linears-eager").any():
         # What stands around eager linears is launched in the time that it takes around frozen ones.
         around = max(0.0, frozen.floor_ms - alone.floor_ms)
-        linears["eager"] = _alone(own, "linears-eager") + CostTerms(floor_ms=around)
+        linears["eager"] = _alone(own, "linears-eager", terms=TERMS) + CostTerms(floor_ms=around)
     return PassCosts(linears=linears, attention=attention, elementwise=elementwise)
 
 
-def _recomputation(stages: pd.DataFrame, plain: LayerFit) -> dict[RecomputeMode, CostTerms]:
+def _recomputation(stages: pd.DataFrame, plain: LayerFit, *, kernels: Kernels) -> dict[RecomputeMode, CostTerms]:
     found = {}
-    for mode in _AGAIN:
+    for mode, terms in _AGAIN.items():
         rows = stages[stages["recompute"] == mode]
         if len(rows):
-            found[mode] = fit_layers(_points(rows), layers=_layers_of(rows), known=plain, beside=False).layer
+            found[mode] = _fit(rows, terms=terms, known=plain, beside=False, by_adapters=kernels == "eager").layer
     return found
 
 
-def _end(own: pd.DataFrame, piece: str, *, by: str) -> CostTerms:
-    # What the same microbatch takes more than in a stage of the same depth without the end. Sometimes less, so errors
-    # count relative to the whole.
-    plain = own[(own["piece"] == "stage") & (own["recompute"] == "none")]
-    both = own[own["piece"] == piece].merge(
-        plain[["condition", "layers", "ms"]], on=["condition", "layers"], suffixes=("", "_plain")
-    )
-    whole, more = both["ms"].to_numpy(), (both["ms"] - both["ms_plain"]).to_numpy()
-    columns = np.stack([np.ones(len(both)), both[by].to_numpy()], axis=1)
-    fixed, token = nonnegative(columns / whole[:, None], more / whole).tolist()
+def _end(own: pd.DataFrame, piece: str, plain: LayerFit, *, by: str) -> CostTerms:
+    # What it takes more than its layers would. Sometimes less, so errors count relative to the whole.
+    rows = own[own["piece"] == piece]
+    whole, layers = rows["ms"].to_numpy(), plain.ms(_points(rows), layers=_layers_of(rows))
+    columns = np.stack([np.ones(len(rows)), rows[by].to_numpy()], axis=1)
+    fixed, token = nonnegative(columns / whole[:, None], 1.0 - layers / whole).tolist()
     return CostTerms(fixed_ms=fixed, per_token_ms=token)
 
 
-def _alone(own: pd.DataFrame, piece: str) -> CostTerms:
+def _alone(own: pd.DataFrame, piece: str, *, terms: Sequence[str]) -> CostTerms:
     rows = own[own["piece"] == piece]
     if not len(rows):
         return CostTerms()
-    return fit_layers(_points(rows), layers=_layers_of(rows), beside=False).layer
+    return _fit(rows, terms=terms, beside=False, by_adapters=piece == "linears-eager").layer
 
 
-def _layer(rows: pd.DataFrame, attention: CostTerms) -> LayerFit:
-    terms = [name for name in TERMS if name != "per_square_ms" or not attention.per_square_ms]
-    return fit_layers(_points(rows), layers=_layers_of(rows), known=LayerFit(layer=attention), terms=terms)
+def _fit(
+    rows: pd.DataFrame,
+    *,
+    terms: Sequence[str] = TERMS,
+    known: LayerFit | None = None,
+    beside: bool = True,
+    by_adapters: bool,
+) -> LayerFit:
+    # Only plain PyTorch launches anew for every adapter.
+    return fit_layers(
+        _points(rows), layers=_layers_of(rows), known=known, terms=terms, beside=beside, by_adapters=by_adapters
+    )
 
 
 def _points(rows: pd.DataFrame) -> CostPoints:
-    return CostPoints.of(**{name: rows[name].to_numpy() for name in ("tokens", "squares", "adapters", "dropped", "ms")})
+    names = ("tokens", "squares", "adapters", "dropped", "closes", "ms")
+    return CostPoints.of(**{name: rows[name].to_numpy() for name in names})
 
 
 def _layers_of(rows: pd.DataFrame) -> Float:

@@ -7,7 +7,8 @@ A row is a microbatch (`condition`) run through a `piece` of the model:
 - of one layer: `attention`, and its linears as `linears-frozen` and `linears-eager`;
 - `step`: one adapter's optimizer step over so many layers.
 
-`kept_bytes` is what the forward left for its backward, `passing_bytes` the most that the pass held beside that; NaN
+`closes` counts the adapters whose global batch ends with the backward, which then sets their gradients aside; a table
+without it has none. `kept_bytes` is what the forward left for its backward, `passing_bytes` the most that the pass held beside that; NaN
 where no device counts them.
 """
 
@@ -32,6 +33,7 @@ COLUMNS: Mapping[str, str] = {
     "targets": "int64",
     "adapters": "int64",
     "dropped": "int64",
+    "closes": "int64",
     "ms": "float64",
     "kept_bytes": "float64",
     "passing_bytes": "float64",
@@ -44,7 +46,7 @@ PASSES = ("forward", "backward", "step")
 
 def points_table(rows: Sequence[Mapping[Any, object]]) -> pd.DataFrame:
     """A table of these rows; what a row leaves out is NaN. Raises TraceError for a piece or pass that is unknown."""
-    table = pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(dict(COLUMNS))
+    table = pd.DataFrame(list(rows), columns=list(COLUMNS)).fillna({"closes": 0}).astype(dict(COLUMNS))
     for column, known in (("piece", PIECES), ("pass", PASSES)):
         unknown = sorted(set(table[column]) - set(known))
         if unknown:
@@ -72,7 +74,7 @@ def load_points(path: Path) -> pd.DataFrame:
         raise TraceError(
             f"{path}: cannot be read as a table of points ({error}); write it with loraplex profile"
         ) from None
-    missing = [column for column in COLUMNS if column not in table]
+    missing = [column for column in COLUMNS if column not in table and column != "closes"]
     if missing:
         raise TraceError(f"{path}: lacks the column {missing[0]}; write it with loraplex profile")
     return points_table(table.to_dict(orient="records"))

@@ -13,6 +13,7 @@ from loraplex.engine.gpu_profile import (
     device_slug,
     link_costs,
     measure_gpu_profile,
+    model_slug,
     shallow,
 )
 from loraplex.engine.message import Wire
@@ -100,6 +101,10 @@ def test_a_link_has_latency_and_bandwidth() -> None:
     link = link_costs([0.05 + 2000 * tokens / 1e6 for tokens in sizes], wire)
     assert (link.latency_ms, link.bytes_per_ms, link.bytes_per_token) == pytest.approx((0.05, 1e6, 2000))
     assert link_costs([], wire).ms(100) == 0.0
+
+
+def test_a_model_keeps_its_name(tmp_path: Path) -> None:
+    assert model_slug(find_base_model("llama-3.1-8b", relative_to=tmp_path, random_weights=True)) == "llama-3.1-8b"
 
 
 def test_a_device_has_a_name_for_files(monkeypatch: pytest.MonkeyPatch) -> None:

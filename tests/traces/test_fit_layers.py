@@ -32,6 +32,7 @@ def measured(fit: LayerFit, *, noise: float = 0.0, count: int = 60, seed: int = 
         squares=tokens * random.integers(64, 8192, count),
         adapters=random.integers(1, 17, count).astype(float),
         dropped=tokens * random.integers(0, 2, count),
+        closes=random.integers(0, 5, count).astype(float),
         ms=np.ones(count),
     )
     layers = np.where(np.arange(count) % 3, 2.0, 4.0)
@@ -45,6 +46,22 @@ def test_exact_stages_give_layer_stage_and_floors_back() -> None:
     for name in LAYER.__dataclass_fields__:
         assert getattr(found.layer, name) == pytest.approx(getattr(LAYER, name), rel=1e-6, abs=1e-12), name
         assert getattr(found.stage, name) == pytest.approx(getattr(STAGE, name), rel=1e-6, abs=1e-12), name
+
+
+def test_ends_of_global_batches_are_told_from_adapters() -> None:
+    given = LayerFit(layer=LAYER, stage=STAGE, close_ms=0.2, close_floor_ms=0.9)
+    points, layers = measured(given)
+    found = fit_layers(points, layers=layers, known=ATTENTION, terms=NOT_BY_SQUARES)
+    assert (found.close_ms, found.close_floor_ms) == pytest.approx((0.2, 0.9))
+    assert found.layer.floor_per_adapter_ms == pytest.approx(LAYER.floor_per_adapter_ms)
+
+
+def test_where_one_launch_serves_all_adapters_the_floor_knows_none() -> None:
+    flat = replace(LAYER, floor_per_adapter_ms=0.0)
+    points, layers = measured(LayerFit(layer=flat, stage=STAGE), noise=0.02)
+    found = fit_layers(points, layers=layers, known=ATTENTION, terms=NOT_BY_SQUARES, by_adapters=False)
+    assert found.layer.floor_per_adapter_ms == 0.0
+    assert found.layer.floor_ms == pytest.approx(flat.floor_ms, rel=0.1)
 
 
 def test_what_is_not_known_of_attention_is_fitted_by_squares() -> None:
