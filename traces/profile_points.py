@@ -8,8 +8,8 @@ A row is a microbatch (`condition`) run through a `piece` of the model:
 - `step`: one adapter's optimizer step over so many layers.
 
 `closes` counts the adapters whose global batch ends with the backward, which then sets their gradients aside; a table
-without it has none. `kept_bytes` is what the forward left for its backward, `passing_bytes` the most that the pass held beside that; NaN
-where no device counts them.
+without it has none. `kept_bytes` is what the forward left for its backward, `passing_bytes` the most that the pass held
+beside that; NaN where no device counts them.
 """
 
 import io

@@ -121,7 +121,7 @@ def test_what_is_no_json_or_no_file_is_named(tmp_path: Path) -> None:
     path.write_text("{", encoding="utf-8")
     with pytest.raises(TraceError, match=r"bad.json: is no JSON"):
         load_profile(path)
-    with pytest.raises(TraceError, match="'nowhere' is neither a file nor in the box, which holds llama-3.1-8b-nvidia"):
+    with pytest.raises(TraceError, match="'nowhere' is neither a file nor in the box, which holds llama-3"):
         load_profile("nowhere")
     with pytest.raises(TraceError, match="cannot be read"):
         load_profile_file(tmp_path / "nothing.json")
