@@ -22,7 +22,7 @@ from .tape import Plan, Tape, distinct, pointers_of
 
 SHORT_FLOP = 2e11
 """A product of fewer operations ends before the host has launched what runs beside it: outside a graph a second stream
-gains nothing then, and its two waits cost 30 to 140 us of the host (H100, 8b o: T = 4096 is short, T = 8192 not;
+gains nothing then, and its two waits cost 30 to 160 us of the host (H100, 8b o: T = 4096 is short, T = 8192 not;
 2026-11-25)."""
 
 MOST_PLANS = 64
