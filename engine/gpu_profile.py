@@ -4,7 +4,7 @@ import datetime
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +30,10 @@ _LINK_TOKENS = (1, 256, 1024, 4096, 8192)
 _BLANK = PassCosts(linears={"fused": CostTerms()})
 
 
+def _nobody(text: str) -> None:
+    """Does not listen."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GpuProfile:
     """What worker 0 writes down."""
@@ -48,8 +52,10 @@ class GpuRequest:
     """Layers that stand for all; stages of so many and of twice as many are measured."""
     loras: tuple[LoraSettings, ...] = DEFAULT_LORAS
     num_conditions: int = NUM_CONDITIONS
-    seconds: float = 40.0
+    seconds: float = 20.0
     command: str = ""
+    tell: Callable[[str], None] = _nobody
+    """Hears where the time goes."""
 
 
 def measure_gpu_profile(
@@ -69,6 +75,7 @@ def measure_gpu_profile(
         transport=transport,
         num_workers=request.num_stages,
         seconds=request.seconds,
+        tell=request.tell,
     )
     depths = depths_of(base.num_layers, depth=request.depth)
     measured = measure_points(setup, depths=depths)

@@ -1,12 +1,13 @@
 """Measures a model on a GPU with the engine's own code, into the rows of traces/profile_points.py.
 
 Stages of two depths tell a layer from what stands beside the layers; the other kinds of stage and the pieces of a layer
-are measured on a third of the microbatches.
+are measured on some of the microbatches. What a microbatch finds before it, the host ahead or behind, the GPU's clock
+high or low, is of another round's order in the next: the median is of all.
 """
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,12 @@ from ..planner.loads import Loads
 from ..planner.plan import Plan
 from ..planner.program import ActionKind
 from ..traces.costs import RecomputeMode
+from ..traces.memory_costs import RECOMPUTE_MODES
 from ..traces.profile_points import points_table
 from .batch import Packer
-from .measure import Float, agreed_rounds, run_round
+from .measure import Float, run_round
 from .measure_pieces import Call, EagerLora, attention, eager_linears, frozen_linears, frozen_stage, time_pass
+from .measure_rounds import repeat, seconds_since
 from .memory_recorder import Held, MemoryRecorder
 from .model import Layout, StageModel
 from .nf4_linear import held_bytes
@@ -33,7 +36,9 @@ from .weight_source import WeightSource
 
 _SOME = 3
 """Every third microbatch is enough for what differs from a stage that all of them have been through."""
-_MOST_ROUNDS = 7
+_DEEP = 2
+"""Every second for the same stage with more layers."""
+_KINDS = {"forward": ActionKind.FORWARD, "backward": ActionKind.BACKWARD, "step": ActionKind.STEP}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +49,8 @@ class StageKind:
     layers: int
     recompute: RecomputeMode = "none"
     with_adapters: bool = True
+    every: int = _SOME
+    """1: on all microbatches; n: on every n-th."""
     with_pieces: bool = False
     """Whether the parts of its first layer are measured too."""
 
@@ -86,47 +93,52 @@ class Setup:
     transport: Transport
     num_workers: int
     seconds: float
-    """About what all of it may take once kernels are compiled."""
+    """About what all of it may take once kernels are compiled, if that affords the least rounds."""
+    tell: Callable[[str], None]
+    """Hears where the time went."""
 
 
 def measure_points(setup: Setup, *, depths: Sequence[int]) -> Measured:
     """Measure stages of these depths (layers); all workers call it together, and keep each other busy as in a run."""
-    some = setup.conditions[::_SOME]
     rows: list[Mapping[str, object]] = []
     static = []
     kinds = tuple(_kinds(depths))
+    built: tuple[tuple[str, int], Stage] | None = None
     for kind in kinds:
-        conditions = setup.conditions if kind.piece == "stage" and kind.recompute == "none" else some
+        begin_ns = now_ns()
+        conditions = setup.conditions[:: kind.every]
         plan = conditions_plan(conditions, setup.loras, num_stages=3)
-        stage = _stage(setup, kind, plan)
-        seconds = setup.seconds * len(conditions) * kind.layers / _work(kinds, len(setup.conditions), len(some))
+        if built is None or built[0] != (kind.piece, kind.layers):
+            built = None
+            _release(setup.device)
+            built = (kind.piece, kind.layers), _stage(setup, kind, plan)
+        stage = replace(built[1], recompute=kind.recompute)
+        setup.tell(
+            f"{kind.piece} of {kind.layers} layers, recompute {kind.recompute}: {seconds_since(begin_ns)} s to build"
+        )
+        seconds = setup.seconds * (kind.layers / kind.every) / sum(one.layers / one.every for one in kinds)
         if kind.with_adapters:
-            found, held = _measure_stage(setup, kind, stage, plan, conditions, seconds=seconds)
+            found, held = _measure_stage(setup, kind, stage, conditions, seconds=seconds)
             static.append(held)
         else:
             found = _measure_pieces(setup, kind, stage.model, plan, conditions, seconds=seconds)
         rows += found
         del stage
-        _release(setup.device)
     return Measured(table=points_table(rows), static=tuple(static))
 
 
 def _kinds(depths: Sequence[int]) -> Iterator[StageKind]:
     shallow = min(depths)
-    for layers in depths:
-        yield StageKind(piece="stage", layers=layers)
-    yield StageKind(piece="stage", layers=shallow, recompute="selective")
-    yield StageKind(piece="stage", layers=shallow, recompute="full")
+    # In an order in which a stage that is there already serves the next kind too.
+    for recompute in RECOMPUTE_MODES:
+        every = 1 if recompute == "none" else _SOME
+        yield StageKind(piece="stage", layers=shallow, recompute=recompute, every=every)
+    for layers in depths[1:]:
+        yield StageKind(piece="stage", layers=layers, every=_DEEP)
     yield StageKind(piece="first", layers=shallow)
     yield StageKind(piece="last", layers=shallow)
     for layers in depths:
         yield StageKind(piece="frozen", layers=layers, with_adapters=False, with_pieces=layers == shallow)
-
-
-def _work(kinds: Sequence[StageKind], num_all: int, num_some: int) -> float:
-    return sum(
-        kind.layers * (num_all if kind.piece == "stage" and kind.recompute == "none" else num_some) for kind in kinds
-    )
 
 
 def _stage(setup: Setup, kind: StageKind, plan: Plan) -> Stage:
@@ -142,45 +154,40 @@ def _stage(setup: Setup, kind: StageKind, plan: Plan) -> Stage:
 
 
 def _measure_stage(
-    setup: Setup, kind: StageKind, stage: Stage, plan: Plan, conditions: Sequence[Condition], *, seconds: float
+    setup: Setup, kind: StageKind, stage: Stage, conditions: Sequence[Condition], *, seconds: float
 ) -> tuple[list[Mapping[str, object]], StaticBytes]:
     tokens = PoolTokens(stage.model.config.vocab_size)
-    taken: dict[ActionKind, list[Float]] = {ActionKind.FORWARD: [], ActionKind.BACKWARD: [], ActionKind.STEP: []}
+    taken: dict[str, list[Float]] = {"forward": [], "backward": [], "step": []}
     held: list[Held] = []
+    # The same orders for all workers.
+    generator = np.random.default_rng(0)
 
     def one_round() -> None:
+        order = generator.permutation(len(conditions))
+        plan = conditions_plan([conditions[place] for place in order], setup.loras, num_stages=3)
         recorder = MemoryRecorder(stage=stage.layout.stage, device=setup.device)
         spans = run_round(stage, plan, tokens=tokens, recorder=recorder)
-        for action_kind, found in taken.items():
-            found.append(np.array([ms for action, ms in spans if action.kind is action_kind]))
+        ms = {word: np.array([ms for action, ms in spans if action.kind is wanted]) for word, wanted in _KINDS.items()}
+        back = np.argsort(order)
+        for word in ("forward", "backward"):
+            taken[word].append(ms[word][: len(order)][back])
+        # A step and the end of its batch, which the last backward has and its equal before it has not.
+        ends = max(0.0, float(ms["backward"][-1] - ms["backward"][-2])) / len(setup.loras)
+        taken["step"].append(np.median(ms["step"]) + ends)
         passes = zip(spans, recorder.held, strict=True) if recorder.held else ()
-        held[:] = [bytes_held for (action, _), bytes_held in passes if action.kind is not ActionKind.STEP]
+        found = [bytes_held for (action, _), bytes_held in passes if action.kind is not ActionKind.STEP]
+        held[:] = [found[2 * place + number] for place in back for number in range(2)] if found else []
 
-    _repeat(setup, one_round, seconds=seconds)
+    repeat(one_round, setup.transport, num_workers=setup.num_workers, tell=setup.tell, seconds=seconds)
     # The first round compiled kernels.
-    ms = {action_kind: np.median(np.stack(found[1:]), axis=0) for action_kind, found in taken.items()}
-    rows = _rows(
-        kind, plan, conditions, forward_ms=ms[ActionKind.FORWARD], backward_ms=ms[ActionKind.BACKWARD], held=held
-    )
+    ms = {word: np.median(np.stack(found[1:]), axis=0) for word, found in taken.items()}
+    plan = conditions_plan(conditions, setup.loras, num_stages=3)
+    rows = _rows(kind, plan, conditions, forward_ms=ms["forward"], backward_ms=ms["backward"], held=held)
     if kind.piece == "stage" and kind.recompute == "none":
         step = {"piece": "step", "pass": "step", "recompute": "none", "layers": kind.layers}
         step |= {"condition": -1, "tokens": 1, "squares": 1, "targets": 1, "adapters": 1, "dropped": 0}
-        rows.append(step | {"ms": float(np.median(ms[ActionKind.STEP]))})
+        rows.append(step | {"ms": float(ms["step"])})
     return rows, _static(setup, kind, stage)
-
-
-def _repeat(setup: Setup, one_round: Callable[[], None], *, seconds: float) -> None:
-    # Once to compile, once to see what it takes, then as often as the time allows.
-    setup.transport.barrier()
-    one_round()
-    setup.transport.barrier()
-    begin_ns = now_ns()
-    one_round()
-    took_s = max((now_ns() - begin_ns) / 1e9, 1e-6)
-    afforded = min(_MOST_ROUNDS, max(1, int(seconds / took_s)))
-    for _ in range(agreed_rounds(afforded, setup.transport, setup.num_workers) - 1):
-        setup.transport.barrier()
-        one_round()
 
 
 def _rows(
@@ -239,7 +246,9 @@ def _measure_pieces(
                 time_pass(recorder, call_of(place))
             taken.append(np.array(recorder.compute_ms()).reshape(-1, 2))
 
-        _repeat(setup, one_round, seconds=seconds / len(pieces))
+        repeat(
+            one_round, setup.transport, num_workers=setup.num_workers, tell=setup.tell, seconds=seconds / len(pieces)
+        )
         ms = np.median(np.stack(taken[1:]), axis=0)
         own = StageKind(piece=piece, layers=kind.layers if piece == "frozen" else 1)
         rows += _rows(own, plan, conditions, forward_ms=ms[:, 0], backward_ms=ms[:, 1])

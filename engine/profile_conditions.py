@@ -12,6 +12,8 @@ from .batch import IGNORED, Encoded
 from .profile_plan import numbered_plan
 
 _SMALLEST = 256
+_ENDING = 64
+"""Tokens of each adapter in the microbatches that end its global batch."""
 _LONGEST = (128, 512, 2048, None)
 """Length that the samples of a microbatch are cut to; None: one sample."""
 _ADAPTERS = (1, 2, 4, 8, 16)
@@ -80,7 +82,19 @@ def _pools(loras: Sequence[LoraSettings]) -> tuple[tuple[int, ...], ...]:
 
 
 def conditions_plan(conditions: Sequence[Condition], loras: Sequence[LoraSettings], *, num_stages: int) -> Plan:
-    """A microbatch for each condition, in their order."""
+    """A microbatch for each condition, in their order, and behind them two that are equal and small and hold everybody.
+
+    All global batches end with the last, so that no condition pays for the end of one; the last two tell what it costs.
+    """
+    capacity = max(sum(condition.lengths) for condition in conditions)
+    everybody = tuple(range(len(loras)))
+    short = Condition(
+        number=-1,
+        lengths=(max(2, min(_ENDING, capacity // len(loras))),) * len(loras),
+        adapters=everybody,
+        target_share=0.5,
+    )
+    measured = (*conditions, short, short)
     jobs = [Job(name=f"measured-{place}", global_batches=(), lora=lora, seed=place) for place, lora in enumerate(loras)]
     drawn = [
         [
@@ -93,10 +107,15 @@ def conditions_plan(conditions: Sequence[Condition], loras: Sequence[LoraSetting
             )
             for length, adapter in zip(condition.lengths, condition.adapters, strict=True)
         ]
-        for condition in conditions
+        for condition in measured
     ]
-    capacity = max(sum(condition.lengths) for condition in conditions)
-    plan = numbered_plan(jobs, drawn, num_stages=num_stages, capacity_tokens=capacity)
+    plan = numbered_plan(
+        jobs,
+        drawn,
+        num_stages=num_stages,
+        capacity_tokens=max(capacity, sum(short.lengths)),
+        batch_microbatches=len(measured),
+    )
     # Rates are so small that random gradients over many rounds keep the weights sane.
     gentle = tuple(replace(job, optimizer=replace(job.optimizer, learning_rate=1e-6)) for job in plan.jobs)
     return replace(plan, jobs=gentle)

@@ -81,10 +81,18 @@ def measuring_program(plan: Plan) -> Program:
     return Program(schedule="measuring", num_stages=plan.num_stages, workers=(columns,) * plan.num_stages)
 
 
-def numbered_plan(jobs: Sequence[Job], drawn: list[list[Sample]], *, num_stages: int, capacity_tokens: int) -> Plan:
+def numbered_plan(
+    jobs: Sequence[Job],
+    drawn: list[list[Sample]],
+    *,
+    num_stages: int,
+    capacity_tokens: int,
+    batch_microbatches: int = _BATCH_MICROBATCHES,
+) -> Plan:
     """These samples, a microbatch a list, as a plan of its own.
 
-    Samples are numbered anew, and an adapter's batch ends with every second microbatch that holds it.
+    Samples are numbered anew, and an adapter's batch ends with every `batch_microbatches`-th that holds it, and with
+    the last.
     """
     counts = [0] * len(jobs)
     held = [0] * len(jobs)
@@ -94,7 +102,7 @@ def numbered_plan(jobs: Sequence[Job], drawn: list[list[Sample]], *, num_stages:
         renamed = []
         for sample in samples:
             adapter = sample.adapter
-            batch = held[adapter] // _BATCH_MICROBATCHES
+            batch = held[adapter] // batch_microbatches
             renamed.append(replace(sample, global_batch=batch, index=counts[adapter]))
             counts[adapter] += 1
             if batch == len(batches[adapter]):

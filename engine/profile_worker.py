@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,11 +88,17 @@ def _on_gpu(
         depth=given.depth,
         loras=loras,
         command=given.command,
+        tell=_tell if transport.worker == 0 else (lambda text: None),
     )
     measured = measure_gpu_profile(base, folder, transport, request, device=device)
     if transport.worker == 0:
         save_points(measured.points, points_path(given.output), source=measured.profile.source)
         measured.profile.save(given.output)
+
+
+def _tell(text: str) -> None:
+    # Beside, not in, what the command line prints.
+    print(f"loraplex profile: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

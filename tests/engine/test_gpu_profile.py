@@ -32,17 +32,39 @@ LORAS = (LoraSettings(r=4), LoraSettings(r=4, lora_dropout=0.1))
 def measured(tmp_path_factory: pytest.TempPathFactory) -> GpuProfile:
     folder = write_tiny_model(tmp_path_factory.mktemp("model"), changes={"num_hidden_layers": 2, "hidden_size": 32})
     base = BaseModel(name="small", folder=folder, family="llama", num_layers=2, max_tokens=4096)
-    request = GpuRequest(capacity_tokens=96, depth=1, loras=LORAS, num_conditions=7, seconds=0.0, command="a command")
+    told: list[str] = []
+    request = GpuRequest(
+        capacity_tokens=96,
+        depth=1,
+        loras=LORAS,
+        num_conditions=7,
+        seconds=0.0,
+        command="a command",
+        tell=told.append,
+    )
     transport = RendezvousTransport(Switchboard(1, timeout_s=60), 0)
     torch.set_num_threads(1)
-    return measure_gpu_profile(base, folder, transport, request, device=torch.device("cpu"))
+    found = measure_gpu_profile(base, folder, transport, request, device=torch.device("cpu"))
+    kinds = [line.split(":")[0] for line in told if not line.startswith(" ")]
+    assert kinds == [
+        "stage of 1 layers, recompute none",
+        "stage of 1 layers, recompute selective",
+        "stage of 1 layers, recompute full",
+        "stage of 2 layers, recompute none",
+        "first of 1 layers, recompute none",
+        "last of 1 layers, recompute none",
+        "frozen of 1 layers, recompute none",
+        "frozen of 2 layers, recompute none",
+    ]
+    assert all("then 3 of about" in line for line in told if line.startswith(" "))
+    return found
 
 
 def test_every_piece_is_measured_on_the_microbatches_it_needs(measured: GpuProfile) -> None:
     counts = measured.points.groupby(["piece", "recompute", "layers"])["condition"].nunique().to_dict()
     assert counts == {
         ("stage", "none", 1): 7,
-        ("stage", "none", 2): 7,
+        ("stage", "none", 2): 4,
         ("stage", "selective", 1): 3,
         ("stage", "full", 1): 3,
         ("first", "none", 1): 3,
@@ -57,6 +79,8 @@ def test_every_piece_is_measured_on_the_microbatches_it_needs(measured: GpuProfi
     }
     assert set(measured.points["piece"]) == set(PIECES)
     assert (measured.points["ms"] > 0).all()
+    # No microbatch pays for the end of a global batch.
+    assert (measured.points["closes"] == 0).all()
     # The same microbatch is the same everywhere.
     loads = measured.points[measured.points["piece"] != "step"].groupby("condition")[["tokens", "squares", "targets"]]
     assert (loads.nunique() == 1).all(axis=None)

@@ -5,9 +5,12 @@ from collections import Counter
 import numpy as np
 
 from loraplex.engine.batch import IGNORED, Packer
+from loraplex.engine.itinerary import itinerary
 from loraplex.engine.profile_conditions import DEFAULT_LORAS, PoolTokens, conditions_plan, draw_conditions
+from loraplex.engine.profile_plan import measuring_program
 from loraplex.planner.jobs import LoraSettings
 from loraplex.planner.loads import Loads
+from loraplex.planner.program import ActionKind
 
 
 def test_sizes_mixes_adapters_and_dropout_all_meet() -> None:
@@ -38,7 +41,7 @@ def test_a_small_capacity_and_a_single_adapter_are_measured_too() -> None:
 def test_each_condition_is_a_microbatch_of_its_own() -> None:
     conditions = draw_conditions(DEFAULT_LORAS, capacity_tokens=1024, count=12)
     plan = conditions_plan(conditions, DEFAULT_LORAS, num_stages=3)
-    loads = Loads.of(plan.microbatches, jobs=plan.jobs)
+    loads = Loads.of(plan.microbatches[:-2], jobs=plan.jobs)
     assert loads.tokens.tolist() == [sum(condition.lengths) for condition in conditions]
     assert loads.squares.tolist() == [sum(length**2 for length in condition.lengths) for condition in conditions]
     assert loads.adapters.tolist() == [len(set(condition.adapters)) for condition in conditions]
@@ -52,6 +55,21 @@ def test_each_condition_is_a_microbatch_of_its_own() -> None:
     ]
     shares = loads.targets / loads.tokens
     assert np.allclose(shares, [condition.target_share for condition in conditions], atol=0.02)
+
+
+def test_all_global_batches_end_with_the_last_of_two_equal_microbatches() -> None:
+    conditions = draw_conditions(DEFAULT_LORAS, capacity_tokens=1024, count=12)
+    plan = conditions_plan(conditions, DEFAULT_LORAS, num_stages=3)
+    legs = itinerary(measuring_program(plan), plan, stage=1)
+    ends = [len(leg.closes) for leg in legs if leg.action.kind is ActionKind.BACKWARD]
+    assert ends == [0] * 13 + [len(DEFAULT_LORAS)]
+    assert [leg.action.kind for leg in legs][-16:] == [ActionKind.STEP] * 16
+    loads = Loads.of(plan.microbatches[-2:], jobs=plan.jobs)
+    assert [column.tolist() for column in (loads.tokens, loads.adapters, loads.targets)] == [
+        [1024] * 2,
+        [16] * 2,
+        [512] * 2,
+    ]
 
 
 def test_tokens_are_those_the_packer_wants() -> None:

@@ -1,0 +1,58 @@
+"""Rounds of the same measurement, as many as the time allows, with as little as possible in their way."""
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
+
+from .measure import agreed_rounds
+from .recorder import now_ns
+from .transport import Transport
+
+_LEAST_ROUNDS = 3
+"""So that the median is of none that was disturbed."""
+_MOST_ROUNDS = 7
+
+
+def repeat(
+    one_round: Callable[[], None],
+    transport: Transport,
+    *,
+    num_workers: int,
+    seconds: float,
+    tell: Callable[[str], None],
+) -> None:
+    """Once to compile, then at least three times, and for about `seconds`. All workers call it together.
+
+    `tell` hears what it took.
+    """
+    with _without_old_garbage():
+        begin_ns = now_ns()
+        transport.barrier()
+        one_round()
+        transport.barrier()
+        first, begin_ns = seconds_since(begin_ns), now_ns()
+        one_round()
+        took_s = max((now_ns() - begin_ns) / 1e9, 1e-6)
+        afforded = min(_MOST_ROUNDS, max(_LEAST_ROUNDS, int(seconds / took_s)))
+        rounds = agreed_rounds(afforded, transport, num_workers)
+        tell(f"  a first round of {first} s, then {rounds} of about {took_s:.1f} s")
+        for _ in range(rounds - 1):
+            transport.barrier()
+            one_round()
+
+
+def seconds_since(begin_ns: int) -> str:
+    """For people, to a tenth."""
+    return f"{(now_ns() - begin_ns) / 1e9:.1f}"
+
+
+@contextlib.contextmanager
+def _without_old_garbage() -> Iterator[None]:
+    # A collection that looks at all objects of the process stops the host for tens of ms, at the same place of each
+    # round. What is there already need not be looked at.
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
