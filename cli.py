@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from .analysis import commands as analysis_commands
+from .engine import bench_commands
 from .engine import commands as engine_commands
 from .kernels import commands as kernels_commands
 from .planner import commands as planner_commands
@@ -47,10 +48,10 @@ app.command("sweep")(sweep_commands.sweep)
 app.command("tune")(kernels_commands.tune)
 app.add_typer(bench, name="bench")
 bench.command("planner")(planner_commands.bench_planner)
-bench.command("pipeline")(engine_commands.bench_pipeline)
+bench.command("pipeline")(bench_commands.bench_pipeline)
 bench.command("simulator")(sweep_commands.bench_simulator)
 bench.command("kernels")(kernels_commands.bench_kernels)
-bench.command("train")(engine_commands.bench_train)
+bench.command("train")(bench_commands.bench_train)
 bench.command("sharing")(analysis_commands.bench_sharing)
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from loraplex.engine.bench_commands import bench_pipeline
 from loraplex.engine.bench_pipeline import BenchRequest, Sharing, write_job_file
-from loraplex.engine.commands import bench_pipeline
 from loraplex.planner.errors import JobError
 from loraplex.planner.inputs.load_jobs import load_jobs
 from loraplex.traces.profiles import load_profile

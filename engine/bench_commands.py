@@ -1,0 +1,183 @@
+"""The command line's share of the engine, second part: `bench pipeline` and `bench train`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..planner.systems import SystemRun
+    from ..traces.costs import CostProfile
+
+
+def bench_pipeline(
+    model: Annotated[str, typer.Option(help="A built-in shape, or tiny.")] = "llama-3.1-8b",
+    layers: Annotated[int, typer.Option(help="Decoder layers of it, over all stages.", min=1)] = 12,
+    stages: Annotated[int, typer.Option(help="Processes, all on one GPU where there is one.", min=2)] = 4,
+    microbatch_tokens: Annotated[int, typer.Option(help="Tokens a microbatch may hold.", min=16)] = 4096,
+    batches: Annotated[int, typer.Option(help="Global batches of each of the four adapters.", min=1)] = 8,
+    global_batch_size: Annotated[int, typer.Option(help="Samples in each.", min=1)] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    thread_percentage: Annotated[
+        str, typer.Option(help="Share of the GPU for each process (MPS), or auto: find it. Unused on a CPU.")
+    ] = "12",
+    profile: Annotated[
+        Path | None, typer.Option(help="Cost profile to foretell with.", show_default="measured first")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for JSON, CSV and picture.")] = Path(
+        "analysis/results"
+    ),
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in ms).")] = False,
+) -> None:
+    """Profile, plan, simulate and execute six systems on real stages, and compare what was foretold with what was."""
+    import json as json_module
+    import shlex
+    import sys
+
+    from rich.console import Console
+
+    from ..analysis.pipeline_results import pipeline_document, pipeline_row, pipeline_table, write_pipeline
+    from ..simulator.simulate import Hardware
+    from ..simulator.systems import one_after_another, replay_system
+    from .bench_pipeline import BenchRequest
+    from .bench_pipeline_run import Foretold, run_bench
+    from .errors import STOPPED, EngineError, InterruptedRunError
+
+    request = BenchRequest(
+        model=model,
+        num_layers=layers,
+        num_stages=stages,
+        microbatch_tokens=microbatch_tokens,
+        num_batches=batches,
+        global_batch_size=global_batch_size,
+        device=device,
+        thread_percentage=thread_percentage,
+        profile_file=profile,
+    )
+
+    def foretell(system: "SystemRun", known: "CostProfile") -> Foretold:
+        result = replay_system(system, Hardware(profile=known))
+        return Foretold(schedule=result.schedule, timeline=result.timeline)
+
+    try:
+        with Console(stderr=True).status("pipeline") as status:
+            done = run_bench(request, foretell=foretell, say=status.update)
+    except EngineError as error:
+        print(f"loraplex: {error}", file=sys.stderr)
+        raise typer.Exit(STOPPED if isinstance(error, InterruptedRunError) else 1) from None
+    rows = [
+        pipeline_row(
+            one.system,
+            schedule=one.foretold.schedule,
+            simulated=one.foretold.timeline,
+            measured=one_after_another(one.measured),
+        )
+        for one in done.outcomes
+    ]
+    document = pipeline_document(rows, facts=done.facts, command=shlex.join(["loraplex", *sys.argv[1:]]))
+    stem = write_pipeline(document, rows, output)
+    done.profile.save(stem.with_name(f"{stem.name}-profile.json"))
+    if json:
+        print(json_module.dumps(document))
+    else:
+        console = Console(soft_wrap=True)
+        console.print(pipeline_table(rows, title=f"{done.facts['gpu']}: measured and simulated"))
+        console.print(
+            f"wrote {stem}.json, .csv, .png, .svg and {stem.name}-profile.json", markup=False, highlight=False
+        )
+
+
+def bench_train(
+    model: Annotated[str, typer.Option(help="A built-in shape, a model folder, a hub id, or tiny.")] = "llama-3.1-8b",
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="Draw the weights.")] = False,
+    num_layers: Annotated[
+        int | None, typer.Option(help="Only so many layers, with random weights.", min=1, show_default="all")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cuda or cpu.")] = "auto",
+    systems: Annotated[
+        list[str] | None, typer.Option("--system", help="Measure only these; may be repeated.", show_default="all")
+    ] = None,
+    workloads: Annotated[
+        list[str] | None, typer.Option("--workload", help="mix or dialogsum; may be repeated.", show_default="both")
+    ] = None,
+    dropouts: Annotated[
+        list[float] | None, typer.Option("--dropout", help="May be repeated.", min=0.0, show_default="0 and 0.1")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Measure each figure for about so long, once warm.", min=0.1)] = 5.0,
+    microbatch_tokens: Annotated[int, typer.Option(help="Tokens a microbatch may hold.", min=16)] = 8192,
+    global_batch_size: Annotated[int, typer.Option(help="Samples of an adapter to a step.", min=1)] = 16,
+    recompute: Annotated[str, typer.Option(help="Our engine's: none, selective or full.")] = "selective",
+    growth: Annotated[bool, typer.Option("--growth", help="Our engine over adapters and microbatch sizes.")] = False,
+    lengths: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of NAME.csv with num_tokens, the data sets themselves.", show_default="the shipped tables"
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("analysis/results"),
+    add: Annotated[
+        bool, typer.Option("--add", help="Keep what today's file already has of other systems on this GPU.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure training of four adapters: this engine beside transformers, PEFT, Liger and the frozen model.
+
+    Every system runs in a process of its own. Writes JSON, CSV and a plot.
+    """
+    import datetime
+    import json as json_module
+    import shlex
+    import sys
+
+    import torch
+    from rich.console import Console
+
+    from .bench_train import ask_all, make_questions, surroundings
+    from .bench_train_report import joined_with_earlier, results_table, write_json, write_results
+    from .bench_train_spec import SYSTEMS
+    from .devices import check_device
+
+    check_device(device)
+    device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    questions = make_questions(
+        model=model,
+        random_weights=random_weights,
+        num_layers=num_layers,
+        device=device,
+        systems=tuple(systems or ()),
+        workloads=tuple(workloads or ()),
+        dropouts=tuple(dropouts or ()),
+        seconds=seconds,
+        microbatch_tokens=microbatch_tokens,
+        global_batch_size=global_batch_size,
+        recompute=recompute,
+        growth=growth,
+        lengths_folder=lengths,
+    )
+    around = surroundings(device)
+    console = Console(stderr=True)
+    date = datetime.date.today().isoformat()
+    document: dict[str, Any] = {
+        "command": shlex.join(["loraplex", *sys.argv[1:]]),
+        "date": date,
+        "model": model,
+        "growth": growth,
+        **around,
+        "systems": {question.system: SYSTEMS[question.system] for question in questions},
+        "records": [],
+    }
+    stem = f"train-{'growth-' if growth else ''}{'-'.join(around['gpu'].lower().split())}-{date}"
+    if add:
+        document = joined_with_earlier(output, stem, document)
+    for record in ask_all(questions):
+        console.print(json_module.dumps(record), soft_wrap=True, markup=False, highlight=False)
+        document["records"].append(record)
+        write_json(output, stem, document)
+    paths = write_results(output, stem, document)
+    if json:
+        print(json_module.dumps(document))
+    else:
+        # Wide enough for names and figures where no terminal says how wide it is.
+        Console(width=max(Console().width, 120)).print(results_table(document["records"]))
+        for path in paths:
+            Console(soft_wrap=True).print(f"wrote {path}", markup=False, highlight=False)
