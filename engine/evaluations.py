@@ -100,15 +100,16 @@ def load_best(
 ) -> None:
     """After the last step: every stage of a replica goes back to the best weights of the adapters that want it.
 
-    `share` sums a tensor over the stages, in place. An adapter whose last step was evaluated hears only now how well.
+    `share` sums a tensor on the host over the stages, in place: over NCCL only replicas add up on their GPUs. An
+    adapter whose last step was evaluated hears only now how well.
     """
     for index, adapter in enumerate(adapters):
         if not evaluations.settings[index].load_best_model_at_end:
             continue
-        verdict = torch.zeros((), dtype=torch.float64, device=adapter.alive.device)
+        verdict = torch.zeros((), dtype=torch.float64)
         if is_last:
-            verdict += evaluations.take_verdict(adapter)
+            verdict += evaluations.take_verdict(adapter).cpu()
         share(verdict)
         if is_due(adapter.version - 1, evaluations.settings[index]):
-            adapter.keep_best(verdict == IMPROVED)
+            adapter.keep_best((verdict == IMPROVED).to(adapter.alive.device))
         adapter.load_best()

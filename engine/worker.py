@@ -208,7 +208,7 @@ def _train(
         load_best(
             stage.adapters,
             evaluations,
-            lambda verdict: transport.reduce(verdict, workers=range(plan.num_stages)),
+            lambda verdict: transport.host.reduce(verdict, workers=range(plan.num_stages)),
             is_last=stage.layout.is_last,
         )
     if records is not None:

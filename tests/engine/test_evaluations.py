@@ -1,7 +1,7 @@
 """Validation during training: what is evaluated when, what follows from it, and that nothing else changes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def evaluated(
             load_best(
                 stage.adapters,
                 evaluations,
-                lambda verdict: transport.reduce(verdict, workers=own),
+                lambda verdict: transport.host.reduce(verdict, workers=own),
                 is_last=is_last,
             )
         except BaseException as error:
@@ -212,6 +212,33 @@ def test_the_best_may_be_the_last(make_stages: Any, tokens_of: Any, small_plan: 
     (only,), _ = evaluated(stages, plan, build_program(plan), tokens_of(jobs), settings)
     assert (only.step, only.best) == (3, True)
     assert same(weights(plain, 0), weights(stages, 0))
+
+
+@dataclass(slots=True)
+class Elsewhere:
+    """As load_best knows an adapter, on a device that is not the host."""
+
+    alive: torch.Tensor = field(default_factory=lambda: torch.ones((), dtype=torch.bool, device="meta"))
+    version: int = 3
+    kept: list[torch.Tensor] = field(default_factory=list)
+
+    def keep_best(self, improved: torch.Tensor) -> None:
+        self.kept.append(improved)
+
+    def load_best(self) -> None: ...
+
+
+def test_the_last_verdict_is_shared_on_the_host_and_heard_on_the_device(small_plan: Any, three_jobs: Any) -> None:
+    # Over NCCL no communicator joins the stages.
+    validation = Validation.of(small_plan(three_jobs(num_steps=3), num_stages=2), KeptOut())
+    assert validation is not None
+    settings = [EvaluationSettings(eval_steps=3, load_best_model_at_end=True)]
+    evaluations = Evaluations(validation.packer(torch.device("cpu")), {}, settings)
+    adapter = Elsewhere()
+    shared: list[torch.Tensor] = []
+    load_best([adapter], evaluations, shared.append, is_last=False)  # type: ignore[list-item]
+    assert [verdict.device.type for verdict in shared] == ["cpu"]
+    assert [improved.device.type for improved in adapter.kept] == ["meta"]
 
 
 def test_records_are_cut_back_on_resume(tmp_path: Path) -> None:
