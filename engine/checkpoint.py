@@ -119,6 +119,9 @@ class CheckpointWriter:
         kind, _, rest = name.partition("/")
         if kind == "closed":
             return self._replica == 0 and int(rest.partition("/")[0]) < copy.num_whole
+        if kind == "evaluated":
+            # The last stage's books. Others have, from the checkpoint they resumed from, what they were then.
+            return self._replica == 0 and self._stage == self._num_stages - 1
         return self._replica == 0 or kind == "grad"
 
     def _sums(self, copy: Copy, adapter: StageAdapter, sums: Sums) -> dict[str, Tensor]:
@@ -161,6 +164,14 @@ class CheckpointWriter:
 def forget_checkpoints(folder: Path) -> None:
     """Remove the checkpoints of an earlier run."""
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def forget_unfinished(folder: Path) -> None:
+    """Remove checkpoints of which parts are missing: those of a run cut otherwise would never complete them."""
+    whole = {f"microbatch-{after}" for after in _complete(folder / CHECKPOINTS)}
+    for path in (folder / CHECKPOINTS).glob("microbatch-*"):
+        if path.name not in whole:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def newest_position(folder: Path, plan: Plan) -> int | None:

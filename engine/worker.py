@@ -16,7 +16,7 @@ from ..traces.run_folder import MEASURED, metrics_name
 from ..traces.timeline import Timeline, no_counters
 from .base_folder import base_model_folder
 from .batch import Packer
-from .checkpoint import CheckpointWriter, Restored, forget_checkpoints, newest_checkpoint
+from .checkpoint import CheckpointWriter, Restored, forget_checkpoints, forget_unfinished, newest_checkpoint
 from .clock import clock_offset_ns
 from .collect import collect
 from .connect import open_transport
@@ -145,6 +145,8 @@ def _restore(settings: RunSettings, prepared: Prepared, stage: Stage, transport:
     restored = newest_checkpoint(prepared.output_dir, prepared.plan)
     if restored is not None:
         restored.put_into(stage.adapters, replica=stage.replica, num_replicas=prepared.plan.num_replicas)
+    if transport.worker == 0:
+        forget_unfinished(prepared.output_dir)
     # Nobody writes a new checkpoint before everybody has read the old one.
     transport.barrier()
     return restored

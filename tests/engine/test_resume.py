@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from loraplex.engine.checkpoint import CheckpointWriter, Restored, newest_checkpoint, newest_position
+from loraplex.engine.checkpoint import (
+    CheckpointWriter,
+    Restored,
+    forget_unfinished,
+    newest_checkpoint,
+    newest_position,
+)
 from loraplex.engine.cut import Copy, copies, cut_points
 from loraplex.engine.mailbox import Sums
 from loraplex.engine.metrics import StepRecord
@@ -229,6 +235,42 @@ def test_a_stage_whose_part_is_missing_makes_a_checkpoint_incomplete(case: Any, 
     assert [f"microbatch-{found.after}" for found in (older, newest)] == [path.name for path in folders]
     shutil.rmtree(folders[0])
     assert newest_checkpoint(tmp_path, plan) is None
+
+
+def test_what_a_killed_run_left_unfinished_does_not_spoil_the_checkpoints_of_other_stages(
+    case: Any, tmp_path: Path
+) -> None:
+    plan, program, tokens, fresh = case(2)
+    train(fresh(), plan, program, tokens, tmp_path, every=3)
+    older, newest = sorted((tmp_path / CHECKPOINTS).iterdir(), key=lambda path: int(path.name.split("-")[1]))
+    (newest / "stage-1-of-2.safetensors").unlink()
+    other_plan, other_program, _, other_fresh = case(3)
+    restored = newest_checkpoint(tmp_path, other_plan)
+    assert restored is not None
+    assert older.name == f"microbatch-{restored.after}"
+    forget_unfinished(tmp_path)
+    assert list((tmp_path / CHECKPOINTS).iterdir()) == [older]
+    train(other_fresh(), other_plan, other_program, tokens, tmp_path, every=3, restored=restored)
+    found = newest_checkpoint(tmp_path, other_plan)
+    assert found is not None
+    assert newest.name == f"microbatch-{found.after}"
+
+
+def test_only_the_last_stage_keeps_the_books_of_evaluations(case: Any, tmp_path: Path) -> None:
+    # After a resume every stage has them, as they were: with a verdict that the last one has passed on since.
+    plan, _, _, fresh = case(2)
+    first, last = stages = fresh()
+    for stage in stages:
+        stage.adapters[0].evaluated["best_loss"] = torch.tensor(2.0 + stage.layout.stage, dtype=torch.float64)
+    first.adapters[0].evaluated["verdict"] = torch.tensor(1.0, dtype=torch.float64)
+    due = [Copy(after=1, adapter=adapter, num_whole=0, completes=adapter == 2) for adapter in range(3)]
+    for stage in (first, last):
+        writer = CheckpointWriter(tmp_path, stage=stage.layout.stage, num_stages=2, positions=positions(plan))
+        writer.copy(due, stage.adapters, Sums())
+    restored = newest_checkpoint(tmp_path, plan)
+    assert restored is not None
+    books = {key: value.item() for key, value in restored.tensors.items() if "/evaluated/" in key}
+    assert books == {"0/evaluated/best_loss": 3.0}
 
 
 def test_a_checkpoint_of_another_plan_is_refused(case: Any, small_plan: Any, three_jobs: Any, tmp_path: Path) -> None:
