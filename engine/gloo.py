@@ -1,4 +1,4 @@
-"""Transport over torch.distributed's gloo: processes on CPUs, one or several machines."""
+"""Transport over torch.distributed's gloo, of messages on the host: one or several machines."""
 
 import datetime
 from collections import deque
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..planner.errors import PlanError
 from .errors import PeerLostError
 from .recorder import now_ns
-from .transport import Direction, Edge, Transport
+from .transport import Direction, Edge, Transport, edges
 
 MAX_OUTSTANDING_SENDS = 4
 """On each edge. Enough that a stage never waits for a receiver one microbatch behind, few enough to bound memory."""
@@ -115,16 +115,11 @@ class GlooTransport:
 
     def _connect(self, *, num_stages: int, num_replicas: int) -> None:
         # One message over every edge in a fixed order: a connection that cannot be made fails here, not in the middle.
-        for replica in range(num_replicas):
-            for upper in range(replica * num_stages, (replica + 1) * num_stages - 1):
-                for edge in (
-                    Edge(source=upper, target=upper + 1, direction=Direction.DOWN),
-                    Edge(source=upper + 1, target=upper, direction=Direction.UP),
-                ):
-                    if self._worker == edge.source:
-                        self.send(edge, torch.zeros(1, dtype=torch.uint8))
-                    elif self._worker == edge.target:
-                        self.post(edge, 1).wait()
+        for edge in edges(num_stages=num_stages, num_replicas=num_replicas):
+            if self._worker == edge.source:
+                self.send(edge, torch.zeros(1, dtype=torch.uint8))
+            elif self._worker == edge.target:
+                self.post(edge, 1).wait()
         self.finish()
 
 

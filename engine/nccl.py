@@ -13,7 +13,7 @@ Nothing here makes the host wait for the GPU, except a fifth message on an edge 
 
 import datetime
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .gloo import MAX_OUTSTANDING_SENDS, GlooTransport
 from .lifeline import Lifeline, OnLost, end_process
-from .transport import Direction, Edge
+from .transport import Edge, edges
 
 MAX_CTAS = 8
 """Thread blocks that a waiting receive occupies: a message of 64 MiB needs no more, and a GPU has 132 for them all."""
@@ -153,14 +153,6 @@ class NcclTransport:
                 self.reduce(torch.zeros(1, device=self._device), workers=peers)
         torch.cuda.synchronize(self._device)
         self.barrier()
-
-
-def edges(*, num_stages: int, num_replicas: int) -> Iterator[Edge]:
-    """Every edge of a run, in the order in which all workers connect them."""
-    for replica in range(num_replicas):
-        for upper in range(replica * num_stages, (replica + 1) * num_stages - 1):
-            yield Edge(source=upper, target=upper + 1, direction=Direction.DOWN)
-            yield Edge(source=upper + 1, target=upper, direction=Direction.UP)
 
 
 def _communicator(workers: Sequence[int], timeout: datetime.timedelta) -> "dist.ProcessGroup":

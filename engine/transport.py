@@ -8,7 +8,7 @@ Messages live on the worker's device. Where that is a GPU, none of these calls w
 done: what a call needs of the current stream comes first on the GPU, and later work there comes after what it gives.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -35,6 +35,14 @@ class Edge:
     source: int
     target: int
     direction: Direction
+
+
+def edges(*, num_stages: int, num_replicas: int) -> Iterator[Edge]:
+    """Every edge of a run, in the order in which all workers connect them."""
+    for replica in range(num_replicas):
+        for upper in range(replica * num_stages, (replica + 1) * num_stages - 1):
+            yield Edge(source=upper, target=upper + 1, direction=Direction.DOWN)
+            yield Edge(source=upper + 1, target=upper, direction=Direction.UP)
 
 
 class Receive(Protocol):
