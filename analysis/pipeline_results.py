@@ -124,6 +124,7 @@ def pipeline_table(rows: Sequence[PipelineRow], *, title: str) -> Table:
     for row in rows:
         table.add_row(
             row.system,
+            str(row.num_microbatches),
             f"{row.tokens_per_s:,.0f}",
             f"{row.measured_makespan_ms / 1e3:.1f} s",
             f"{row.simulated_makespan_ms / 1e3:.1f} s",

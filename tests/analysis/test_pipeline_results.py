@@ -1,6 +1,6 @@
 """What is said of systems that were foretold and executed."""
 
-from loraplex.analysis.pipeline_results import PipelineRow, pipeline_row, pipeline_summary
+from loraplex.analysis.pipeline_results import PipelineRow, pipeline_row, pipeline_summary, pipeline_table
 from loraplex.planner.jobs import Job, Sample
 from loraplex.planner.plan import Plan, microbatch
 from loraplex.planner.systems import SystemRun
@@ -42,6 +42,27 @@ def test_a_row_holds_both_sides_and_how_far_apart_they_are() -> None:
     assert row.bubble_ratio_difference == row.simulated_bubble_ratio - row.measured_bubble_ratio
     assert (row.tokens_per_s, row.simulated_tokens_per_s) == (8000.0, 10000.0)
     assert row.measured_busy_ms == row.simulated_busy_ms == (20.0, 20.0)
+
+
+def test_the_table_has_a_figure_under_every_name() -> None:
+    row = pipeline_row(
+        system("ours", num_tokens=400),
+        schedule="1f1b",
+        simulated=timeline("simulated", second_start_ms=30.0),
+        measured=timeline("measured", second_start_ms=40.0),
+    )
+    table = pipeline_table([row], title="two stages")
+    assert [(str(column.header), *column.cells) for column in table.columns] == [
+        ("system", "ours"),
+        ("microbatches", "1"),
+        ("tokens/s", "8,000"),
+        ("makespan", "0.1 s"),
+        ("simulated", "0.0 s"),
+        ("error", "-20.0%"),
+        ("bubble", "60.0%"),
+        ("simulated", "50.0%"),
+        ("off by", "-10.0"),
+    ]
 
 
 def test_the_verdict_names_the_worst_errors_and_compares_the_orders() -> None:
