@@ -1,5 +1,6 @@
 """What the engine's tests share: a very small model on disk, synthetic texts, and runs in threads."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from loraplex.engine.stage import Stage, make_stage
 from loraplex.engine.tiny_model import write_tiny_model
 from loraplex.planner.jobs import Job, LoraSettings, OptimizerSettings, Sample, job_from_lengths
 from loraplex.planner.plan import Microbatch, Plan, microbatch
+from loraplex.tests.engine.runs import LORAPLEX, command, finish, start, write_job
 
 VOCABULARY = 64
 SMALL = {
@@ -38,6 +40,16 @@ def _one_thread() -> None:
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of 4 layers, hidden size 32 and 64 words, in several shards."""
     return write_tiny_model(tmp_path_factory.mktemp("model"), changes=SMALL, shard_bytes=30_000)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    """A run from start to end: its output folder and what --json said. Made once for all that look at it."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_job(folder)
+    code, out, err = finish(start(command(*LORAPLEX, "train", "jobs.yaml", "--json"), folder), seconds=120)
+    assert code == 0, err
+    return folder / "output", json.loads(out)
 
 
 @dataclass(frozen=True, slots=True)

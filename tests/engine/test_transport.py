@@ -4,171 +4,23 @@ Tests of a GPU fork too, which CUDA forgives only while this process has not sta
 `pytest -m gpu tests/engine/test_transport.py`.
 """
 
-import datetime
-import multiprocessing
-import os
-import socket
-import threading
-import time
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Protocol
-
 import pytest
 import torch
-from torch import Tensor
 
-from loraplex.engine.connect import shares_gpu
-from loraplex.engine.devices import choose_device
-from loraplex.engine.errors import EngineError, PeerLostError
-from loraplex.engine.gloo import MAX_OUTSTANDING_SENDS, open_gloo
-from loraplex.engine.lifeline import Lifeline
-from loraplex.engine.nccl import NcclTransport
-from loraplex.engine.rendezvous import RendezvousTransport, Switchboard
-from loraplex.engine.staged import StagedTransport
+from loraplex.engine.errors import PeerLostError
+from loraplex.engine.gloo import MAX_OUTSTANDING_SENDS
 from loraplex.engine.transport import Direction, Edge, Transport
-
-Work = Callable[[Transport], object]
-Run = Callable[..., list[object]]
-"""(what each worker does, number of stages, number of replicas) -> what each returned, or the error it raised."""
-
-
-def down(source: int) -> Edge:
-    return Edge(source=source, target=source + 1, direction=Direction.DOWN)
-
-
-def up(source: int) -> Edge:
-    return Edge(source=source, target=source - 1, direction=Direction.UP)
-
-
-def message(*values: int) -> Tensor:
-    return torch.tensor(values, dtype=torch.uint8)
-
-
-def run_threads(work: Work, *, num_stages: int = 2, num_replicas: int = 1) -> list[object]:
-    num_workers = num_stages * num_replicas
-    board = Switchboard(num_workers, timeout_s=20)
-    results: list[object] = [None] * num_workers
-
-    def body(worker: int) -> None:
-        try:
-            results[worker] = work(RendezvousTransport(board, worker))
-        except Exception as error:
-            results[worker] = error
-        board.leave(worker, "it ended")
-
-    threads = [threading.Thread(target=body, args=(worker,)) for worker in range(num_workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
-
-
-class Connection(Protocol):
-    """Makes a worker's transport inside its process; `on_lost` ends that process where no call can raise."""
-
-    def __call__(
-        self, *, num_stages: int, num_replicas: int, on_lost: Callable[[PeerLostError], None]
-    ) -> Transport: ...
-
-
-def run_processes(work: Work, *, connect: Connection, num_stages: int, num_replicas: int) -> list[object]:
-    """Forked processes, so that `work` may be any function of a test. Who returns "gone" goes without a word."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    num_workers = num_stages * num_replicas
-    context = multiprocessing.get_context("fork")
-    pipes = [context.Pipe(duplex=False) for _ in range(num_workers)]
-
-    def body(worker: int) -> None:
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        os.environ |= {"RANK": str(worker), "WORLD_SIZE": str(num_workers)}
-        os.environ |= {"LOCAL_RANK": str(worker), "LOCAL_WORLD_SIZE": str(num_workers)}
-        torch.set_num_threads(1)
-
-        def end(result: object) -> None:
-            pipes[worker][1].send(result)
-            os._exit(0)
-
-        try:
-            transport = connect(num_stages=num_stages, num_replicas=num_replicas, on_lost=end)
-            result: object = work(transport)
-            if result == "gone" or isinstance(result, Exception):
-                end(result)
-            transport.close()
-        except Exception as error:
-            result = error
-        end(result)
-
-    processes = [context.Process(target=body, args=(worker,)) for worker in range(num_workers)]
-    for process in processes:
-        process.start()
-    results: list[object] = []
-    for (receiver, _), process in zip(pipes, processes, strict=True):
-        results.append(receiver.recv() if receiver.poll(60) else None)
-        process.join(10)
-    return results
-
-
-def run_gloo(work: Work, *, num_stages: int = 2, num_replicas: int = 1) -> list[object]:
-    def connect(*, num_stages: int, num_replicas: int, on_lost: object) -> Transport:
-        return open_gloo(num_stages=num_stages, num_replicas=num_replicas, timeout_s=20)
-
-    return run_processes(work, connect=connect, num_stages=num_stages, num_replicas=num_replicas)
-
-
-def run_staged(work: Work, *, num_stages: int = 2, num_replicas: int = 1) -> list[object]:
-    """On a CPU: the threads and the order, without pinned memory."""
-
-    def connect(*, num_stages: int, num_replicas: int, on_lost: object) -> Transport:
-        host = open_gloo(num_stages=num_stages, num_replicas=num_replicas, timeout_s=20)
-        return StagedTransport(host, device=torch.device("cpu"))
-
-    return run_processes(work, connect=connect, num_stages=num_stages, num_replicas=num_replicas)
-
-
-def run_staged_gpu(work: Work, *, num_stages: int = 2, num_replicas: int = 1) -> list[object]:
-    """All workers on GPU 0."""
-    cuda_has_not_started()
-
-    def connect(*, num_stages: int, num_replicas: int, on_lost: object) -> Transport:
-        device = torch.device("cuda", 0)
-        torch.cuda.set_device(device)
-        host = open_gloo(num_stages=num_stages, num_replicas=num_replicas, timeout_s=20)
-        assert shares_gpu(host, device, num_workers=num_stages * num_replicas)
-        return StagedTransport(host, device=device)
-
-    return run_processes(work, connect=connect, num_stages=num_stages, num_replicas=num_replicas)
-
-
-def run_nccl(work: Work, *, num_stages: int = 2, num_replicas: int = 1) -> list[object]:
-    """A GPU for each worker."""
-    cuda_has_not_started()
-    num_workers = num_stages * num_replicas
-    if torch.cuda.device_count() < num_workers:
-        pytest.skip(f"{num_workers} workers over NCCL need as many GPUs; here are {torch.cuda.device_count()}")
-
-    def connect(*, num_stages: int, num_replicas: int, on_lost: Callable[[PeerLostError], None]) -> Transport:
-        device = choose_device("cuda")
-        host = open_gloo(num_stages=num_stages, num_replicas=num_replicas, timeout_s=20)
-        assert not shares_gpu(host, device, num_workers=num_workers)
-        return NcclTransport(
-            host,
-            num_stages=num_stages,
-            num_replicas=num_replicas,
-            device=device,
-            timeout=datetime.timedelta(seconds=60),
-            on_lost=on_lost,
-        )
-
-    return run_processes(work, connect=connect, num_stages=num_stages, num_replicas=num_replicas)
-
-
-def cuda_has_not_started() -> None:
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        pytest.fail("CUDA has started in this process, so its forks cannot use it; run this file alone")
+from loraplex.tests.engine.transports import (
+    Run,
+    down,
+    message,
+    run_gloo,
+    run_nccl,
+    run_staged,
+    run_staged_gpu,
+    run_threads,
+    up,
+)
 
 
 @pytest.fixture(
@@ -325,6 +177,16 @@ def test_the_host_reaches_every_worker_and_its_messages_stay_there(run: Run) -> 
     assert run(work, num_stages=3) == [4, "cpu", "cpu"]
 
 
+def test_the_host_adds_up_over_all_workers(run: Run) -> None:
+    # Whatever stages agree on goes this way: over NCCL no communicator of GPUs joins them.
+    def work(transport: Transport) -> object:
+        numbers = torch.tensor([1.0, transport.worker])
+        transport.host.reduce(numbers, workers=range(3))
+        return numbers.tolist()
+
+    assert run(work, num_stages=3) == [[3.0, 3.0]] * 3
+
+
 def test_a_message_may_be_dropped_by_its_sender_at_once_and_used_by_later_work(run: Run) -> None:
     # On a GPU nobody has waited for anything when the sender's memory is free for the next message.
     def work(transport: Transport) -> object:
@@ -395,74 +257,3 @@ def test_who_waits_for_a_lost_peer_hears_of_it(run: Run, waits_to: str) -> None:
     assert results[1] == "gone"
     assert isinstance(results[0], PeerLostError)
     assert str(results[0]).startswith("worker 1 is gone (")
-
-
-def test_only_rendezvous_a_send_waits_until_its_receive_is_posted() -> None:
-    order: list[str] = []
-    sent = threading.Event()
-
-    def work(transport: Transport) -> object:
-        if transport.worker == 0:
-            transport.send(down(0), message(1))
-            order.append("sent")
-            sent.set()
-            return None
-        assert not sent.wait(0.2)
-        order.append("posting")
-        transport.post(down(0), 1)
-        return sent.wait(5)
-
-    assert run_threads(work) == [None, True]
-    assert order == ["posting", "sent"]
-
-
-def test_only_rendezvous_a_message_of_another_size_is_refused() -> None:
-    def work(transport: Transport) -> object:
-        if transport.worker == 0:
-            transport.send(down(0), message(1, 2))
-        else:
-            with suppress(PeerLostError):
-                transport.post(down(0), 3).wait()
-        return None
-
-    error = run_threads(work)[0]
-    assert isinstance(error, EngineError)
-    assert "a message of 2 bytes meets a buffer of 3" in str(error)
-
-
-def test_only_rendezvous_an_order_that_deadlocks_is_told_and_does_not_hang() -> None:
-    board = Switchboard(2, timeout_s=0.1)
-    with pytest.raises(EngineError, match=r"nothing moved for 0\.1 s while waiting for worker 1 to receive"):
-        RendezvousTransport(board, 0).send(down(0), message(1))
-
-
-def run_watched(work: Work, *, num_stages: int) -> list[object]:
-    """Over gloo, each worker with a lifeline, as over NCCL."""
-
-    def connect(*, num_stages: int, num_replicas: int, on_lost: Callable[[PeerLostError], None]) -> Transport:
-        transport = open_gloo(num_stages=num_stages, num_replicas=num_replicas, timeout_s=20)
-        lifeline = Lifeline(on_lost=on_lost)
-        leave = transport.close
-        transport.close = lambda: (lifeline.leave(), leave())  # type: ignore[method-assign,assignment,func-returns-value]
-        return transport
-
-    return run_processes(work, connect=connect, num_stages=num_stages, num_replicas=1)
-
-
-def test_only_lifeline_who_leaves_in_good_order_is_not_missed() -> None:
-    assert run_watched(lambda transport: time.sleep(0.2 * transport.worker), num_stages=3) == [None, None, None]
-
-
-def test_only_lifeline_a_lost_worker_ends_all_others_whatever_they_wait_for() -> None:
-    def work(transport: Transport) -> object:
-        if transport.worker == 2:
-            return "gone"
-        # As a main thread that waits for its GPU: nothing here can raise.
-        time.sleep(30)
-        return None
-
-    first, second, third = run_watched(work, num_stages=3)
-    assert third == "gone"
-    assert str(second) == "worker 2 is gone (its process has ended)"
-    assert str(first) == "worker 1 is gone (its process has ended)"
-    assert isinstance(first, PeerLostError)
