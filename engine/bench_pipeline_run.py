@@ -34,10 +34,10 @@ from .bench_pipeline import (
     spans_path,
     write_job_file,
 )
+from .hand_in import join_timelines
 from .launch import launch
 from .mps import MpsState, mps
 from .profile import profile_model
-from .worker import join_timelines
 
 OURS = "loraplex"
 OWN_GPU = "every stage has a GPU of its own"

@@ -1,40 +1,34 @@
 """One process of a run: its stage, its part of the Program, its share of the output."""
 
-import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from ..planner.position import positions
 from ..planner.program import Program
 from ..traces.memory_costs import RecomputeMode, asked_recompute
-from ..traces.run_folder import MEASURED, metrics_name
-from ..traces.timeline import Timeline, no_counters
 from .base_folder import base_model_folder
 from .batch import Packer
 from .checkpoint import CheckpointWriter, Restored, forget_checkpoints, forget_unfinished, newest_checkpoint
 from .clock import clock_offset_ns
-from .collect import collect
 from .connect import open_transport
 from .cut import check_can_cut, copies, cut_points
-from .device_memory import peak_bytes, sharing_processes
+from .device_memory import sharing_processes
 from .devices import choose_device
 from .disk import writing
 from .evaluations import Evaluations, load_best
 from .execute import Executor
-from .export import export_adapters, save_part
 from .fit_check import agreed_recompute, settled_recompute
+from .hand_in import hand_in, publish
 from .init_adapter import start_from
 from .interleave import Interleaved, interleave
 from .itinerary import itinerary
 from .loggers import open_loggers
 from .mailbox import Sums
-from .model import whole_linears
-from .output import VALIDATION, WORK, evaluations_name, note_validation
+from .output import VALIDATION, WORK, note_validation
 from .position import PositionFile, position_path
 from .prepare import Prepared, RunSettings, prepare
 from .recorder import Recorder
@@ -98,9 +92,9 @@ def run_worker(settings: RunSettings, listener: Listener) -> None:
         _note(prepared, "after", validation.losses(stage, transport))
     position.move("the export", -1)
     with writing(prepared.output_dir):
-        _hand_in(prepared, stage, recorder, transport)
+        hand_in(prepared, stage, recorder, transport)
         if transport.worker == 0:
-            _publish(prepared, folder)
+            publish(prepared, folder)
     transport.barrier()
     transport.close()
     shutil.rmtree(prepared.output_dir / WORK, ignore_errors=True)
@@ -258,80 +252,3 @@ def _records(settings: RunSettings, prepared: Prepared, stage: Stage, listener: 
         num_steps={job.name: len(job.global_batches) for job in jobs},
         steps_done={adapter.job.name: adapter.version for adapter in stage.adapters},
     )
-
-
-def _hand_in(prepared: Prepared, stage: Stage, recorder: Recorder, transport: Transport) -> None:
-    plan, work = prepared.plan, prepared.output_dir / WORK
-    spans = f"spans-{transport.worker}.json"
-    written = [f"{WORK}/{spans}"]
-    if stage.replica == 0:
-        save_part(stage.adapters, work / _part(stage.layout.stage))
-        written.append(f"{WORK}/{_part(stage.layout.stage)}")
-        if stage.layout.is_last:
-            noted = [name(job.name) for job in plan.jobs for name in (metrics_name, evaluations_name)] + [VALIDATION]
-            written += [name for name in noted if (prepared.output_dir / name).is_file()]
-    Timeline.from_spans(
-        recorder.spans(origin_ns=0),
-        source="measured",
-        origin=machine(stage.device),
-        num_stages=plan.num_stages,
-        num_replicas=plan.num_replicas,
-        counters=_peak(stage),
-    ).save(work / spans)
-    collect(transport, prepared.output_dir, written, num_workers=plan.num_stages * plan.num_replicas)
-
-
-def _peak(stage: Stage) -> pd.DataFrame:
-    # Its peak as the memory of the whole run: a curve nobody kept.
-    held = peak_bytes(stage.device, num_processes=sharing_processes())
-    if held is None:
-        return no_counters()
-    return pd.DataFrame({"replica": [stage.replica], "stage": [stage.layout.stage], "ms": [0.0], "bytes": [held]})
-
-
-def _part(stage: int) -> str:
-    return f"adapters-{stage}.safetensors"
-
-
-def _publish(prepared: Prepared, base_folder: Path) -> None:
-    plan, folder = prepared.plan, prepared.output_dir
-    work = folder / WORK
-    parts = [Timeline.load(work / f"spans-{worker}.json") for worker in range(plan.num_stages * plan.num_replicas)]
-    join_timelines(parts).save(folder / MEASURED)
-    export_adapters(
-        plan.jobs,
-        [work / _part(stage) for stage in range(plan.num_stages)],
-        folder,
-        base_model=_reference(prepared, base_folder),
-        linears=whole_linears(base_folder),
-    )
-
-
-def _reference(prepared: Prepared, base_folder: Path) -> str:
-    # A hub id means the same everywhere; a folder is found from any working directory by its whole path only.
-    base = prepared.loaded.settings.base_model
-    return base.name if base.on_hub else str(base_folder.resolve())
-
-
-def join_timelines(parts: list[Timeline]) -> Timeline:
-    """One Timeline of all workers', starting at 0 ms with the first action of any."""
-    frame = pd.concat([part.frame for part in parts], ignore_index=True)
-    begin_ms = frame["start_ms"].min()
-    frame["start_ms"] -= begin_ms
-    frame["end_ms"] -= begin_ms
-    first, counters = parts[0], [part.counters for part in parts if len(part.counters)]
-    return Timeline.from_frame(
-        frame,
-        source="measured",
-        origin=first.origin,
-        num_stages=first.num_stages,
-        num_replicas=first.num_replicas,
-        counters=pd.concat(counters, ignore_index=True) if counters else None,
-    )
-
-
-def machine(device: torch.device) -> str:
-    """For the timeline's origin: GPU, or processor and threads, and the version of torch."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s) a stage, torch {torch.__version__}"

@@ -1,0 +1,102 @@
+"""What a worker leaves when it has trained: its part of timeline and adapters, and what worker 0 makes of all parts."""
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from ..traces.run_folder import MEASURED, metrics_name
+from ..traces.timeline import Timeline, no_counters
+from .collect import collect
+from .device_memory import peak_bytes, sharing_processes
+from .export import export_adapters, save_part
+from .model import whole_linears
+from .output import VALIDATION, WORK, evaluations_name
+from .prepare import Prepared
+from .recorder import Recorder
+from .stage import Stage
+from .transport import Transport
+
+
+def hand_in(prepared: Prepared, stage: Stage, recorder: Recorder, transport: Transport) -> None:
+    """Write this worker's spans and its stage's matrices, and bring them and its records to worker 0's folder.
+
+    All workers call it together.
+    """
+    plan, work = prepared.plan, prepared.output_dir / WORK
+    spans = f"spans-{transport.worker}.json"
+    written = [f"{WORK}/{spans}"]
+    if stage.replica == 0:
+        save_part(stage.adapters, work / _part(stage.layout.stage))
+        written.append(f"{WORK}/{_part(stage.layout.stage)}")
+        if stage.layout.is_last:
+            noted = [name(job.name) for job in plan.jobs for name in (metrics_name, evaluations_name)] + [VALIDATION]
+            written += [name for name in noted if (prepared.output_dir / name).is_file()]
+    Timeline.from_spans(
+        recorder.spans(origin_ns=0),
+        source="measured",
+        origin=machine(stage.device),
+        num_stages=plan.num_stages,
+        num_replicas=plan.num_replicas,
+        counters=_peak(stage),
+    ).save(work / spans)
+    collect(transport, prepared.output_dir, written, num_workers=plan.num_stages * plan.num_replicas)
+
+
+def _peak(stage: Stage) -> pd.DataFrame:
+    # Its peak as the memory of the whole run: a curve nobody kept.
+    held = peak_bytes(stage.device, num_processes=sharing_processes())
+    if held is None:
+        return no_counters()
+    return pd.DataFrame({"replica": [stage.replica], "stage": [stage.layout.stage], "ms": [0.0], "bytes": [held]})
+
+
+def _part(stage: int) -> str:
+    return f"adapters-{stage}.safetensors"
+
+
+def publish(prepared: Prepared, base_folder: Path) -> None:
+    """As worker 0, when all have handed in: one timeline, and the adapters in PEFT's format."""
+    plan, folder = prepared.plan, prepared.output_dir
+    work = folder / WORK
+    parts = [Timeline.load(work / f"spans-{worker}.json") for worker in range(plan.num_stages * plan.num_replicas)]
+    join_timelines(parts).save(folder / MEASURED)
+    export_adapters(
+        plan.jobs,
+        [work / _part(stage) for stage in range(plan.num_stages)],
+        folder,
+        base_model=_reference(prepared, base_folder),
+        linears=whole_linears(base_folder),
+    )
+
+
+def _reference(prepared: Prepared, base_folder: Path) -> str:
+    # A hub id means the same everywhere; a folder is found from any working directory by its whole path only.
+    base = prepared.loaded.settings.base_model
+    return base.name if base.on_hub else str(base_folder.resolve())
+
+
+def join_timelines(parts: Sequence[Timeline]) -> Timeline:
+    """One Timeline of all workers', starting at 0 ms with the first action of any."""
+    frame = pd.concat([part.frame for part in parts], ignore_index=True)
+    begin_ms = frame["start_ms"].min()
+    frame["start_ms"] -= begin_ms
+    frame["end_ms"] -= begin_ms
+    first, counters = parts[0], [part.counters for part in parts if len(part.counters)]
+    return Timeline.from_frame(
+        frame,
+        source="measured",
+        origin=first.origin,
+        num_stages=first.num_stages,
+        num_replicas=first.num_replicas,
+        counters=pd.concat(counters, ignore_index=True) if counters else None,
+    )
+
+
+def machine(device: torch.device) -> str:
+    """For the timeline's origin: GPU, or processor and threads, and the version of torch."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s) a stage, torch {torch.__version__}"
