@@ -4,15 +4,11 @@
 """
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
 from ..planner.inputs.override import Override
-from ..traces.errors import InputError
 from ..traces.memory_costs import RECOMPUTE_MODES
-from .disk import disk_error
-from .errors import PEER_LOST, STOPPED, EngineError, PeerLostError, out_of_memory
+from .ending import ends_process
 from .live import LiveTable
 from .loggers import logger_names
 from .prepare import RunSettings
@@ -20,40 +16,13 @@ from .prepare import RunSettings
 
 def main() -> None:
     """Run one worker. Exit code 2: bad input; 1: training cannot go on; 3: a peer was lost; 130: told to stop."""
-    worker = int(os.environ.get("RANK", "0"))
-    try:
+    with ends_process():
         settings = _settings()
         # torch is imported only now: a wrong argument is told at once.
         from .worker import run_worker
 
         with LiveTable() as table:
             run_worker(settings, table)
-    except InputError as error:
-        _end(f"error: {error}" if worker == 0 else "", code=2)
-    except PeerLostError as error:
-        _end(str(error), code=PEER_LOST)
-    except EngineError as error:
-        _end(str(error), code=1)
-    except RuntimeError as error:
-        told = out_of_memory(error)
-        if told is None:
-            raise
-        _end(f"worker {worker}: {told}", code=1)
-    except OSError as error:
-        broken = disk_error(error)
-        if broken is None:
-            raise
-        _end(f"worker {worker}: {broken}", code=1)
-    except KeyboardInterrupt as error:
-        _end(f"worker {worker} stopped ({error})", code=STOPPED)
-
-
-def _end(message: str, *, code: int) -> None:
-    if message:
-        print(f"loraplex: {message}", file=sys.stderr, flush=True)
-    # Not sys.exit: the process group's threads would wait for peers that may be gone.
-    sys.stdout.flush()
-    os._exit(code)
 
 
 def _settings() -> RunSettings:

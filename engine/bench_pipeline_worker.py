@@ -25,7 +25,7 @@ from .bench_pipeline import Order, Sharing, plan_path, sharing_path, spans_path
 from .clock import clock_offset_ns
 from .connect import open_transport
 from .devices import choose_device
-from .errors import EngineError, out_of_memory
+from .ending import ends_process
 from .execute import Executor
 from .itinerary import itinerary
 from .measure import run_round
@@ -165,16 +165,7 @@ def _alone(stage: Stage, plan: Plan) -> float:
 
 
 if __name__ == "__main__":
-    try:
+    with ends_process():
         main()
-    except EngineError as error:
-        print(f"loraplex: {error}", file=sys.stderr, flush=True)
-        os._exit(1)
-    except RuntimeError as error:
-        told = out_of_memory(error)
-        if told is None:
-            raise
-        print(f"loraplex: {told}", file=sys.stderr, flush=True)
-        os._exit(1)
     # The process group's threads may outlive it.
     os._exit(0)

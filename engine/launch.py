@@ -56,7 +56,7 @@ def _failure(error: ChildFailedError, work_dir: Path) -> str:
     worker, failure = min(error.failures.items(), key=lambda item: (_blame(item[1].exitcode), item[1].timestamp))
     how = f"killed by {signal.Signals(-failure.exitcode).name}" if failure.exitcode < 0 else f"exit {failure.exitcode}"
     where = read_position(position_path(work_dir, worker))
-    return f"pp_rank {worker} ended ({how}) at {where}; every other rank was stopped"
+    return f"pp_rank {worker} ended ({how}) at {where}; all other workers were stopped"
 
 
 def _blame(exit_code: int) -> int:

@@ -16,6 +16,7 @@ from ..traces.profile_points import points_path, save_points
 from .base_folder import base_model_folder
 from .connect import open_transport
 from .devices import choose_device
+from .ending import ends_process
 from .gpu_profile import GpuRequest, measure_gpu_profile, shallow
 from .position import PositionFile, position_path
 from .profile import measure_profile
@@ -102,6 +103,7 @@ def _tell(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ends_process():
+        main()
     # The process group's threads may outlive it.
     os._exit(0)

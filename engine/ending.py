@@ -1,0 +1,51 @@
+"""How a process of a run ends when something goes wrong: one line on stderr, and an exit code that the launcher reads.
+
+Importing this needs no torch.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..traces.errors import InputError
+from .disk import disk_error
+from .errors import PEER_LOST, STOPPED, EngineError, PeerLostError, out_of_memory
+
+
+@contextmanager
+def ends_process() -> Iterator[None]:
+    """Say what goes wrong inside in one line, and end the process.
+
+    Exit code 2: bad input, which worker 0 alone tells; 1: the work cannot go on; 3: a peer was lost; 130: told to stop.
+    What nobody foresaw is raised.
+    """
+    worker = int(os.environ.get("RANK", "0"))
+    try:
+        yield
+    except InputError as error:
+        _end(f"error: {error}" if worker == 0 else "", code=2)
+    except PeerLostError as error:
+        _end(str(error), code=PEER_LOST)
+    except EngineError as error:
+        _end(str(error), code=1)
+    except RuntimeError as error:
+        told = out_of_memory(error)
+        if told is None:
+            raise
+        _end(f"worker {worker}: {told}", code=1)
+    except OSError as error:
+        broken = disk_error(error)
+        if broken is None:
+            raise
+        _end(f"worker {worker}: {broken}", code=1)
+    except KeyboardInterrupt as error:
+        _end(f"worker {worker} stopped ({error})", code=STOPPED)
+
+
+def _end(message: str, *, code: int) -> None:
+    if message:
+        print(f"loraplex: {message}", file=sys.stderr, flush=True)
+    # Not sys.exit: the process group's threads would wait for peers that may be gone.
+    sys.stdout.flush()
+    os._exit(code)

@@ -1,0 +1,63 @@
+"""What the processes of a run say last, and with which exit code."""
+
+import errno
+import os
+
+import pytest
+
+from loraplex.engine.ending import ends_process
+from loraplex.engine.errors import EngineError, PeerLostError
+from loraplex.planner.errors import PlanError
+
+
+class EndedError(BaseException):
+    """Stands for the end of the process."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's, which needs a GPU to come from."""
+
+
+@pytest.mark.parametrize(
+    ("error", "worker", "code", "said"),
+    [
+        (PlanError("no such plan"), "0", 2, "loraplex: error: no such plan\n"),
+        (PlanError("no such plan"), "1", 2, ""),
+        (PeerLostError("worker 0 is gone"), "1", 3, "loraplex: worker 0 is gone\n"),
+        (EngineError("nothing moves"), "1", 1, "loraplex: nothing moves\n"),
+        (
+            OutOfMemoryError("of 80 GiB"),
+            "1",
+            1,
+            "loraplex: worker 1: out of memory (of 80 GiB); lower microbatch_tokens",
+        ),
+        (OSError(errno.ENOSPC, "full", "out/a"), "1", 1, "loraplex: worker 1: out/a could not be written (full); free"),
+        (KeyboardInterrupt("SIGTERM"), "1", 130, "loraplex: worker 1 stopped (SIGTERM)\n"),
+    ],
+)
+def test_what_goes_wrong_is_one_line_and_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    worker: str,
+    code: int,
+    said: str,
+) -> None:
+    def end(given: int) -> None:
+        raise EndedError(given)
+
+    monkeypatch.setenv("RANK", worker)
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(EndedError) as ended, ends_process():
+        raise error
+    assert ended.value.args == (code,)
+    err = capsys.readouterr().err
+    assert err.startswith(said) if said else err == ""
+    assert err.count("\n") == (1 if said else 0)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyError("a bug"), OSError(errno.ECONNRESET, "reset")])
+def test_what_nobody_foresaw_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, ends_process():
+        raise error
+    assert raised.value is error
