@@ -10,6 +10,7 @@ from ..planner.errors import PlanError
 from ..planner.inputs.load_jobs import load_jobs
 from ..planner.inputs.loaded_jobs import LoadedJobs
 from ..planner.inputs.override import AS_WRITTEN, Override
+from ..planner.job_plan import check_plan_belongs
 from ..planner.jobs import LoggerName
 from ..planner.plan import Plan
 from ..planner.plan_file import load_plan
@@ -88,24 +89,3 @@ def prepare(settings: RunSettings, *, progress: ProgressCallback | None = None) 
     check_program(program, plan)
     check_runnable(program)
     return Prepared(loaded=loaded, plan=plan, program=program, output_dir=output_dir)
-
-
-def check_plan_belongs(plan: Plan, loaded: LoadedJobs, *, path: Path) -> None:
-    """Raise PlanError, naming what differs, for a plan that was made for other data or another job."""
-    mend = f"make it anew with loraplex plan {loaded.settings.job_file}"
-    if loaded.settings.base_model.random_weights and not plan.data_fingerprint:
-        mend = f"write random_weights: true into {loaded.settings.job_file} and make it anew, or leave out --plan"
-    if plan.data_fingerprint != loaded.fingerprint:
-        raise PlanError(f"{path} was made for other data (fingerprint {plan.data_fingerprint[:12] or 'none'}); {mend}")
-    names, own_names = [job.name for job in plan.jobs], [job.name for job in loaded.jobs]
-    if names != own_names:
-        raise PlanError(f"{path} trains the adapters {names}, the job file {own_names}; {mend}")
-    for planned, job in zip(plan.jobs, loaded.jobs, strict=True):
-        for field in ("global_batches", "lora", "optimizer", "seed"):
-            if getattr(planned, field) != getattr(job, field):
-                raise PlanError(f"{path} holds other {field} of adapter '{job.name}' than the job file; {mend}")
-    if plan.num_stages > loaded.settings.base_model.num_layers:
-        raise PlanError(
-            f"{path} has {plan.num_stages} stages, but the base model only {loaded.settings.base_model.num_layers} "
-            f"layers; {mend}"
-        )

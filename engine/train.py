@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..planner.inputs.load_jobs import load_jobs
-from ..planner.make_plan import make_plan
+from ..planner.job_plan import check_plan_belongs, plan_jobs
 from ..planner.plan_file import load_plan, save_plan
 from ..planner.position import continued
 from ..traces.memory_costs import RecomputeMode
@@ -25,7 +25,7 @@ from .launch import launch
 from .loggers import check_loggers
 from .metrics import StepRecord, read_metrics
 from .output import ADAPTERS, WORK, evaluations_name, read_validation
-from .prepare import Prepared, RunSettings, check_plan_belongs, prepare
+from .prepare import Prepared, RunSettings, prepare
 from .reports import what_broke
 
 
@@ -164,17 +164,8 @@ def _recompute(settings: RunSettings, prepared: Prepared) -> RecomputeMode:
 def _plan(settings: RunSettings, *, progress: Callable[[str, float], None] | None) -> None:
     loaded = load_jobs(settings.job_file, override=settings.override, progress=progress)
     check_has_weights(loaded.settings.base_model)
-    wanted = loaded.settings
-    plan = make_plan(
-        loaded.jobs,
-        num_stages=wanted.num_stages,
-        num_replicas=wanted.num_replicas,
-        microbatch_tokens=wanted.microbatch_tokens,
-        schedule=wanted.schedule,
-        data_fingerprint=loaded.fingerprint,
-        progress=progress,
-    )
-    folder = settings.output_dir or wanted.output_dir
+    plan = plan_jobs(loaded, progress=progress)
+    folder = settings.output_dir or loaded.settings.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     save_plan(plan, folder / PLAN)
 

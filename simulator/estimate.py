@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..planner.build_program import build_program
-from ..planner.errors import PlanError
 from ..planner.inputs.load_jobs import load_jobs
 from ..planner.inputs.loaded_jobs import LoadedJobs
-from ..planner.make_plan import make_plan
+from ..planner.job_plan import check_plan_belongs, plan_jobs
 from ..planner.memory_decision import MemoryDecision, check_profile_model, decide_memory
 from ..planner.plan import Plan
 from ..planner.plan_file import load_plan
@@ -76,26 +75,8 @@ def _profile(request: EstimateRequest, loaded: LoadedJobs) -> CostProfile | None
 
 
 def _plan(request: EstimateRequest, loaded: LoadedJobs, progress: Progress | None) -> Plan:
-    if request.plan_file is not None:
-        return _own_plan(request.plan_file, loaded)
-    wanted = loaded.settings
-    return make_plan(
-        loaded.jobs,
-        num_stages=wanted.num_stages,
-        num_replicas=wanted.num_replicas,
-        microbatch_tokens=wanted.microbatch_tokens,
-        schedule=wanted.schedule,
-        data_fingerprint=loaded.fingerprint,
-        progress=progress,
-    )
-
-
-def _own_plan(path: Path, loaded: LoadedJobs) -> Plan:
-    plan = load_plan(path)
-    names, own_names = [job.name for job in plan.jobs], [job.name for job in loaded.jobs]
-    if names != own_names or plan.data_fingerprint != loaded.fingerprint:
-        raise PlanError(
-            f"{path} is the plan of other adapters or other data ({', '.join(names)}) than {loaded.settings.job_file} "
-            f"({', '.join(own_names)}); make it anew with loraplex plan, or leave it out"
-        )
+    if request.plan_file is None:
+        return plan_jobs(loaded, progress=progress)
+    plan = load_plan(request.plan_file)
+    check_plan_belongs(plan, loaded, path=request.plan_file)
     return plan

@@ -161,8 +161,18 @@ def test_what_does_not_belong_together_is_refused(job_file: Path, tmp_path: Path
         estimate(EstimateRequest(job_file=job_file, profile=str(tmp_path / "other.json")))
     found = estimate(EstimateRequest(job_file=job_file))
     save_plan(replace(found.plan, data_fingerprint="0" * 64), tmp_path / "plan.json")
-    with pytest.raises(PlanError, match=r"is the plan of other adapters or other data \(one, two\)"):
+    with pytest.raises(
+        PlanError, match=r"plan\.json was made for other data \(fingerprint 000000000000\); make it anew"
+    ):
         estimate(EstimateRequest(job_file=job_file, plan_file=tmp_path / "plan.json"))
+    # Memory would be told for the adapters of the plan, which training then refuses.
+    save_plan(found.plan, tmp_path / "plan.json")
+    smaller = job_file.with_name("smaller.yaml")
+    smaller.write_text(JOBS.replace("r: 32", "r: 4"), encoding="utf-8")
+    with pytest.raises(
+        PlanError, match=r"plan\.json holds other lora of adapter 'two' than the job file; make it anew"
+    ):
+        estimate(EstimateRequest(job_file=smaller, plan_file=tmp_path / "plan.json"))
     with pytest.raises(TraceError, match="recompute='some' is unknown; choose one of none, selective, full, auto"):
         run(str(job_file), "--recompute", "some")
     with pytest.raises(SimulationError, match=r"--device-memory 0\.0 must be above 0 GiB"):

@@ -1,0 +1,47 @@
+"""The plan of a job file: made as the file asks, or one that is there and checked to belong to it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from .errors import PlanError
+from .inputs.loaded_jobs import LoadedJobs
+from .make_plan import make_plan
+from .plan import Plan
+
+
+def plan_jobs(loaded: LoadedJobs, *, progress: Callable[[str, float], None] | None = None) -> Plan:
+    """A plan for what a job file holds, with the stages, replicas, capacity and schedule it asks for.
+
+    Raises PlanError where there is none.
+    """
+    wanted = loaded.settings
+    return make_plan(
+        loaded.jobs,
+        num_stages=wanted.num_stages,
+        num_replicas=wanted.num_replicas,
+        microbatch_tokens=wanted.microbatch_tokens,
+        schedule=wanted.schedule,
+        data_fingerprint=loaded.fingerprint,
+        progress=progress,
+    )
+
+
+def check_plan_belongs(plan: Plan, loaded: LoadedJobs, *, path: Path) -> None:
+    """Raise PlanError, naming what differs, for a plan that was made for other data or another job."""
+    mend = f"make it anew with loraplex plan {loaded.settings.job_file}"
+    if loaded.settings.base_model.random_weights and not plan.data_fingerprint:
+        mend = f"write random_weights: true into {loaded.settings.job_file} and make it anew, or leave out --plan"
+    if plan.data_fingerprint != loaded.fingerprint:
+        raise PlanError(f"{path} was made for other data (fingerprint {plan.data_fingerprint[:12] or 'none'}); {mend}")
+    names, own_names = [job.name for job in plan.jobs], [job.name for job in loaded.jobs]
+    if names != own_names:
+        raise PlanError(f"{path} trains the adapters {names}, the job file {own_names}; {mend}")
+    for planned, job in zip(plan.jobs, loaded.jobs, strict=True):
+        for field in ("global_batches", "lora", "optimizer", "seed"):
+            if getattr(planned, field) != getattr(job, field):
+                raise PlanError(f"{path} holds other {field} of adapter '{job.name}' than the job file; {mend}")
+    if plan.num_stages > loaded.settings.base_model.num_layers:
+        raise PlanError(
+            f"{path} has {plan.num_stages} stages, but the base model only {loaded.settings.base_model.num_layers} "
+            f"layers; {mend}"
+        )
