@@ -40,6 +40,7 @@ def train(
     import json as json_module
     import shlex
     import sys
+    from dataclasses import replace
 
     from rich.console import Console
 
@@ -69,8 +70,9 @@ def train(
     except EngineError as error:
         print(f"loraplex: {error}", file=sys.stderr)
         if checkpoint_every is not None:
-            words = ["loraplex", "train", str(job_file), *([] if output is None else ["-o", str(output)]), "--resume"]
-            words += ([] if plan is None else ["--plan", str(plan)]) + settings.override.arguments()
+            # All that was asked: without --checkpoint-every, say, the next interruption would lose everything.
+            words = ["loraplex", "train", *replace(settings, resume=True).arguments()]
+            words += [] if profile is None else ["--profile", profile]
             print(f"loraplex: go on with {shlex.join(words)}", file=sys.stderr)
         raise typer.Exit(STOPPED if isinstance(error, InterruptedRunError) else 1) from None
     for warning in filter(None, (adapter.warning() for adapter in done.adapters)):
