@@ -75,7 +75,7 @@ def demo(
         ("plan", jobs, "-o", plan),
         ("profile", "tiny", "--job", jobs, "--device", "cpu", "-o", profile),
         ("simulate", plan, "--profile", profile, "-o", output),
-        ("train", jobs, "--plan", plan, "-o", output),
+        ("train", jobs, "--plan", plan, "--device", "cpu", "-o", output),
         ("compare", output),
         ("report", output),
     )

@@ -35,8 +35,7 @@ def summary(records: list[Record]) -> dict[str, Any]:
     for num_adapters in (1, 4):
         for dropout in (0.0, 0.1):
             own = [r for r in records if r["goal"] and r["num_adapters"] == num_adapters and r["dropout"] == dropout]
-            ways = {way: geomean(_ratios(own, way)) for way in ("ours", "eager")}
-            found[f"goal rows, {num_adapters} adapter(s), p = {dropout}"] = {**ways, "at_most": GOAL, "rows": len(own)}
+            found[f"goal rows, {num_adapters} adapter(s), p = {dropout}"] = _case(own, GOAL)
     both = [r for r in records if r["direction"] == "both"]
     beside = [r for r in both if r["cuda_graph"] and not r["goal"]]
     found["beside: r 8 and 64, T 2048, lone k and v"] = _case(beside, BESIDE)
@@ -49,9 +48,10 @@ def summary(records: list[Record]) -> dict[str, Any]:
     return found
 
 
-def geomean(ratios: Iterable[float]) -> float:
+def geomean(ratios: Iterable[float]) -> float | None:
+    """None of nothing: a thinned grid has cases without rows, and JSON has no NaN."""
     logs = [math.log(ratio) for ratio in ratios]
-    return math.exp(sum(logs) / len(logs)) if logs else math.nan
+    return math.exp(sum(logs) / len(logs)) if logs else None
 
 
 def missed(records: list[Record]) -> list[Record]:
@@ -73,9 +73,10 @@ def plot(records: list[Record], gpu: str, path: Path) -> None:
         own = [r for r in records if r["goal"] and r["num_adapters"] == num_adapters and r["dropout"] == dropout]
         linears = list(dict.fromkeys(r["linear"] for r in own))
         for offset, way in ((-0.2, "ours"), (0.2, "eager")):
-            heights = [geomean(_ratios([r for r in own if r["linear"] == name], way)) for name in linears]
+            heights = [geomean(_ratios([r for r in own if r["linear"] == name], way)) or 0.0 for name in linears]
             top = max(top, *heights) if heights else top
             axis.bar([i + offset for i in range(len(linears))], heights, width=0.38, label=way)
+        axis.set_visible(bool(own))
         axis.axhline(1.0, color="black", linewidth=0.8)
         axis.axhline(GOAL, color="black", linewidth=0.8, linestyle=":")
         axis.set_xticks(range(len(linears)), linears, rotation=45, ha="right")
