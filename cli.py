@@ -66,6 +66,8 @@ def demo(
     from .traces.run_folder import COMMAND, COMPARISON, PLAN, PROFILE, SIMULATED
 
     jobs, plan, profile = output / "jobs.yaml", output / PLAN, output / PROFILE
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file; give a folder with -o")
     if output.exists() and not jobs.exists() and any(output.iterdir()):
         raise InputError(f"{output}: holds files that no demo made; give an empty folder with -o")
     output.mkdir(parents=True, exist_ok=True)
@@ -88,14 +90,16 @@ def demo(
     if json:
         print(json_module.dumps(json_module.loads((output / COMPARISON).read_text(encoding="utf-8"))))
         return
+    following = (
+        (f"open {output}/report.html", "everything on one page"),
+        (f"open {output}/trace.json", "in https://ui.perfetto.dev: both timelines"),
+        ("loraplex init jobs.yaml", "your own adapters: edit it, then plan and train"),
+        (f"loraplex parity {jobs}", "each adapter alone gives the same weights"),
+    )
     print(
         f"\nAll of it is in {output}/: plan.json, {SIMULATED} and its measured twin, gantt.png, losses.png,\n"
         f"metrics of each adapter, and adapters/ that PeftModel.from_pretrained loads.\n"
-        f"Next:\n"
-        f"  open {output}/report.html              everything on one page\n"
-        f"  open {output}/trace.json               in https://ui.perfetto.dev: both timelines\n"
-        f"  loraplex init jobs.yaml            your own adapters: edit it, then plan and train\n"
-        f"  loraplex parity {jobs}    each adapter alone gives the same weights"
+        f"Next:\n" + "\n".join(f"  {command:<34}  {use}" for command, use in following)
     )
 
 
@@ -113,6 +117,15 @@ def main() -> None:
     """Run a command. Bad input ends with exit code 2 and one message, never a traceback."""
     try:
         app()
-    except (InputError, OSError) as error:
-        print(f"loraplex: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    except InputError as error:
+        message = str(error)
+    except OSError as error:
+        message = str(error)
+        if error.filename is not None:
+            # Our own OSErrors say the mend after a semicolon; the system's say none.
+            mend = "" if ";" in str(error.strerror) else "; name another path, or mend that one"
+            message = f"{error.filename}: {error.strerror}{mend}"
+    else:
+        return
+    print(f"loraplex: error: {message}", file=sys.stderr)
+    raise SystemExit(2)

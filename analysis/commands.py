@@ -88,7 +88,8 @@ def report(
 
     from .report import write_report
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    watched = Console(stderr=True)
+    with Progress(console=watched, transient=True, disable=not watched.is_interactive) as bar:
         task = bar.add_task("report", total=1.0)
         path = write_report(
             folder,
@@ -132,7 +133,8 @@ def bench_sharing(
     profile = load_profile(PROFILE)
     real = None if lengths is None else {name: read_lengths(lengths / f"{name}.csv") for name in DATASETS}
     records: dict[str, list[dict[str, object]]] = {}
-    with Progress(console=Console(stderr=True), transient=True) as bars:
+    watched = Console(stderr=True)
+    with Progress(console=watched, transient=True, disable=not watched.is_interactive) as bars:
         for name, points_of in (("systems", system_points), ("curves", sharing_points)):
             task = bars.add_task(name, total=1.0)
             points = points_of(

@@ -16,11 +16,13 @@ from .units import bytes_text, ms_text, percent, rate_text, tokens_text
 _PARTS = (
     ("weights", "weights_bytes"),
     ("adapters", "adapters_bytes"),
-    ("activations", "activations_bytes"),
+    ("activa-\ntions", "activations_bytes"),
     ("head", "logits_bytes"),
     ("passing", "passing_bytes"),
     ("overhead", "overhead_bytes"),
 )
+_MOST_SHARE = 10.0
+"""Shares of a device above this are told as multiples, which stay readable."""
 
 
 def estimate_table(plan: Plan, decision: MemoryDecision, summary: Summary | None) -> RenderableType:
@@ -88,11 +90,11 @@ def _memory_table(need: Need, capacity_bytes: float | None) -> Table:
     title = f"memory of each stage at its peak, in {unit}; recompute: {need.recompute}"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     shown = [(name, field) for name, field in _PARTS if any(getattr(stage, field) for stage in need.stages)]
-    for name in ("stage", *(name for name, _ in shown), "peak", "device", "in flight"):
+    for name in ("stage", *(name for name, _ in shown), "peak", "device", "in\nflight"):
         table.add_column(name, justify="right", no_wrap=True)
     for stage in need.stages:
         held = [getattr(stage, field) for _, field in shown] + [stage.peak_bytes()]
-        share = "-" if capacity_bytes is None else percent(stage.peak_bytes() / capacity_bytes)
+        share = "-" if capacity_bytes is None else _share_text(stage.peak_bytes() / capacity_bytes)
         amounts = (f"{num_bytes / unit_bytes:.2f}" for num_bytes in held)
         table.add_row(str(stage.stage), *amounts, share, str(stage.num_in_flight))
     return table
@@ -110,6 +112,10 @@ def _time_table(plan: Plan, summary: Summary) -> Table:
     for owner in summary.adapters:
         table.add_row(f"{owner.name} complete after", ms_text(owner.completion_ms))
     return table
+
+
+def _share_text(share: float) -> str:
+    return percent(share) if share < _MOST_SHARE else f"{share:,.0f} x"
 
 
 def _change_text(change: Change) -> str:

@@ -19,7 +19,8 @@ _MOST_COLUMNS = 3
 
 def summary_table(summary: Summary) -> RenderableType:
     """One run: headline numbers, stages, and adapters where the plan was known."""
-    parts: list[RenderableType] = [_headline(summary), _stages(summary)]
+    title = Text(f"{summary.source}: {summary.origin}", style="italic", overflow="fold")
+    parts: list[RenderableType] = [title, _headline(summary), _stages(summary)]
     if summary.adapters:
         parts.append(_adapters(summary))
     return Group(*parts)
@@ -115,7 +116,7 @@ def ranking_table(best: pd.DataFrame, axes: Sequence[str], *, num_points: int) -
 
 
 def _headline(summary: Summary) -> Table:
-    table = Table(title=f"{summary.source}: {summary.origin}", title_justify="left", show_header=False)
+    table = Table(show_header=False)
     table.add_column("what")
     table.add_column("value", justify="right")
     table.add_row("makespan", ms_text(summary.makespan_ms))
@@ -148,9 +149,11 @@ def _stages(summary: Summary) -> Table:
 
 
 def _adapters(summary: Summary) -> Table:
+    # Narrow enough for 80 columns; only names give way, and are folded, never cut.
     table = Table(title="adapters", title_justify="left")
-    for name in ("adapter", "tokens", "microbatches", "padding", "unused capacity", "complete after", "than alone"):
-        table.add_column(name, justify="left" if name == "adapter" else "right")
+    table.add_column("adapter", overflow="fold")
+    for name in ("tokens", "micro-\nbatches", "padding", "unused\ncapacity", "complete\nafter", "times\nalone"):
+        table.add_column(name, justify="right", no_wrap=True)
     for adapter in summary.adapters:
         slowdown = adapter.slowdown()
         table.add_row(

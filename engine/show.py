@@ -17,7 +17,9 @@ class LoadBars:
     """A context manager with one bar for each thing that a (label, share done) callback names."""
 
     def __init__(self) -> None:
-        self._progress = Progress(console=Console(stderr=True), transient=True)
+        console = Console(stderr=True)
+        # Where nobody watches, a bar would leave an empty line.
+        self._progress = Progress(console=console, transient=True, disable=not console.is_interactive)
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> "LoadBars":

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from ..traces.errors import InputError
 
 
 def bench_kernels(
@@ -74,13 +75,11 @@ def tune(
 
 
 def _need_gpu(command: str) -> None:
-    """End with one line and exit status 2 where there is no CUDA GPU."""
+    """Refuse, with what is missing, where there is no CUDA GPU."""
     try:
         import torch
         import triton  # noqa: F401 (only to see that it is there)
     except ImportError as error:
-        typer.echo(f"{command} needs torch and triton ({error}): pip install 'loraplex[train]'", err=True)
-        sys.exit(2)
+        raise InputError(f"{command} needs torch and triton ({error}): pip install 'loraplex[train]'") from error
     if not torch.cuda.is_available():
-        typer.echo(f"{command} needs a CUDA GPU, and torch sees none: run it on a machine with one", err=True)
-        sys.exit(2)
+        raise InputError(f"{command} needs a CUDA GPU, and torch sees none: run it on a machine with one")

@@ -41,7 +41,8 @@ def data_show(
     from .inputs.load_jobs import load_jobs
     from .inputs.shown_sample import samples_as_json, samples_as_text, shown_samples
 
-    with Progress(console=Console(stderr=True), transient=True) as bars:
+    watched = Console(stderr=True)
+    with Progress(console=watched, transient=True, disable=not watched.is_interactive) as bars:
         tasks: dict[str, TaskID] = {}
 
         def advance(label: str, share: float) -> None:

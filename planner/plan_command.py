@@ -90,7 +90,9 @@ def progress_on_stderr(line: str = "planning: {what}; {share:.2%} above the lowe
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    console = Console(stderr=True)
+    # Where nobody watches, a spinner would leave an empty line.
+    with Bars(*columns, console=console, transient=True, disable=not console.is_interactive) as bars:
         task = bars.add_task("starting", total=None)
 
         def tell(what: str, share: float) -> None:

@@ -10,7 +10,9 @@ def progress_on_stderr() -> Iterator[Callable[[str, float], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bars:
+    console = Console(stderr=True)
+    # Where nobody watches, a bar would leave an empty line.
+    with Progress(console=console, transient=True, disable=not console.is_interactive) as bars:
         task = bars.add_task("", total=1.0)
 
         def tell(label: str, share: float) -> None:

@@ -5,13 +5,15 @@ from typing import Annotated
 
 import typer
 
+from ..traces.errors import InputError
+
 
 def sweep(
     sweep_file: Annotated[Path, typer.Argument(help="A sweep file (YAML).", show_default=False)],
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder for results; points it holds are not run again.")
     ] = Path("sweep"),
-    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
     backend: Annotated[
         str,
         typer.Option(
@@ -19,7 +21,7 @@ def sweep(
         ),
     ] = "loky",
     top: Annotated[
-        int, typer.Option(help="Points to show, best first: those that fit, then by real tokens a second.")
+        int, typer.Option(min=1, help="Points to show, best first: those that fit, then by real tokens a second.")
     ] = 10,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in ms, memory in bytes).")] = False,
 ) -> None:
@@ -41,6 +43,11 @@ def sweep(
         pictures = plot_sweep(table, axes, output)
     best = ranked(table, count=top)
     num_failed = int(table["error"].notna().sum())
+    if num_failed == len(table):
+        raise InputError(
+            f"{sweep_file}: none of its {num_failed:,} points could be run, for example: {table['error'].iloc[0]}; "
+            f"mend the file ({output}/sweep.csv has every reason)"
+        )
     if json:
         content = {
             "num_points": len(table),
@@ -66,7 +73,7 @@ def bench_simulator(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder for simulator-speed.json, .csv and the picture.")
     ] = Path("analysis/results"),
-    repeats: Annotated[int, typer.Option(help="Runs of which the fastest counts.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of which the fastest counts.")] = 3,
     small: Annotated[bool, typer.Option("--small", help="Only 4 stages x 1,000 microbatches.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in s of CPU).")] = False,
 ) -> None:

@@ -40,7 +40,11 @@ COMMANDS = [
     "parity",
     "merge",
     "compare",
+    "report",
+    "sweep",
+    "tune",
     "data",
+    "bench",
 ]
 
 
@@ -60,3 +64,63 @@ def test_a_missing_file_is_named_without_a_traceback(arguments: tuple[str, ...],
     assert done.returncode == 2
     assert arguments[1] in done.stderr
     assert "Traceback" not in done.stderr
+
+
+SWEEP = """\
+job: {adapters: [{lengths: gsm8k, num_samples: 8, global_batch_size: 4}]}
+pipeline: {stages: [STAGES], microbatch_tokens: 4096}
+profile: {name: llama-70b-h100-published}
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("demo", "-o", "there.txt"), "loraplex: error: there.txt: is a file; give a folder with -o\n"),
+        (
+            ("simulate", "--uniform", "1,2", "--microbatches", "3", "-o", "there.txt"),
+            "loraplex: error: there.txt: File exists; name another path, or mend that one\n",
+        ),
+        (
+            ("plan", "jobs.yaml", "-o", "folder"),
+            "loraplex: error: folder: is a folder; name a file to write\n",
+        ),
+        (
+            ("sweep", "sweep.yaml", "-o", "swept"),
+            "loraplex: error: sweep.yaml: none of its 1 points could be run, for example: pipeline.stages=-2 must be a "
+            "whole number from 1 on; mend the file (swept/sweep.csv has every reason)\n",
+        ),
+    ],
+)
+def test_a_path_or_a_file_that_cannot_serve_is_named_with_what_to_do(
+    arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "there.txt").write_text("mine\n", encoding="utf-8")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "sweep.yaml").write_text(SWEEP.replace("STAGES", "-2"), encoding="utf-8")
+    assert loraplex("init", cwd=tmp_path).returncode == 0
+    done = loraplex(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, message)
+    assert (tmp_path / "there.txt").read_text(encoding="utf-8") == "mine\n"
+
+
+@pytest.mark.parametrize("option", ["--workers", "--top"])
+def test_a_sweep_needs_a_worker_and_a_point_to_show(option: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP.replace("STAGES", "2"), encoding="utf-8")
+    done = loraplex("sweep", "sweep.yaml", option, "0", cwd=tmp_path)
+    assert done.returncode == 2
+    assert option in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_tables_of_80_columns_name_every_adapter_in_full(tmp_path: Path) -> None:
+    assert loraplex("init", cwd=tmp_path).returncode == 0
+    planned = loraplex("plan", "jobs.yaml", cwd=tmp_path)
+    simulated = loraplex("simulate", "plan.json", "--uniform", "1,2", cwd=tmp_path)
+    estimated = loraplex("estimate", "jobs.yaml", "--device-memory", "0.00001", cwd=tmp_path)
+    for done in (planned, simulated, estimated):
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "\N{HORIZONTAL ELLIPSIS}" not in done.stdout
+    for name in ("arithmetic", "conversions"):
+        assert f" {name} " in planned.stdout
+        assert f" {name} " in simulated.stdout

@@ -138,8 +138,9 @@ def _check_job(job: Job, *, adapter: int, capacity: int) -> None:
                     raise JobError(f"{where}: {name}={value!r} must be an integer between {least} and {MAX_TOKENS}")
             if sample.num_tokens > capacity:
                 raise JobError(
-                    f"{where} has {sample.num_tokens} tokens; a microbatch holds {capacity}: raise microbatch_tokens "
-                    "or choose overlong=truncate or overlong=skip"
+                    f"{where} has {sample.num_tokens} tokens; a microbatch holds {capacity}: raise microbatch_tokens, "
+                    "or truncate or skip such samples (--overlong with --lengths; sequence_len and long_samples in a "
+                    "job file)"
                 )
             if (sample.adapter, sample.global_batch) != (adapter, position):
                 raise JobError(

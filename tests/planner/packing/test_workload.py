@@ -67,7 +67,7 @@ def with_sample(**changes: Any) -> tuple[Job, ...]:
         (with_sample(num_tokens="5"), "num_tokens='5'"),
         (with_sample(num_tokens=True), "num_tokens=True"),
         (with_sample(num_tokens=2**40), "num_tokens="),
-        (with_sample(num_tokens=11), "sample 7 .*has 11 tokens; a microbatch holds 10: .*overlong=truncate"),
+        (with_sample(num_tokens=11), "sample 7 .*has 11 tokens; a microbatch holds 10: .*--overlong with --lengths"),
         (with_sample(num_target_tokens=-1), "num_target_tokens=-1"),
         (with_sample(index=-1), "index=-1"),
         (with_sample(adapter=1), "says adapter 1, global batch 0 but stands at adapter 0, global batch 0"),
