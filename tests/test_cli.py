@@ -1,10 +1,14 @@
 """The command line as a whole: it answers at once, and bad input ends in one message and exit code 2."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
+
+from loraplex.cli import app, bench, data
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -124,3 +128,16 @@ def test_tables_of_80_columns_name_every_adapter_in_full(tmp_path: Path) -> None
     for name in ("arithmetic", "conversions"):
         assert f" {name} " in planned.stdout
         assert f" {name} " in simulated.stdout
+
+
+def test_the_readme_lists_every_command() -> None:
+    def names(typer_app: typer.Typer) -> set[str]:
+        return {info.name or getattr(info.callback, "__name__", "") for info in typer_app.registered_commands}
+
+    rows = (ROOT / "README.md").read_text(encoding="utf-8").split("## Commands", 1)[1].split("\n## ", 1)[0]
+    cells = [re.findall("`([^`]+)`", row.split("|")[1]) for row in rows.splitlines() if row.startswith("| `")]
+    benches = next(cell for cell in cells if cell[0].startswith("bench "))
+    assert {name.removeprefix("bench ") for name in benches} == names(bench)
+    assert {name for cell in cells if cell is not benches for name in cell} == names(app) | {
+        f"data {name}" for name in names(data)
+    }
