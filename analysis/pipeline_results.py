@@ -108,19 +108,20 @@ def write_pipeline(document: Mapping[str, object], rows: Sequence[PipelineRow], 
 
 def pipeline_table(rows: Sequence[PipelineRow], *, title: str) -> Table:
     """For a terminal."""
-    table = Table(title=title, title_justify="left")
+    # Narrow enough for 80 columns; only names give way, and are folded, never cut.
+    table = Table(title=title, title_justify="left", padding=(0, 1, 0, 0))
+    table.add_column("system", overflow="fold")
     for name in (
-        "system",
-        "microbatches",
+        "micro-\nbatches",
         "tokens/s",
         "makespan",
-        "simulated",
+        "simu-\nlated",
         "error",
         "bubble",
-        "simulated",
+        "simu-\nlated",
         "off by",
     ):
-        table.add_column(name, justify="left" if name == "system" else "right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row.system,

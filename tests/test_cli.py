@@ -132,7 +132,7 @@ def test_tables_of_80_columns_name_every_adapter_in_full(tmp_path: Path) -> None
 
 def test_the_readme_lists_every_command() -> None:
     def names(typer_app: typer.Typer) -> set[str]:
-        return {info.name or getattr(info.callback, "__name__", "") for info in typer_app.registered_commands}
+        return {str(info.name or getattr(info.callback, "__name__", "")) for info in typer_app.registered_commands}
 
     rows = (ROOT / "README.md").read_text(encoding="utf-8").split("## Commands", 1)[1].split("\n## ", 1)[0]
     cells = [re.findall("`([^`]+)`", row.split("|")[1]) for row in rows.splitlines() if row.startswith("| `")]

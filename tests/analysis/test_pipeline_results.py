@@ -52,7 +52,7 @@ def test_the_table_has_a_figure_under_every_name() -> None:
         measured=timeline("measured", second_start_ms=40.0),
     )
     table = pipeline_table([row], title="two stages")
-    assert [(str(column.header), *column.cells) for column in table.columns] == [
+    assert [(str(column.header).replace("-\n", ""), *column.cells) for column in table.columns] == [
         ("system", "ours"),
         ("microbatches", "1"),
         ("tokens/s", "8,000"),
