@@ -84,7 +84,7 @@ def _about(run: Run) -> str:
         + (f" x {plan.num_replicas} replicas" if plan.num_replicas > 1 else ""),
         f"schedule {plan.schedule}",
     ]
-    return ", ".join(parts) + ". " + origins
+    return ", ".join(parts) + ". " + origins[:1].upper() + origins[1:]
 
 
 def _note(run: Run) -> str:
