@@ -104,7 +104,7 @@ def plan_table(plan: Plan) -> Table:
     # Narrow enough for 80 columns; only names give way, and are folded, never cut.
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("adapter", overflow="fold")
-    for column in ("steps", "samples", "tokens", "microbatches", "padding", "unused", "stalls"):
+    for column in ("steps", "samples", "tokens", "micro-\nbatches", "padding", "unused", "stalls"):
         table.add_column(column, justify="right", no_wrap=True)
     for job, waste in zip(plan.jobs, waste_by_adapter(plan), strict=True):
         table.add_row(
