@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from loraplex.engine.batch import IGNORED, Encoded, Packer
+from loraplex.engine.batch import Packer
 from loraplex.engine.evaluation_records import EvaluationRecord, EvaluationWriter, read_evaluations
 from loraplex.engine.evaluations import Evaluations, load_best
 from loraplex.engine.execute import Executor
@@ -25,21 +25,9 @@ from loraplex.planner.build_program import build_program
 from loraplex.planner.jobs import EvaluationSettings
 from loraplex.planner.plan import Plan
 from loraplex.planner.program import Program
+from loraplex.tests.engine.kept_out import KeptOut
 
 NONE = EvaluationSettings()
-
-
-@dataclass(frozen=True, slots=True)
-class KeptOut:
-    """Adapter 0 kept 7 samples out, adapter 2 kept 2, the others none."""
-
-    def validation(self, adapter: int) -> Sequence[Encoded]:
-        generator = np.random.default_rng(adapter)
-        found = []
-        for length in {0: [5, 9, 20, 7, 11, 30, 4], 2: [13, 16]}.get(adapter, []):
-            ids = generator.integers(3, 64, length)
-            found.append((ids, np.where(np.arange(length) < length // 2, IGNORED, ids)))
-        return found
 
 
 def evaluated(

@@ -1,34 +1,19 @@
 """Validation: the loss of what was kept out, through all stages, without dropout and without changing anything."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from loraplex.engine.batch import IGNORED, Encoded
+from loraplex.engine.batch import Encoded
 from loraplex.engine.output import note_validation, read_validation
 from loraplex.engine.rendezvous import RendezvousTransport, Switchboard
 from loraplex.engine.validate import Validation
-
-
-@dataclass(frozen=True, slots=True)
-class KeptOut:
-    """Adapter 0 kept 7 samples out, adapter 2 kept 2, the others none."""
-
-    def validation(self, adapter: int) -> Sequence[Encoded]:
-        generator = np.random.default_rng(adapter)
-        found = []
-        for length in {0: [5, 9, 20, 7, 11, 30, 4], 2: [13, 16]}.get(adapter, []):
-            ids = generator.integers(3, 64, length)
-            labels = np.where(np.arange(length) < length // 2, IGNORED, ids)
-            found.append((ids, labels))
-        return found
+from loraplex.tests.engine.kept_out import KeptOut
 
 
 class KeptNone:
