@@ -14,16 +14,19 @@ _DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
 
 
 def free_device_bytes() -> tuple[int, ...]:
-    """Free bytes of each GPU that is visible here; empty without GPUs.
+    """Free bytes of each GPU that is visible here; empty without GPUs, and where they do not answer.
 
     Asked in a process of its own, which is gone when this returns: a CUDA context would stay in this one, and takes
     half a GiB.
     """
     if not any(Path(driver).exists() for driver in _DRIVERS):
         return ()
-    asked = subprocess.run(
-        [sys.executable, "-c", _QUESTION], capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
-    )
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-c", _QUESTION], capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        return ()
     if asked.returncode:
         return ()
     free: list[int] = json.loads(asked.stdout)

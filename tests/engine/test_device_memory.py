@@ -25,6 +25,15 @@ def test_every_gpu_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert free_device_bytes() == (3000, 2000, 4000)
 
 
+def test_gpus_that_do_not_answer_in_time_say_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def run(command: list[str], *, timeout: float, **_: Any) -> Any:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(device_memory, "_DRIVERS", (str(tmp_path),))
+    assert free_device_bytes() == ()
+
+
 @pytest.mark.gpu
 def test_asking_a_gpu_keeps_nothing_of_it() -> None:
     free = free_device_bytes()
