@@ -129,16 +129,14 @@ def bench_train(
     import shlex
     import sys
 
-    import torch
     from rich.console import Console
 
     from .bench_train import ask_all, make_questions, surroundings
     from .bench_train_report import joined_with_earlier, results_table, write_json, write_results
     from .bench_train_spec import SYSTEMS
-    from .devices import check_device
+    from .devices import resolved_device
 
-    check_device(device)
-    device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = resolved_device(device)
     questions = make_questions(
         model=model,
         random_weights=random_weights,

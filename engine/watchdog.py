@@ -12,6 +12,8 @@ import sys
 import threading
 from collections.abc import Callable
 
+from .errors import STOPPED
+
 GRACE_S = 1.0
 """Time for the main thread to notice the signal itself, between two actions, and clean up."""
 
@@ -51,4 +53,4 @@ def _watch(reader: socket.socket, writer: socket.socket, parent: int, describe: 
     # Still here: the main thread is stuck, so no clean-up can run. Files are renamed into place only when whole.
     print(f"loraplex: {where}: {why}", file=sys.stderr, flush=True)
     del writer
-    os._exit(130)
+    os._exit(STOPPED)
