@@ -92,7 +92,7 @@ class Transport(Protocol):
     def reduce(self, tensor: Tensor, *, workers: Sequence[int]) -> None:
         """Sum a tensor in place over these workers, of whom this is one; all call in the same order.
 
-        It may be on the transport's device or on the host.
+        On the transport's device: over the replicas of a stage. On the host: over those, or over all workers.
         """
         ...
 
