@@ -37,6 +37,24 @@ def multi_lora_linear(
     in the adapter's dtype and the sum is returned in that of `x`. An adapter that owns no row here takes no part:
     its gradient stays None. Every segment is a product of its own, so NaN stays with its adapter.
     """
+    return _linear(x, weight, bias, lora_a, lora_b, routing=routing, target=target, dropped={})
+
+
+Dropped = dict[tuple[int, int, torch.dtype], Tensor]
+"""Inputs behind dropout by (first row of the segment, target, dtype): linears that share a mask share them."""
+
+
+def _linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora_a: Sequence[Tensor | None],
+    lora_b: Sequence[Tensor | None],
+    *,
+    routing: Routing,
+    target: int,
+    dropped: Dropped,
+) -> Tensor:
     check_linear(x, weight, bias, lora_a, lora_b, routing=routing)
     rows = x.reshape(-1, x.shape[-1])
     base = functional.linear(rows, weight, bias)
@@ -49,7 +67,10 @@ def multi_lora_linear(
         if segment.first_row > row:
             pieces.append(base[row : segment.first_row])
         own = slice(segment.first_row, segment.end_row)
-        delta = _branch(rows[own], a, b, routing=routing, segment=segment, target=target)
+        key = segment.first_row, target, a.dtype
+        if key not in dropped:
+            dropped[key] = _drop(rows[own].to(a.dtype), routing=routing, segment=segment, target=target)
+        delta = functional.linear(functional.linear(dropped[key], a), b) * routing.scaling[segment.adapter]
         pieces.append((base[own] + delta).to(base.dtype))
         row = segment.end_row
     if row < routing.num_rows:
@@ -73,10 +94,12 @@ def multi_lora_linears(
     `lora_a[t][a]` is adapter a's matrix at linear t. Linears that are given the same entry in `targets` share one
     dropout mask, others draw their own.
     """
-    parts = zip(weights, biases, lora_a, lora_b, targets, strict=True)
-    return torch.cat(
-        [multi_lora_linear(x, w, bias, a, b, routing=routing, target=target) for w, bias, a, b, target in parts], dim=-1
-    )
+    dropped: Dropped = {}
+    outputs = [
+        _linear(x, weight, bias, a, b, routing=routing, target=target, dropped=dropped)
+        for weight, bias, a, b, target in zip(weights, biases, lora_a, lora_b, targets, strict=True)
+    ]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
 
 def dropout_mask(
@@ -91,16 +114,14 @@ def dropout_mask(
     return _draw(words, target, token_index.to(torch.int32), num_features, dropout_threshold(dropout))
 
 
-def _branch(x: Tensor, a: Tensor, b: Tensor, *, routing: Routing, segment: Segment, target: int) -> Tensor:
-    """`scaling * dropout(x) A^T B^T` of one segment, in the adapter's dtype."""
-    adapter = segment.adapter
-    p = routing.dropout[adapter]
-    x = x.to(a.dtype)
-    if p > 0.0:
-        index = routing.token_index[segment.first_row : segment.end_row]
-        keep = _draw(routing.words[adapter], target, index, x.shape[-1], dropout_threshold(p))
-        x = torch.where(keep, x, 0.0) / (1.0 - p)
-    return functional.linear(functional.linear(x, a), b) * routing.scaling[adapter]
+def _drop(x: Tensor, *, routing: Routing, segment: Segment, target: int) -> Tensor:
+    """`dropout(x)` of one segment's rows `[rows, K]`."""
+    p = routing.dropout[segment.adapter]
+    if p == 0.0:
+        return x
+    index = routing.token_index[segment.first_row : segment.end_row]
+    keep = _draw(routing.words[segment.adapter], target, index, x.shape[-1], dropout_threshold(p))
+    return torch.where(keep, x, 0.0) / (1.0 - p)
 
 
 def _draw(words: Tensor, target: int, token_index: Tensor, num_features: int, threshold: int) -> Tensor:
