@@ -30,6 +30,7 @@ class LinearGroup:
         self.bank: AdapterBank | None = None
         """The same matrices packed, on a GPU: read in their place."""
         self._joined = _join(self.linears)
+        self._joined_bias = _joined_bias(self.linears) if self._joined is not None else None
 
     def is_frozen(self) -> bool:
         """Whether no adapter targets any of the linears."""
@@ -39,9 +40,10 @@ class LinearGroup:
         """`x [T, K]` -> outputs side by side `[T, sum of N]`, the rows with their adapters as `routing` says."""
         weights = [linear.weight for linear in self.linears]
         biases = [linear.bias for linear in self.linears]
-        if self.is_frozen():
+        # A bank is there for adapters only, so that they need not be looked through at every call.
+        if self.bank is None and self.is_frozen():
             if self._joined is not None:
-                return plain_linear(x, self._joined, _joined_bias(self.linears))
+                return plain_linear(x, self._joined, self._joined_bias)
             # Each by its own forward: one in 4 bits keeps no dense weight for the backward.
             outputs = [linear(x) for linear in self.linears]
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)

@@ -8,12 +8,11 @@ kernel until it was through with the last, and a wait from the end of what stood
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from ..traces.timeline import Span, SpanKind, Timeline
+from ..traces.timeline import Span, SpanKind
 from .device_clock import DeviceClock, DeviceMark
 
 _LOOK_BACK = 64
@@ -126,16 +125,3 @@ def _is_past(mark: Mark) -> bool:
 
 def _host_ns(mark: Mark) -> int:
     return mark if isinstance(mark, int) else mark.host_ns()
-
-
-def measured_timeline(
-    spans: Iterable[Sequence[Span]], *, machine: str, num_stages: int, num_replicas: int = 1
-) -> Timeline:
-    """One Timeline of all workers' spans."""
-    return Timeline.from_spans(
-        (span for worker in spans for span in worker),
-        source="measured",
-        origin=machine,
-        num_stages=num_stages,
-        num_replicas=num_replicas,
-    )
