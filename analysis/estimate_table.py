@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..planner.memory_check import Change, Need
+from ..planner.memory_check import Change, Need, amount_text
 from ..planner.memory_decision import MemoryDecision
 from ..planner.plan import Plan
 from .limits import time_limit
@@ -29,9 +29,10 @@ def estimate_table(plan: Plan, decision: MemoryDecision, summary: Summary | None
     """Memory of every stage by part, the run's time where a profile was given, the limit, and changes that help."""
     return Group(
         _memory_table(decision.need, decision.capacity_bytes()),
+        *([Text(decision.share_text(plan))] if _shares(plan, decision) else []),
         *([_time_table(plan, summary)] if summary is not None else []),
-        Text(f"limit: {limit_text(decision, summary)}"),
-        *(Text(f"  {_change_text(change)}") for change in decision.changes),
+        Text(f"limit: {limit_text(plan, decision, summary)}"),
+        *(Text(f"  {_change_text(change, decision)}") for change in decision.changes),
         Text(f"memory by {decision.memory_from}"),
     )
 
@@ -50,6 +51,7 @@ def estimate_values(plan: Plan, decision: MemoryDecision, summary: Summary | Non
         "recompute": need.recompute,
         "fits": capacity_bytes is None or need.peak_bytes() <= capacity_bytes,
         "capacity_bytes": capacity_bytes,
+        "stages_per_gpu": decision.gpus.num_sharing(plan.num_workers()),
         "peak_memory_bytes": round(need.peak_bytes()),
         "stages": [
             {"stage": stage.stage, "peak_bytes": round(stage.peak_bytes()), "num_in_flight": stage.num_in_flight}
@@ -61,22 +63,24 @@ def estimate_values(plan: Plan, decision: MemoryDecision, summary: Summary | Non
         "tokens_per_s": None if summary is None else summary.tokens_per_s,
         "bubble_ratio": None if summary is None else summary.bubble_ratio,
         "completion_ms": {} if summary is None else {owner.name: owner.completion_ms for owner in summary.adapters},
-        "limit": limit_text(decision, summary),
+        "limit": limit_text(plan, decision, summary),
         "changes": [
-            {"what": change.what, "peak_bytes": round(change.peak_bytes), "fits": change.fits}
+            {
+                "what": change.what,
+                "peak_bytes": round(change.peak_bytes),
+                "share_bytes": round(change.share_bytes),
+                "fits": change.fits,
+            }
             for change in decision.changes
         ],
     }
 
 
-def limit_text(decision: MemoryDecision, summary: Summary | None) -> str:
+def limit_text(plan: Plan, decision: MemoryDecision, summary: Summary | None) -> str:
     """What binds the run: memory where it does not fit, else what sets its time, as far as known."""
     worst, capacity_bytes = decision.need.worst(), decision.capacity_bytes()
     if capacity_bytes is not None and worst.peak_bytes() > capacity_bytes:
-        return (
-            f"memory: stage {worst.stage} needs {bytes_text(worst.peak_bytes())}, its device has "
-            f"{bytes_text(capacity_bytes)}"
-        )
+        return f"memory: stage {worst.stage} needs {bytes_text(worst.peak_bytes())}, {decision.share_text(plan)}"
     if summary is not None:
         return time_limit(summary)
     if capacity_bytes is None:
@@ -118,6 +122,10 @@ def _share_text(share: float) -> str:
     return percent(share) if share < _MOST_SHARE else f"{share:,.0f} x"
 
 
-def _change_text(change: Change) -> str:
+def _change_text(change: Change, decision: MemoryDecision) -> str:
     verdict = "fits" if change.fits else "still too much"
-    return f"{change.what} -> {bytes_text(change.peak_bytes)}, {verdict}"
+    return f"{change.what} -> {amount_text(change, share_bytes=decision.memory.capacity_bytes)}, {verdict}"
+
+
+def _shares(plan: Plan, decision: MemoryDecision) -> bool:
+    return decision.capacity_bytes() is not None and decision.gpus.num_sharing(plan.num_workers()) > 1

@@ -9,28 +9,37 @@ from pathlib import Path
 
 import torch
 
+from ..planner.gpus import Gpus, workers_on_gpus
+
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
 """One of these is there where a process can reach a GPU: on Linux, and on Linux inside Windows."""
 
 
-def free_device_bytes() -> tuple[int, ...]:
-    """Free bytes of each GPU that is visible here; empty without GPUs, and where they do not answer.
+def free_gpus() -> Gpus | None:
+    """The GPUs that are visible here with their free bytes; None without any, and where they do not answer.
 
     Asked in a process of its own, which is gone when this returns: a CUDA context would stay in this one, and takes
     half a GiB.
     """
     if not any(Path(driver).exists() for driver in _DRIVERS):
-        return ()
+        return None
     try:
         asked = subprocess.run(
             [sys.executable, "-c", _QUESTION], capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
         )
     except subprocess.TimeoutExpired:
-        return ()
+        return None
     if asked.returncode:
-        return ()
+        return None
     free: list[int] = json.loads(asked.stdout)
-    return tuple(free)
+    return Gpus(free_bytes=tuple(free)) if free else None
+
+
+def gpus_of_all_machines(device: torch.device) -> Gpus:
+    """Those of a run that torchrun has started, machines alike, each GPU with as much free as this process's."""
+    free, _ = torch.cuda.mem_get_info(device)
+    machines = int(os.environ.get("WORLD_SIZE", "1")) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return Gpus(free_bytes=(free,) * (torch.cuda.device_count() * machines))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +66,9 @@ def peak_bytes(device: torch.device, *, num_processes: int) -> int | None:
 
 
 def sharing_processes() -> int:
-    """Workers on each of this machine's GPUs, as torchrun has started them."""
+    """Workers on the GPU of this machine that has most, as torchrun has started them."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return -(-local // max(1, torch.cuda.device_count()))
+    return max(workers_on_gpus(local, num_gpus=max(1, torch.cuda.device_count())).values())
 
 
 _QUESTION = """

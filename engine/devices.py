@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from ..planner.gpus import gpu_of
 from ..traces.errors import InputError
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -42,6 +43,6 @@ def choose_device(name: str) -> torch.device:
     if num_local <= num_gpus:
         # Streams that share a hardware queue wait for each other: over NCCL a worker has nine, and queues are eight.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
-    device = torch.device("cuda", place if num_local <= num_gpus else place * num_gpus // num_local)
+    device = torch.device("cuda", gpu_of(place, num_workers=num_local, num_gpus=num_gpus))
     torch.cuda.set_device(device)
     return device

@@ -2,6 +2,7 @@
 
 import torch
 
+from ..planner.gpus import Gpus
 from ..planner.inputs.loaded_jobs import LoadedJobs
 from ..planner.memory_decision import decide_memory
 from ..planner.plan import Plan
@@ -15,28 +16,19 @@ def settled_recompute(
     loaded: LoadedJobs,
     *,
     asked: RecomputeChoice,
-    capacity_bytes: float | None,
+    gpus: Gpus | None,
     profile: CostProfile | None = None,
 ) -> RecomputeMode:
     """What is asked for, or under `auto` the least that fits, by the profile or else by the model's shapes.
 
-    `capacity_bytes` is what one stage may take; None where nobody counts (a CPU), and then everything fits. Raises
-    PlanError, with numbers and with what to change, where it does not.
+    Without `gpus` nobody counts (a CPU), and everything fits. Raises PlanError, with numbers and with what to change,
+    where it does not.
     """
-    if capacity_bytes is None:
+    if gpus is None:
         return asked_recompute(asked) or "none"
-    decision = decide_memory(
-        plan, loaded.settings.base_model, asked=asked, profile=profile, capacity_bytes=capacity_bytes
-    )
+    decision = decide_memory(plan, loaded.settings.base_model, asked=asked, profile=profile, gpus=gpus)
     decision.check(plan)
     return decision.need.recompute
-
-
-def share_of_device(free_bytes: tuple[int, ...], *, num_workers: int) -> float | None:
-    """What each of so many workers may take of these GPUs; None without any."""
-    if not free_bytes:
-        return None
-    return min(free_bytes) / -(-num_workers // len(free_bytes))
 
 
 def agreed_recompute(mode: RecomputeMode, transport: Transport, *, num_workers: int) -> RecomputeMode:

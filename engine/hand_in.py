@@ -42,7 +42,7 @@ def hand_in(prepared: Prepared, stage: Stage, recorder: Recorder, transport: Tra
         num_replicas=plan.num_replicas,
         counters=_peak(stage),
     ).save(work / spans)
-    collect(transport, prepared.output_dir, written, num_workers=plan.num_stages * plan.num_replicas)
+    collect(transport, prepared.output_dir, written, num_workers=plan.num_workers())
 
 
 def _peak(stage: Stage) -> pd.DataFrame:
@@ -61,7 +61,7 @@ def publish(prepared: Prepared, base_folder: Path) -> None:
     """As worker 0, when all have handed in: one timeline, and the adapters in PEFT's format."""
     plan, folder = prepared.plan, prepared.output_dir
     work = folder / WORK
-    parts = [Timeline.load(work / f"spans-{worker}.json") for worker in range(plan.num_stages * plan.num_replicas)]
+    parts = [Timeline.load(work / f"spans-{worker}.json") for worker in range(plan.num_workers())]
     join_timelines(parts).save(folder / MEASURED)
     export_adapters(
         plan.jobs,

@@ -17,10 +17,10 @@ from ..traces.timeline import Timeline
 from .base_folder import check_has_weights
 from .checkpoint import newest_position
 from .cut import check_can_cut
-from .device_memory import free_device_bytes
+from .device_memory import free_gpus
 from .devices import check_device, resolved_device
 from .evaluation_records import EvaluationRecord, read_evaluations
-from .fit_check import settled_recompute, share_of_device
+from .fit_check import settled_recompute
 from .launch import launch
 from .loggers import check_loggers
 from .metrics import StepRecord, read_metrics
@@ -137,12 +137,11 @@ def train(
         save_plan(prepared.plan, prepared.output_dir / PLAN)
     recompute = _recompute(settings, prepared)
     settings = replace(settings, plan_file=None, output_dir=prepared.output_dir, recompute=recompute)
-    num_workers = prepared.plan.num_stages * prepared.plan.num_replicas
     if before_launch is not None:
         before_launch()
     work_dir = prepared.output_dir / WORK
     try:
-        launch("loraplex.engine", settings.arguments(), work_dir=work_dir, num_workers=num_workers)
+        launch("loraplex.engine", settings.arguments(), work_dir=work_dir, num_workers=prepared.plan.num_workers())
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)
     return _result(prepared, recompute=recompute)
@@ -151,12 +150,11 @@ def train(
 def _recompute(settings: RunSettings, prepared: Prepared) -> RecomputeMode:
     # Here, so that what cannot fit is told before any process starts.
     plan, loaded = prepared.plan, prepared.loaded
-    free = free_device_bytes() if resolved_device(settings.device) == "cuda" else ()
     return settled_recompute(
         plan,
         loaded,
         asked=settings.recompute or loaded.settings.recompute,
-        capacity_bytes=share_of_device(free, num_workers=plan.num_stages * plan.num_replicas),
+        gpus=free_gpus() if resolved_device(settings.device) == "cuda" else None,
         profile=None if settings.profile is None else load_profile(settings.profile),
     )
 

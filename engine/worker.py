@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from ..planner.position import positions
 from ..planner.program import Program
 from ..traces.memory_costs import RecomputeMode, asked_recompute
@@ -16,7 +14,7 @@ from .checkpoint import CheckpointWriter, Restored, forget_checkpoints, forget_u
 from .clock import clock_offset_ns
 from .connect import open_transport
 from .cut import check_can_cut, copies, cut_points
-from .device_memory import sharing_processes
+from .device_memory import gpus_of_all_machines
 from .devices import choose_device
 from .disk import writing
 from .evaluations import Evaluations, load_best
@@ -71,7 +69,7 @@ def run_worker(settings: RunSettings, listener: Listener) -> None:
     position.move("reading the checkpoint" if settings.resume else "building adapters", -1)
     restored = _restore(settings, prepared, stage, transport)
     recorder = Recorder(stage=index, replica=replica, device=device)
-    recorder.clock_offset_ns = clock_offset_ns(transport, num_workers=plan.num_stages * plan.num_replicas)
+    recorder.clock_offset_ns = clock_offset_ns(transport, num_workers=plan.num_workers())
     validation = Validation.of(plan, prepared.loaded) if replica == 0 else None
     position.move("validation before training", -1)
     if validation is not None and restored is None:
@@ -105,10 +103,9 @@ def _recompute(settings: RunSettings, prepared: Prepared, transport: Transport) 
     choice = settings.recompute or prepared.loaded.settings.recompute
     if choice != "auto" or transport.device.type != "cuda":
         return asked_recompute(choice) or "none"
-    plan, (free_bytes, _) = prepared.plan, torch.cuda.mem_get_info(transport.device)
-    own_bytes = free_bytes / sharing_processes()
-    mode = settled_recompute(plan, prepared.loaded, asked=choice, capacity_bytes=own_bytes)
-    return agreed_recompute(mode, transport, num_workers=plan.num_stages * plan.num_replicas)
+    gpus = gpus_of_all_machines(transport.device)
+    mode = settled_recompute(prepared.plan, prepared.loaded, asked=choice, gpus=gpus)
+    return agreed_recompute(mode, transport, num_workers=prepared.plan.num_workers())
 
 
 def _base_folder(prepared: Prepared, transport: Transport) -> Path:

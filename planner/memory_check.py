@@ -7,6 +7,7 @@ from ..traces.costs import MemoryCosts, RecomputeMode, split_layers
 from ..traces.memory_costs import RECOMPUTE_MODES
 from .build_program import build_program
 from .errors import PlanError
+from .gpus import Gpus
 from .graph import program_graph
 from .loads import Loads
 from .make_plan import make_plan
@@ -44,7 +45,13 @@ class Change:
     what: str
     """As one would write it into the job file."""
     peak_bytes: float
-    fits: bool
+    share_bytes: float
+    """What each stage may then take; more where fewer stages share a GPU."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is enough."""
+        return self.peak_bytes <= self.share_bytes
 
 
 def needed(
@@ -92,47 +99,48 @@ def changes(
     need: Need,
     *,
     memory: MemoryCosts,
+    gpus: Gpus,
     num_layers: int,
     four_bit: MemoryCosts | None = None,
 ) -> tuple[Change, ...]:
-    """What would lower the need, each by itself and with its number, in the order of what it costs the user.
+    """What would help, each by itself and with its number, in the order of what it costs the user.
 
-    Where none is enough, all of them together come last. `four_bit`: the memory with the base model in 4 bits, where it
-    could be.
+    Twice the stages as far as there is a GPU for each, one for each where stages share them. Where none is enough, all
+    of them together come last. `four_bit`: the memory with the base model in 4 bits, where it could be.
     """
 
     def change(what: str, other: Plan, *, mode: RecomputeMode = need.recompute, costs: MemoryCosts = memory) -> Change:
         peak = needed(other, memory=costs, num_layers=num_layers, recompute=mode).peak_bytes()
-        return Change(what=what, peak_bytes=peak, fits=peak <= memory.capacity_bytes)
+        return Change(what=what, peak_bytes=peak, share_bytes=gpus.share_bytes(other.num_workers()))
 
     modes = _known_modes(memory)
     further = modes[modes.index(need.recompute) + 1 :] if need.recompute in modes else ()
     found = [change(f"recompute: {mode}", plan, mode=mode) for mode in further]
-    smaller, more = _smaller_microbatches(plan), min(2 * plan.num_stages, num_layers)
+    smaller, stages = _smaller_microbatches(plan), _other_stages(plan, gpus, num_layers=num_layers)
     if smaller < plan.microbatch_tokens:
         found.append(change(f"microbatch_tokens: {smaller}", _planned(plan, microbatch_tokens=smaller)))
-    if more > plan.num_stages:
-        found.append(change(f"pipeline.stages: {more}", _planned(plan, num_stages=more)))
+    if stages != plan.num_stages:
+        found.append(change(f"pipeline.stages: {stages}", _planned(plan, num_stages=stages)))
     if four_bit is not None:
         found.append(change("load_in_4bit: true", plan, costs=four_bit))
     if len(found) > 1 and not any(one.fits for one in found):
         every = " and ".join(one.what for one in found[max(0, len(further) - 1) :])
-        other = _planned(plan, microbatch_tokens=smaller, num_stages=max(more, plan.num_stages))
+        other = _planned(plan, microbatch_tokens=smaller, num_stages=stages)
         found.append(change(every, other, mode=(need.recompute, *further)[-1], costs=four_bit or memory))
     return tuple(found)
 
 
-def check_fits(plan: Plan, need: Need, found: Sequence[Change], *, capacity_bytes: float) -> None:
-    """Raise PlanError with numbers and mends where the worst stage needs more than its device has."""
-    worst = need.worst()
-    if worst.peak_bytes() <= capacity_bytes:
+def check_fits(plan: Plan, need: Need, found: Sequence[Change], *, gpus: Gpus) -> None:
+    """Raise PlanError with numbers and mends where the worst stage needs more than it may take of its device."""
+    worst, share_bytes = need.worst(), gpus.share_bytes(plan.num_workers())
+    if worst.peak_bytes() <= share_bytes:
         return
     mends = [change for change in found if change.fits] or list(found)
-    listed = "; ".join(f"{change.what} would need {gib(change.peak_bytes)}" for change in mends)
+    listed = "; ".join(f"{change.what} would need {amount_text(change, share_bytes=share_bytes)}" for change in mends)
     helps = "one of these fits" if mends and mends[0].fits else "none of these is enough"
     raise PlanError(
         f"stage {worst.stage} of {plan.num_stages} would need {gib(worst.peak_bytes())} with "
-        f"recompute={need.recompute} ({memory_text(worst)}), but its device has {gib(capacity_bytes)}; "
+        f"recompute={need.recompute} ({memory_text(worst)}), but {share_text(plan, gpus)}; "
         + (f"{helps}: {listed}" if mends else "take a device with more memory")
     )
 
@@ -150,6 +158,19 @@ def memory_text(stage: StageMemory) -> str:
     return ", ".join(f"{name} {gib(held)}" for name, held in parts if held)
 
 
+def share_text(plan: Plan, gpus: Gpus) -> str:
+    """What a stage may take, and why no more: the end of a sentence about it."""
+    num_workers = plan.num_workers()
+    sharing, share = gpus.num_sharing(num_workers), gib(gpus.share_bytes(num_workers))
+    return f"its device has {share}" if sharing == 1 else f"{sharing} stages share a GPU, which leaves each {share}"
+
+
+def amount_text(change: Change, *, share_bytes: float) -> str:
+    """What a change would need, and of how much where that is no longer `share_bytes`."""
+    needs = gib(change.peak_bytes)
+    return needs if change.share_bytes == share_bytes else f"{needs} of then {gib(change.share_bytes)}"
+
+
 def gib(num_bytes: float) -> str:
     """Bytes in GiB, as people read device memory; small ones in MiB."""
     return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB / 10 else f"{num_bytes / 2**20:.1f} MiB"
@@ -160,6 +181,12 @@ def _smaller_microbatches(plan: Plan) -> int:
     longest = max(sample.num_tokens for batch in plan.microbatches for sample in batch.samples)
     padded = -(-longest // plan.pad_multiple) * plan.pad_multiple
     return min(plan.microbatch_tokens, max(padded, plan.microbatch_tokens // 2))
+
+
+def _other_stages(plan: Plan, gpus: Gpus, *, num_layers: int) -> int:
+    # More stages on the same GPUs share the same memory, and each brings its own context.
+    most = gpus.most_stages(plan.num_replicas)
+    return min(2 * plan.num_stages, num_layers, most or num_layers)
 
 
 def _known_modes(memory: MemoryCosts) -> tuple[RecomputeMode, ...]:

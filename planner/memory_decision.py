@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from ..traces.costs import CostProfile, MemoryCosts
 from ..traces.memory_costs import RecomputeChoice, asked_recompute
 from .errors import PlanError
+from .gpus import Gpus, one_gpu_each
 from .inputs.base_model import BaseModel
-from .memory_check import Change, Need, changes, cheapest_that_fits, check_fits
+from .memory_check import Change, Need, changes, cheapest_that_fits, check_fits, share_text
 from .memory_formula import memory_for_jobs, memory_of_shapes
 from .model_shapes import ModelShapes
 from .plan import Plan
@@ -20,20 +21,25 @@ class MemoryDecision:
     """What a run needs of its devices, and what would help where it does not fit."""
 
     memory: MemoryCosts
-    """Of these jobs on this model."""
+    """Of these jobs on this model; its capacity is what each stage may take."""
     memory_from: str
     """The profile's name, or `SHAPES`."""
     need: Need
+    gpus: Gpus
     changes: tuple[Change, ...]
     """Empty where it fits."""
 
     def capacity_bytes(self) -> float | None:
-        """Of each device; None where it is not known."""
+        """What each stage may take; None where that is not known."""
         return self.memory.capacity_bytes if self.memory.capacity_bytes < float("inf") else None
+
+    def share_text(self, plan: Plan) -> str:
+        """What a stage may take, and how many share a GPU: the end of a sentence about it."""
+        return share_text(plan, self.gpus)
 
     def check(self, plan: Plan) -> None:
         """Raise PlanError with numbers and mends where the plan does not fit."""
-        check_fits(plan, self.need, self.changes, capacity_bytes=self.memory.capacity_bytes)
+        check_fits(plan, self.need, self.changes, gpus=self.gpus)
 
 
 def decide_memory(
@@ -42,9 +48,11 @@ def decide_memory(
     *,
     asked: RecomputeChoice,
     profile: CostProfile | None = None,
-    capacity_bytes: float | None = None,
+    gpus: Gpus | None = None,
 ) -> MemoryDecision:
-    """Memory by the profile where it holds any, else by the model's shapes; `capacity_bytes` goes before the profile's.
+    """Memory by the profile where it holds any, else by the model's shapes.
+
+    Without `gpus` each stage has one of its own, such as the profile's if it knows.
 
     Raises PlanError for the profile of another model, JobError for a config.json that lacks a size.
     """
@@ -58,14 +66,25 @@ def decide_memory(
         memory = memory_for_jobs(measured.memory, shapes, plan.jobs)
     four_bit = replace(memory, layer_weight_bytes=shapes.layer_weight_bytes(load_in_4bit=True))
     memory = four_bit if in_4bit else memory
-    if capacity_bytes is not None:
-        memory = replace(memory, capacity_bytes=capacity_bytes)
+    gpus = gpus or one_gpu_each(memory.capacity_bytes)
+    memory = replace(memory, capacity_bytes=gpus.share_bytes(plan.num_workers()))
     need = cheapest_that_fits(plan, memory=memory, num_layers=shapes.num_layers, asked=asked_recompute(asked))
     found: tuple[Change, ...] = ()
     if need.peak_bytes() > memory.capacity_bytes:
-        found = changes(plan, need, memory=memory, num_layers=shapes.num_layers, four_bit=None if in_4bit else four_bit)
+        found = changes(
+            plan,
+            need,
+            memory=memory,
+            gpus=gpus,
+            num_layers=shapes.num_layers,
+            four_bit=None if in_4bit else four_bit,
+        )
     return MemoryDecision(
-        memory=memory, memory_from=SHAPES if measured is None else measured.name, need=need, changes=found
+        memory=memory,
+        memory_from=SHAPES if measured is None else measured.name,
+        need=need,
+        gpus=gpus,
+        changes=found,
     )
 
 

@@ -88,6 +88,10 @@ class Plan:
     """SHA-256 over the tokens and masks the lengths came from; empty when planned from lengths alone."""
     seconds: float = field(default=0.0, compare=False)
 
+    def num_workers(self) -> int:
+        """Stages of all replicas: the processes of a run."""
+        return self.num_stages * self.num_replicas
+
     def num_slots(self) -> int:
         """Slots in order of entry: one microbatch per replica each."""
         return -(-len(self.microbatches) // self.num_replicas)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..analysis.metrics import Summary
+    from ..planner.gpus import Gpus
     from .ask import Answer
 
 
@@ -222,7 +223,13 @@ def estimate(
     ] = None,
     device_memory: Annotated[
         float | None,
-        typer.Option(metavar="GIB", help="Memory of each device.", show_default="the profile's, else this machine's"),
+        typer.Option(metavar="GIB", help="Memory of each GPU.", show_default="this machine's, else the profile's"),
+    ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            help="GPUs for all stages, which may share them.", min=1, show_default="this machine's, or one each"
+        ),
     ] = None,
     recompute: Annotated[
         str | None,
@@ -249,7 +256,9 @@ def estimate(
         job_file=job_file,
         plan_file=plan,
         profile=profile,
-        device_bytes=_device_bytes(device_memory, profile),
+        machine=_machine() if device_memory is None and gpus is None else None,
+        device_bytes=None if device_memory is None else device_memory * 2**30,
+        num_gpus=gpus,
         recompute=None if recompute is None else recompute_choice(recompute),
     )
     with progress_on_stderr() as progress:
@@ -262,14 +271,11 @@ def estimate(
     console.print(estimate_table(found.plan, found.decision, summary))
 
 
-def _device_bytes(asked_gib: float | None, profile: str | None) -> float | None:
+def _machine() -> "Gpus | None":
     from importlib.util import find_spec
 
-    if asked_gib is not None:
-        return asked_gib * 2**30
-    if profile is not None or find_spec("torch") is None:
+    if find_spec("torch") is None:
         return None
-    from ..engine.device_memory import free_device_bytes
+    from ..engine.device_memory import free_gpus
 
-    free = free_device_bytes()
-    return float(min(free)) if free else None
+    return free_gpus()

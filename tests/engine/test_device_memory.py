@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from loraplex.engine import device_memory
-from loraplex.engine.device_memory import free_device_bytes
+from loraplex.engine.device_memory import free_gpus, gpus_of_all_machines
+from loraplex.planner.gpus import Gpus
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_machine_without_gpus_has_nothing_to_say() -> None:
-    assert free_device_bytes() == ()
+    assert free_gpus() is None
 
 
 def test_every_gpu_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -22,7 +23,7 @@ def test_every_gpu_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(device_memory, "_DRIVERS", (str(tmp_path),))
-    assert free_device_bytes() == (3000, 2000, 4000)
+    assert free_gpus() == Gpus(free_bytes=(3000, 2000, 4000))
 
 
 def test_gpus_that_do_not_answer_in_time_say_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -31,11 +32,22 @@ def test_gpus_that_do_not_answer_in_time_say_nothing(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(device_memory, "_DRIVERS", (str(tmp_path),))
-    assert free_device_bytes() == ()
+    assert free_gpus() is None
+
+
+def test_machines_are_alike_and_each_has_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two machines with two GPUs and four workers each.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (60, 80))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    gpus = gpus_of_all_machines(torch.device("cuda", 0))
+    assert (gpus.free_bytes, gpus.num_sharing(8), gpus.share_bytes(8)) == ((60, 60, 60, 60), 2, 30.0)
 
 
 @pytest.mark.gpu
 def test_asking_a_gpu_keeps_nothing_of_it() -> None:
-    free = free_device_bytes()
-    assert len(free) == torch.cuda.device_count()
-    assert 0 < free[0] <= torch.cuda.get_device_properties(0).total_memory
+    gpus = free_gpus()
+    assert gpus is not None
+    assert len(gpus.free_bytes) == torch.cuda.device_count()
+    assert 0 < gpus.free_bytes[0] <= torch.cuda.get_device_properties(0).total_memory

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from loraplex.engine.fit_check import agreed_recompute, settled_recompute, share_of_device
+from loraplex.engine.fit_check import agreed_recompute, settled_recompute
 from loraplex.engine.prepare import RunSettings
 from loraplex.engine.rendezvous import RendezvousTransport, Switchboard
 from loraplex.planner.errors import PlanError
+from loraplex.planner.gpus import Gpus, one_gpu_each
 from loraplex.planner.inputs.load_jobs import load_jobs
 from loraplex.planner.inputs.loaded_jobs import LoadedJobs
 from loraplex.planner.make_plan import make_plan
@@ -53,21 +54,21 @@ def test_auto_is_the_least_that_fits(plan: Plan, loaded: LoadedJobs) -> None:
     for mode in RECOMPUTE_MODES:
         # With the few percent to spare that estimates are off by.
         room = 1.05 * peak(plan, loaded, mode)
-        assert settled_recompute(plan, loaded, asked="auto", capacity_bytes=room) == mode
-    assert settled_recompute(plan, loaded, asked="auto", capacity_bytes=None) == "none"
+        assert settled_recompute(plan, loaded, asked="auto", gpus=one_gpu_each(room)) == mode
+    assert settled_recompute(plan, loaded, asked="auto", gpus=None) == "none"
 
 
 def test_what_is_asked_for_is_done_where_it_fits(plan: Plan, loaded: LoadedJobs) -> None:
     room = 80.0 * GIB
-    assert settled_recompute(plan, loaded, asked="full", capacity_bytes=room) == "full"
-    assert settled_recompute(plan, loaded, asked="selective", capacity_bytes=None) == "selective"
+    assert settled_recompute(plan, loaded, asked="full", gpus=one_gpu_each(room)) == "full"
+    assert settled_recompute(plan, loaded, asked="selective", gpus=None) == "selective"
     with pytest.raises(PlanError, match=r"stage 0 of 2 would need .* with recompute=none .*recompute: selective would"):
-        settled_recompute(plan, loaded, asked="none", capacity_bytes=peak(plan, loaded, "none") - 1)
+        settled_recompute(plan, loaded, asked="none", gpus=one_gpu_each(peak(plan, loaded, "none") - 1))
 
 
 def test_what_cannot_fit_is_refused_with_numbers_and_mends(plan: Plan, loaded: LoadedJobs) -> None:
     with pytest.raises(PlanError) as raised:
-        settled_recompute(plan, loaded, asked="auto", capacity_bytes=7.0 * GIB)
+        settled_recompute(plan, loaded, asked="auto", gpus=one_gpu_each(7.0 * GIB))
     text = str(raised.value)
     assert "with recompute=full (weights 7.5 GiB, adapters " in text
     assert "but its device has 7.0 GiB; one of these fits: pipeline.stages: 4 would need " in text
@@ -76,26 +77,25 @@ def test_what_cannot_fit_is_refused_with_numbers_and_mends(plan: Plan, loaded: L
     model = replace(loaded.settings.base_model, load_in_4bit=True)
     small = replace(loaded, settings=replace(loaded.settings, base_model=model))
     with pytest.raises(PlanError) as raised:
-        settled_recompute(plan, small, asked="auto", capacity_bytes=3.0 * GIB)
+        settled_recompute(plan, small, asked="auto", gpus=one_gpu_each(3.0 * GIB))
     assert "load_in_4bit" not in str(raised.value)
+
+
+def test_stages_on_one_gpu_have_a_share_of_it(plan: Plan, loaded: LoadedJobs) -> None:
+    whole = 1.9 * peak(plan, loaded, "none")
+    assert settled_recompute(plan, loaded, asked="none", gpus=Gpus(free_bytes=(whole, whole))) == "none"
+    with pytest.raises(PlanError, match=r"\), but 2 stages share a GPU, which leaves each .* GiB; one of these fits: "):
+        settled_recompute(plan, loaded, asked="none", gpus=Gpus(free_bytes=(whole,)))
 
 
 def test_a_measured_profile_goes_before_the_shapes(plan: Plan, loaded: LoadedJobs) -> None:
     # So little is kept that nothing need be made again, whatever the shapes say.
     memory = MemoryCosts(layer_weight_bytes=2**20, activation_bytes_per_token_layer=1.0)
     profile = replace(uniform_profile(forward_ms=1, backward_ms=2, num_stages=32), memory=memory)
-    assert settled_recompute(plan, loaded, asked="auto", capacity_bytes=1.0 * GIB, profile=profile) == "none"
+    assert settled_recompute(plan, loaded, asked="auto", gpus=one_gpu_each(1.0 * GIB), profile=profile) == "none"
     other = replace(uniform_profile(forward_ms=1, backward_ms=2, num_stages=4), memory=memory)
     with pytest.raises(PlanError, match="'uniform' is of a model of 4 layers"):
-        settled_recompute(plan, loaded, asked="auto", capacity_bytes=1.0 * GIB, profile=other)
-
-
-@pytest.mark.parametrize(
-    ("free", "num_workers", "share"),
-    [((), 2, None), ((80,), 1, 80.0), ((80,), 4, 20.0), ((80, 60), 2, 60.0), ((80, 60), 3, 30.0)],
-)
-def test_workers_that_share_a_gpu_share_its_memory(free: tuple[int, ...], num_workers: int, share: float) -> None:
-    assert share_of_device(free, num_workers=num_workers) == share
+        settled_recompute(plan, loaded, asked="auto", gpus=one_gpu_each(1.0 * GIB), profile=other)
 
 
 def test_workers_agree_on_what_saves_most() -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from loraplex.planner.errors import PlanError
+from loraplex.planner.gpus import Gpus, one_gpu_each
 from loraplex.planner.jobs import job_from_lengths
 from loraplex.planner.make_plan import make_plan
 from loraplex.planner.memory_check import SPARE, changes, cheapest_that_fits, check_fits, gib, needed
@@ -63,7 +64,9 @@ def test_changes_carry_the_numbers_they_would_give() -> None:
     memory = with_capacity(peak(plan, "none") - 1)
     need = cheapest_that_fits(plan, memory=memory, num_layers=8, asked="none")
     four_bit = MemoryCosts(activation_bytes_per_token_layer=8.0, layer_weight_bytes=300.0)
-    found = changes(plan, need, memory=memory, num_layers=8, four_bit=four_bit)
+    found = changes(
+        plan, need, memory=memory, gpus=one_gpu_each(memory.capacity_bytes), num_layers=8, four_bit=four_bit
+    )
     assert [change.what for change in found] == [
         "recompute: selective",
         "recompute: full",
@@ -85,7 +88,7 @@ def test_changes_carry_the_numbers_they_would_give() -> None:
 def test_where_no_change_is_enough_all_of_them_together_come_last() -> None:
     plan = plan_of()
     need = cheapest_that_fits(plan, memory=with_capacity(1.0), num_layers=8, asked="selective")
-    found = changes(plan, need, memory=with_capacity(1.0), num_layers=8)
+    found = changes(plan, need, memory=with_capacity(1.0), gpus=one_gpu_each(1.0), num_layers=8)
     assert [change.what for change in found][-1] == "recompute: full and microbatch_tokens: 32 and pipeline.stages: 4"
     # Two layers with four adapters; four microbatches of 32 tokens keep an input a layer, one is computed again.
     assert found[-1].peak_bytes == 2 * (1000 + 4 * 10) + 4 * 32 * 2 * 1 + 32 * 7
@@ -93,26 +96,56 @@ def test_where_no_change_is_enough_all_of_them_together_come_last() -> None:
 
 def test_a_misfit_is_told_with_its_parts_and_what_would_help() -> None:
     plan = plan_of()
-    memory = with_capacity(peak(plan, "selective"))
-    need = cheapest_that_fits(plan, memory=memory, num_layers=8, asked="none")
-    found = changes(plan, need, memory=memory, num_layers=8)
+    gpus = one_gpu_each(peak(plan, "selective"))
+    need = cheapest_that_fits(plan, memory=MEMORY, num_layers=8, asked="none")
+    found = changes(plan, need, memory=MEMORY, gpus=gpus, num_layers=8)
     with pytest.raises(PlanError) as raised:
-        check_fits(plan, need, found, capacity_bytes=memory.capacity_bytes)
+        check_fits(plan, need, found, gpus=gpus)
     text = str(raised.value)
     assert text.startswith(f"stage 0 of 2 would need {gib(peak(plan, 'none'))} with recompute=none (weights ")
     assert "activations of 2 in flight" in text
     assert f"one of these fits: recompute: selective would need {gib(peak(plan, 'selective'))}; " in text
-    check_fits(plan, need, found, capacity_bytes=peak(plan, "none"))
+    check_fits(plan, need, found, gpus=one_gpu_each(peak(plan, "none")))
 
 
 def test_where_nothing_is_enough_it_says_so() -> None:
     plan = plan_of()
     need = cheapest_that_fits(plan, memory=with_capacity(10.0), num_layers=8)
-    found = changes(plan, need, memory=with_capacity(10.0), num_layers=8)
+    found = changes(plan, need, memory=with_capacity(10.0), gpus=one_gpu_each(10.0), num_layers=8)
     with pytest.raises(PlanError, match="none of these is enough: microbatch_tokens: 32 would"):
-        check_fits(plan, need, found, capacity_bytes=10.0)
+        check_fits(plan, need, found, gpus=one_gpu_each(10.0))
     with pytest.raises(PlanError, match="take a device with more memory"):
-        check_fits(plan, need, [], capacity_bytes=10.0)
+        check_fits(plan, need, [], gpus=one_gpu_each(10.0))
+
+
+def test_stages_that_share_a_gpu_are_told_and_offered_one_each() -> None:
+    plan = plan_of(num_stages=2)
+    # Both on one GPU with room for about one and a half of them.
+    gpus = Gpus(free_bytes=(1.6 * peak(plan, "none"),))
+    need = needed(plan, memory=MEMORY, num_layers=8, recompute="none")
+    found = changes(plan, need, memory=MEMORY, gpus=gpus, num_layers=8)
+    (alone,) = (change for change in found if "pipeline.stages" in change.what)
+    # All layers, but only one microbatch in flight, and nobody to share with.
+    assert (alone.what, alone.peak_bytes) == ("pipeline.stages: 1", 8 * (1000 + 4 * 10) + 64 * 8 * 8)
+    assert (alone.share_bytes, alone.fits) == (1.6 * peak(plan, "none"), True)
+    with pytest.raises(PlanError) as raised:
+        check_fits(plan, need, found, gpus=gpus)
+    text = str(raised.value)
+    assert f"), but 2 stages share a GPU, which leaves each {gib(0.8 * peak(plan, 'none'))}; one of these" in text
+    assert f"pipeline.stages: 1 would need {gib(alone.peak_bytes)} of then {gib(alone.share_bytes)}" in text
+    check_fits(plan, need, found, gpus=Gpus(free_bytes=(2 * peak(plan, "none"),)))
+
+
+def test_more_stages_are_proposed_as_far_as_there_are_gpus() -> None:
+    plan = plan_of(num_stages=2)
+    need = needed(plan, memory=MEMORY, num_layers=8, recompute="none")
+
+    def proposed(num_gpus: int) -> list[str]:
+        gpus = Gpus(free_bytes=(1.0,) * num_gpus)
+        found = changes(plan, need, memory=MEMORY, gpus=gpus, num_layers=8)
+        return [change.what for change in found if change.what.startswith("pipeline.stages")]
+
+    assert [proposed(num_gpus) for num_gpus in (2, 3, 8)] == [[], ["pipeline.stages: 3"], ["pipeline.stages: 4"]]
 
 
 def test_a_profile_that_does_not_know_selective_goes_on_to_full() -> None:

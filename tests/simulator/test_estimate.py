@@ -9,7 +9,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from loraplex.engine import device_memory
+from loraplex.engine.fit_check import settled_recompute
 from loraplex.planner.errors import PlanError
+from loraplex.planner.gpus import Gpus
+from loraplex.planner.inputs.load_jobs import load_jobs
 from loraplex.planner.plan_file import save_plan
 from loraplex.simulator.commands import estimate as command
 from loraplex.simulator.errors import SimulationError
@@ -112,6 +116,36 @@ def test_a_smaller_device_recomputes_more_and_one_too_small_says_what_to_change(
         "load_in_4bit: true",
     ]
     assert [change["fits"] for change in found["changes"]] == [False, True, True]
+
+
+def test_stages_that_share_a_gpu_are_counted_as_train_counts_them(
+    job_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_jobs(job_file)
+    PROFILE.save(tmp_path / "profile.json")
+    for free_gib, words in [(48.0, ()), (28.0, ()), (48.0, ("--profile", str(tmp_path / "profile.json")))]:
+        machine = Gpus(free_bytes=(free_gib * 2**30,))
+        monkeypatch.setattr(device_memory, "free_gpus", lambda machine=machine: machine)
+        found = run(str(job_file), *words)
+        assert (found["stages_per_gpu"], found["capacity_bytes"]) == (2, free_gib / 2 * 2**30)
+        plan = estimate(EstimateRequest(job_file=job_file)).plan
+        profile = PROFILE if words else None
+        assert found["recompute"] == settled_recompute(plan, loaded, asked="auto", gpus=machine, profile=profile)
+
+
+def test_sharing_may_be_asked_for_and_is_named(job_file: Path, tmp_path: Path) -> None:
+    each = run(str(job_file), "--device-memory", "24")
+    assert (each["stages_per_gpu"], each["capacity_bytes"], each["recompute"]) == (1, 24 * 2**30, "selective")
+    shared = run(str(job_file), "--device-memory", "24", "--gpus", "1")
+    assert (shared["stages_per_gpu"], shared["capacity_bytes"], shared["recompute"]) == (2, 12 * 2**30, "full")
+    small = run(str(job_file), "--device-memory", "16", "--gpus", "1")
+    assert (small["fits"], small["capacity_bytes"]) == (False, 8 * 2**30)
+    assert small["limit"].endswith(", 2 stages share a GPU, which leaves each 8.0 GiB")
+    (alone,) = (change for change in small["changes"] if change["what"] == "pipeline.stages: 1")
+    assert alone["share_bytes"] == 16 * 2**30
+    PROFILE.save(tmp_path / "profile.json")
+    words = ["estimate", str(job_file), "--profile", str(tmp_path / "profile.json"), "--gpus", "1"]
+    assert "2 stages share a GPU, which leaves each 30.0 MiB" in CliRunner().invoke(app, words).stdout
 
 
 def test_a_profile_gives_times_and_the_memory_it_measured(job_file: Path, tmp_path: Path) -> None:
