@@ -1,15 +1,16 @@
 """A microbatch as tensors: packed tokens, places, routing, and which rows predict which targets for whom."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..kernels.routing import Routing, Segment
+from ..kernels.routing import Routing, Segment, WantedTables
+from ..kernels.upload import to_device
 from ..planner.errors import JobError
 from ..planner.jobs import Job, Sample
 from ..planner.plan import Microbatch
@@ -54,11 +55,14 @@ class PackedRows:
     def of(cls, sample_lengths: Sequence[int], *, device: torch.device | str = "cpu") -> "PackedRows":
         """Rows of samples of these lengths."""
         lengths = tuple(int(length) for length in sample_lengths)
-        return cls(
-            sample_lengths=lengths,
-            position_ids=on_device(np.concatenate([np.arange(length) for length in lengths]), device)[None],
-            cumulative_lengths=on_device(np.cumsum([0, *lengths]).astype(np.int32), device),
+        position_ids, cumulative_lengths = to_device(
+            (
+                torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
+                torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)),
+            ),
+            device,
         )
+        return cls(sample_lengths=lengths, position_ids=position_ids, cumulative_lengths=cumulative_lengths)
 
     @property
     def longest(self) -> int:
@@ -80,6 +84,21 @@ class PackedBatch:
     shares: tuple[TargetShare, ...]
     """Which of the targets, in order, belong to which adapter."""
 
+    def to(self, device: torch.device | str) -> "PackedBatch":
+        """The same on a device: one copy that nobody waits for."""
+        rows = self.rows
+        own = (self.token_ids, rows.position_ids, rows.cumulative_lengths, self.target_rows, self.target_ids)
+        moved = to_device((*own, *self.routing.tensors()), device)
+        token_ids, position_ids, cumulative_lengths, target_rows, target_ids, *routing = moved
+        return replace(
+            self,
+            token_ids=token_ids,
+            rows=replace(rows, position_ids=position_ids, cumulative_lengths=cumulative_lengths),
+            routing=self.routing.with_tensors(routing),
+            target_rows=target_rows,
+            target_ids=target_ids,
+        )
+
 
 class Packer:
     """Makes PackedBatches of a plan's microbatches."""
@@ -88,6 +107,8 @@ class Packer:
         self._jobs = tuple(jobs)
         self._tokens = tokens
         self._device = device
+        # What the layers want of one microbatch they want of the next: all but the first bring it along.
+        self._wanted = WantedTables()
         self._offsets = {
             (adapter, index): offset
             for adapter, job in enumerate(self._jobs)
@@ -104,14 +125,15 @@ class Packer:
         for sample, found in zip(samples, targets, strict=True):
             self._check_targets(sample, len(found))
         token_index = [np.arange(sample.num_tokens) + self._offsets[sample.adapter, sample.index] for sample in samples]
-        return PackedBatch(
-            token_ids=self._tensor([ids for ids, _ in rows])[None],
-            rows=PackedRows.of(lengths, device=self._device),
-            routing=self._routing(microbatch, torch.from_numpy(np.concatenate(token_index))),
-            target_rows=self._tensor([found + first for found, first in zip(targets, first_rows, strict=True)]),
-            target_ids=self._tensor([labels[1:][found] for (_, labels), found in zip(rows, targets, strict=True)]),
+        on_host = PackedBatch(
+            token_ids=_joined([ids for ids, _ in rows])[None],
+            rows=PackedRows.of(lengths),
+            routing=self._routing(microbatch, _joined(token_index)),
+            target_rows=_joined([found + first for found, first in zip(targets, first_rows, strict=True)]),
+            target_ids=_joined([labels[1:][found] for (_, labels), found in zip(rows, targets, strict=True)]),
             shares=tuple(self._shares(microbatch)),
         )
+        return on_host.to(self._device)
 
     def _rows(self, sample: Sample) -> Encoded:
         ids, labels = self._tokens.tokens(sample)
@@ -143,7 +165,7 @@ class Packer:
             seeds=[job.seed for job in self._jobs],
             global_batches=[current.get(adapter, 0) for adapter in range(len(self._jobs))],
             token_index=token_index,
-            device=self._device,
+            wanted=self._wanted,
         )
 
     def _shares(self, microbatch: Microbatch) -> Iterator[TargetShare]:
@@ -155,17 +177,9 @@ class Packer:
                 divisor=self._jobs[adapter].target_tokens(global_batch),
             )
 
-    def _tensor(self, pieces: Sequence[NDArray[np.int64]]) -> Tensor:
-        return on_device(np.concatenate(pieces), self._device)
 
-
-def on_device(values: NDArray[Any], device: torch.device | str) -> Tensor:
-    """The values as a tensor there, without making the host wait for what the device is doing."""
-    tensor = torch.from_numpy(values)
-    if torch.device(device).type != "cuda":
-        return tensor.to(device)
-    # From pageable memory the copy would first wait for all work that is under way.
-    return tensor.pin_memory().to(device, non_blocking=True)
+def _joined(pieces: Sequence[NDArray[np.int64]]) -> Tensor:
+    return torch.from_numpy(np.concatenate(pieces))
 
 
 def _token_offsets(job: Job) -> Mapping[int, int]:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..kernels.upload import to_device
 from ..planner.inputs.base_model import BaseModel
-from .batch import IGNORED, PackedRows, on_device
+from .batch import IGNORED, PackedRows
 from .bench_train_attention import register_varlen
 from .bench_train_laps import Laps, Measured, peak_memory_gib, start_counting_memory, together
 from .bench_train_spec import LORA_RANK, Point, Question
@@ -227,4 +228,5 @@ def _ids(seed: int, shape: Sequence[int], num_words: int) -> Any:
 
 
 def _to(arrays: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {name: on_device(array, device) for name, array in arrays.items()}
+    sent = to_device([torch.from_numpy(array) for array in arrays.values()], device)
+    return dict(zip(arrays, sent, strict=True))

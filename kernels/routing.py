@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .segments import Blocks, Segment, Tiles, make_blocks, make_tiles
+from .routing_checks import check_adapters, check_segments
+from .segments import Blocks, Segment, Tiles
+from .tables import Tables, WantedTables
+from .upload import to_device, write
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +48,7 @@ class Routing:
     description: Tensor
     """int64 `[2 + 3 * num_segments]` on the CPU: rows, dropout or not, segments; what a compiled graph carries along,
     so that other segments need no other graph."""
-    _tiles: dict[int, Tiles] = field(default_factory=dict, repr=False)
-    _blocks: dict[int, Blocks] = field(default_factory=dict, repr=False)
+    tables: Tables = field(repr=False)
     plans: dict[Any, Any] = field(default_factory=dict, repr=False)
     """What the fused linears have recorded for these segments (`tape.Plan`), by what else they depend on."""
 
@@ -63,30 +64,42 @@ class Routing:
         global_batches: Sequence[int],
         token_index: Sequence[int] | Tensor | None = None,
         device: torch.device | str = "cpu",
+        wanted: WantedTables | None = None,
     ) -> Routing:
-        """Check the segments and put what the kernels read on `device`.
+        """Check the segments and put what the kernels read on `device`, in one copy that nobody waits for (`to`).
 
         `scaling`, `dropout`, `seeds` and `global_batches` hold one entry per adapter, indexed as `lora_a`;
-        `token_index` one per row (None: the row number). Raises `ValueError` naming the argument and its value.
+        `token_index` one per row (None: the row number). Tables of the heights in `wanted` are made at once; those
+        asked for later are made then, and their heights noted there. Raises `ValueError` naming the argument and its
+        value.
         """
         import torch
 
         ordered = tuple(sorted(segments, key=lambda segment: segment.first_row))
-        _check_adapters(scaling, dropout, seeds, global_batches)
-        _check_segments(num_rows, ordered, len(scaling))
-        return cls(
+        check_adapters(scaling, dropout, seeds, global_batches)
+        check_segments(num_rows, ordered, len(scaling))
+        tables = Tables(
+            segments=ordered,
+            num_rows=num_rows,
+            num_adapters=len(scaling),
+            device=torch.device("cpu"),
+            wanted=wanted or WantedTables(),
+        )
+        on_host = cls(
             num_rows=num_rows,
             segments=ordered,
             scaling=tuple(float(value) for value in scaling),
             dropout=tuple(float(p) for p in dropout),
             seeds=tuple(int(seed) for seed in seeds),
-            words=folded_words(seeds, global_batches).to(device),
-            thresholds=torch.tensor(_thresholds(dropout), dtype=torch.int32).to(device),
-            branch_scale=torch.tensor(_branch_scale(scaling, dropout), dtype=torch.float32).to(device),
-            token_index=_token_index(token_index, num_rows).to(device),
+            words=folded_words(seeds, global_batches),
+            thresholds=_thresholds(dropout),
+            branch_scale=_branch_scale(scaling, dropout),
+            token_index=_token_index(token_index, num_rows),
             has_dropout=_drops(ordered, dropout),
             description=_describe(num_rows, ordered, dropout),
+            tables=tables.with_wanted(),
         )
+        return on_host.to(device)
 
     @classmethod
     def from_tensors(
@@ -95,6 +108,27 @@ class Routing:
         """The routing of a compiled graph's op: what the kernels read, without the host's scaling and seeds."""
         made = _described(description.numpy().tobytes(), words.shape[0], words.device)
         return replace(made, words=words, thresholds=thresholds, branch_scale=branch_scale, token_index=token_index)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that the kernels read, the tables that are there included."""
+        return self.words, self.thresholds, self.branch_scale, self.token_index, *self.tables.tensors()
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Routing:
+        """The same routing with these in place of what `tensors` gave: on the device that they are on."""
+        words, thresholds, branch_scale, token_index, *rest = tensors
+        return replace(
+            self,
+            words=words,
+            thresholds=thresholds,
+            branch_scale=branch_scale,
+            token_index=token_index,
+            tables=self.tables.with_tensors(rest, device=words.device),
+            plans={},
+        )
+
+    def to(self, device: torch.device | str) -> Routing:
+        """The same routing on `device`: copied on the current stream, which others have to wait for."""
+        return self.with_tensors(to_device(self.tensors(), device))
 
     @property
     def num_adapters(self) -> int:
@@ -107,45 +141,35 @@ class Routing:
     def refresh(self, *, global_batches: Sequence[int], token_index: Sequence[int] | Tensor | None = None) -> None:
         """Rewrite the random words (and, if given, the token indices) in place.
 
-        A captured CUDA graph reads them from the same addresses, so its next replay draws fresh masks.
+        A captured CUDA graph reads them from the same addresses, so its next replay on the current stream draws fresh
+        masks.
         """
-        _check_adapters(self.scaling, self.dropout, self.seeds, global_batches)
-        self.words.copy_(folded_words(self.seeds, global_batches))
+        check_adapters(self.scaling, self.dropout, self.seeds, global_batches)
+        write(self.words, folded_words(self.seeds, global_batches))
         if token_index is not None:
-            self.token_index.copy_(_token_index(token_index, self.num_rows))
+            write(self.token_index, _token_index(token_index, self.num_rows))
 
     def with_scaling(self, *, scaling: Sequence[float], dropout: Sequence[float]) -> Routing:
         """The same segments and random words with other scaling and dropout; tiles stay shared."""
-        import torch
-
-        _check_adapters(scaling, dropout, self.seeds, self.seeds)
+        check_adapters(scaling, dropout, self.seeds, self.seeds)
+        thresholds, branch_scale = to_device((_thresholds(dropout), _branch_scale(scaling, dropout)), self.device)
         return replace(
             self,
             scaling=tuple(scaling),
             dropout=tuple(dropout),
-            thresholds=torch.tensor(_thresholds(dropout), dtype=torch.int32).to(self.device),
-            branch_scale=torch.tensor(_branch_scale(scaling, dropout), dtype=torch.float32).to(self.device),
+            thresholds=thresholds,
+            branch_scale=branch_scale,
             has_dropout=_drops(self.segments, dropout),
             description=_describe(self.num_rows, self.segments, dropout),
         )
 
     def tiles(self, height: int) -> Tiles:
-        """Row tiles of at most `height` rows; made on first use, then shared by every layer of the microbatch."""
-        made = self._tiles.get(height)
-        if made is None:
-            made = self._tiles[height] = make_tiles(
-                self.segments, height, num_rows=self.num_rows, num_adapters=self.num_adapters, device=self.device
-            )
-        return made
+        """Row tiles of at most `height` rows, shared by every layer of the microbatch."""
+        return self.tables.tiles(height)
 
     def blocks(self, height: int) -> Blocks:
-        """Blocks of `height` rows and who owns them; made on first use, then shared."""
-        made = self._blocks.get(height)
-        if made is None:
-            made = self._blocks[height] = make_blocks(
-                self.segments, height, num_rows=self.num_rows, num_adapters=self.num_adapters, device=self.device
-            )
-        return made
+        """Blocks of `height` rows and who owns them, shared likewise."""
+        return self.tables.blocks(height)
 
 
 def _drops(segments: tuple[Segment, ...], dropout: Sequence[float]) -> bool:
@@ -163,21 +187,22 @@ def _describe(num_rows: int, segments: tuple[Segment, ...], dropout: Sequence[fl
 
 @functools.lru_cache(maxsize=64)
 def _described(description: bytes, num_adapters: int, device: torch.device) -> Routing:
-    """A routing of these segments whose tiles are kept, so that the layers of a microbatch share them."""
+    """A routing of these segments whose tables are kept, so that the layers of a microbatch share them."""
     numbers = struct.unpack(f"<{len(description) // 8}q", description)
     segments = tuple(
         Segment(first_row=numbers[i], num_rows=numbers[i + 1], adapter=numbers[i + 2])
         for i in range(2, len(numbers), 3)
     )
-    return Routing.build(
+    on_host = Routing.build(
         num_rows=numbers[0],
         segments=segments,
         scaling=[1.0] * num_adapters,
         dropout=[0.5 * numbers[1]] * num_adapters,
         seeds=[0] * num_adapters,
         global_batches=[0] * num_adapters,
-        device=device,
     )
+    # later calls, which may come on other streams, find the same tables
+    return replace(on_host, tables=replace(on_host.tables, device=device, any_stream=True))
 
 
 def folded_words(seeds: Sequence[int], global_batches: Sequence[int]) -> Tensor:
@@ -191,8 +216,10 @@ def folded_words(seeds: Sequence[int], global_batches: Sequence[int]) -> Tensor:
     return torch.tensor(words, dtype=torch.int32).reshape(len(words), 2)
 
 
-def _thresholds(dropout: Sequence[float]) -> list[int]:
-    return [dropout_threshold(p) for p in dropout]
+def _thresholds(dropout: Sequence[float]) -> Tensor:
+    import torch
+
+    return torch.tensor([dropout_threshold(p) for p in dropout], dtype=torch.int32)
 
 
 def dropout_threshold(p: float) -> int:
@@ -200,8 +227,11 @@ def dropout_threshold(p: float) -> int:
     return min(round(p * DROPOUT_LEVELS), DROPOUT_LEVELS - 1)
 
 
-def _branch_scale(scaling: Sequence[float], dropout: Sequence[float]) -> list[float]:
-    return [value / (1.0 - p) for value, p in zip(scaling, dropout, strict=True)]
+def _branch_scale(scaling: Sequence[float], dropout: Sequence[float]) -> Tensor:
+    import torch
+
+    scales = [value / (1.0 - p) for value, p in zip(scaling, dropout, strict=True)]
+    return torch.tensor(scales, dtype=torch.float32)
 
 
 def _token_index(token_index: Sequence[int] | Tensor | None, num_rows: int) -> Tensor:
@@ -217,41 +247,4 @@ def _token_index(token_index: Sequence[int] | Tensor | None, num_rows: int) -> T
     return index.to(torch.int32)
 
 
-def _check_adapters(
-    scaling: Sequence[float], dropout: Sequence[float], seeds: Sequence[int], global_batches: Sequence[int]
-) -> None:
-    lengths = {
-        "scaling": len(scaling),
-        "dropout": len(dropout),
-        "seeds": len(seeds),
-        "global_batches": len(global_batches),
-    }
-    if len(set(lengths.values())) != 1:
-        raise ValueError(f"{lengths}: these hold one entry per adapter, so give them equal lengths")
-    for adapter, (value, p) in enumerate(zip(scaling, dropout, strict=True)):
-        if not math.isfinite(value):
-            raise ValueError(f"scaling[{adapter}] = {value} is not finite: give alpha / r or alpha / sqrt(r)")
-        if not 0.0 <= p < 1.0:
-            raise ValueError(f"dropout[{adapter}] = {p} lies outside [0, 1): give the probability of dropping")
-
-
-def _check_segments(num_rows: int, segments: tuple[Segment, ...], num_adapters: int) -> None:
-    if num_rows < 0:
-        raise ValueError(f"num_rows = {num_rows} is negative: give the number of packed tokens")
-    end_row = 0
-    for segment in segments:
-        if not 0 <= segment.adapter < num_adapters:
-            raise ValueError(
-                f"segments: {segment} names adapter {segment.adapter}, but there are {num_adapters}: "
-                "give every adapter its entry in scaling, dropout, seeds and global_batches"
-            )
-        if segment.num_rows < 1:
-            raise ValueError(f"segments: {segment} has no row: leave out the segment of an adapter without tokens")
-        if segment.first_row < end_row:
-            raise ValueError(f"segments: {segment} begins before row {end_row}, where the one before it ends")
-        end_row = segment.end_row
-    if end_row > num_rows:
-        raise ValueError(f"segments: {segments[-1]} ends at row {end_row}, after num_rows = {num_rows}")
-
-
-__all__ = ["Blocks", "Routing", "Segment", "Tiles", "dropout_threshold", "folded_words"]
+__all__ = ["Blocks", "Routing", "Segment", "Tiles", "WantedTables", "dropout_threshold", "folded_words"]

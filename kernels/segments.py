@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 NO_ADAPTER = -1
@@ -47,6 +47,13 @@ class Tiles:
     def num_tiles(self) -> int:
         return int(self.table.shape[0])
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.table, self.ranges
+
+    def with_tensors(self, tensors: Iterator[Tensor]) -> Tiles:
+        """The same with the next ones in place of what `tensors` gave."""
+        return replace(self, table=next(tensors), ranges=next(tensors))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blocks:
@@ -59,11 +66,16 @@ class Blocks:
     """The rows of adapters in blocks without one owner."""
     num_border_rows: int
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.owners, *self.borders.tensors()
 
-def make_tiles(
-    segments: tuple[Segment, ...], height: int, *, num_rows: int, num_adapters: int, device: torch.device
-) -> Tiles:
-    """Cut every owner's rows into tiles; adapters' tiles first, in adapter order, then the rows of no adapter."""
+    def with_tensors(self, tensors: Iterator[Tensor]) -> Blocks:
+        """The same with the next ones in place of what `tensors` gave."""
+        return replace(self, owners=next(tensors), borders=self.borders.with_tensors(tensors))
+
+
+def make_tiles(segments: tuple[Segment, ...], height: int, *, num_rows: int, num_adapters: int) -> Tiles:
+    """Cut every owner's rows into tiles, on the host; adapters' tiles first, in adapter order, then rows of none."""
     runs = [
         (segment.first_row, segment.end_row, adapter)
         for adapter in range(num_adapters)
@@ -71,10 +83,10 @@ def make_tiles(
         if segment.adapter == adapter
     ]
     runs += [(first_row, end_row, NO_ADAPTER) for first_row, end_row in _gaps(segments, num_rows)]
-    return _cut(runs, height, num_adapters=num_adapters, device=device)
+    return _cut(runs, height, num_adapters=num_adapters)
 
 
-def _cut(runs: list[tuple[int, int, int]], height: int, *, num_adapters: int, device: torch.device) -> Tiles:
+def _cut(runs: list[tuple[int, int, int]], height: int, *, num_adapters: int) -> Tiles:
     """Tiles of runs (first row, end row, adapter) that come sorted by adapter, those of no adapter last."""
     import torch
 
@@ -91,18 +103,16 @@ def _cut(runs: list[tuple[int, int, int]], height: int, *, num_adapters: int, de
     ranges += [(adapter, 0, 0, 0) for adapter in range(num_adapters) if adapter not in ends]
     return Tiles(
         height=height,
-        table=torch.tensor(table, dtype=torch.int32).reshape(len(table), 4).to(device),
-        ranges=torch.tensor(ranges, dtype=torch.int32).reshape(len(ranges), 4).to(device),
+        table=torch.tensor(table, dtype=torch.int32).reshape(len(table), 4),
+        ranges=torch.tensor(ranges, dtype=torch.int32).reshape(len(ranges), 4),
         num_owners=len(ends),
         most_tiles=max((end - first for first, end in ends.values()), default=0),
         num_owned=num_owned,
     )
 
 
-def make_blocks(
-    segments: tuple[Segment, ...], height: int, *, num_rows: int, num_adapters: int, device: torch.device
-) -> Blocks:
-    """Who owns each block of rows; the rest of the adapters' rows as tiles of their own."""
+def make_blocks(segments: tuple[Segment, ...], height: int, *, num_rows: int, num_adapters: int) -> Blocks:
+    """Who owns each block of rows; the rest of the adapters' rows as tiles of their own. On the host."""
     import torch
 
     owners = [NO_ADAPTER] * -(-num_rows // height)
@@ -118,8 +128,8 @@ def make_blocks(
     runs.sort(key=lambda run: run[2])
     return Blocks(
         height=height,
-        owners=torch.tensor(owners, dtype=torch.int32).to(device),
-        borders=_cut(runs, 64, num_adapters=num_adapters, device=device),
+        owners=torch.tensor(owners, dtype=torch.int32),
+        borders=_cut(runs, 64, num_adapters=num_adapters),
         num_border_rows=sum(end_row - first_row for first_row, end_row, _ in runs),
     )
 

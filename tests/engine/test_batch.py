@@ -11,6 +11,7 @@ from loraplex.kernels.routing import Segment
 from loraplex.planner.errors import JobError
 from loraplex.planner.jobs import Job, LoraSettings, Sample, job_from_lengths
 from loraplex.planner.plan import microbatch
+from loraplex.tests.kernels.copies import Copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,39 @@ def test_dropout_counts_tokens_within_the_global_batch_in_data_order() -> None:
     packed = Packer(own, Counting()).pack(microbatch([own[0].global_batches[0][1]]))
     assert packed.routing.token_index.tolist() == [3, 4, 5, 6]
     assert packed.shares == (TargetShare(adapter=0, global_batch=0, num_targets=2, divisor=4),)
+
+
+def test_a_microbatch_goes_to_its_device_in_one_copy() -> None:
+    own = jobs()
+    held = microbatch([*own[2].global_batches[0], *own[0].global_batches[1]])
+    packer = Packer(own, Counting(), device="meta")
+    with Copies() as copies:
+        packed = packer.pack(held)
+    tensors = (
+        packed.token_ids,
+        packed.rows.position_ids,
+        packed.rows.cumulative_lengths,
+        packed.target_rows,
+        packed.target_ids,
+        *packed.routing.tensors(),
+    )
+    assert copies.num_bytes == [sum(-(-tensor.nbytes // 16) * 16 for tensor in tensors)]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    on_host = Packer(own, Counting()).pack(held)
+    assert [tensor.shape for tensor in packed.routing.tensors()] == [t.shape for t in on_host.routing.tensors()]
+
+
+def test_a_packer_makes_the_tables_that_earlier_microbatches_asked_for() -> None:
+    own = jobs()
+    packer = Packer(own, Counting(), device="meta")
+    first = packer.pack(microbatch(own[0].global_batches[0]))
+    first.routing.tiles(64)
+    first.routing.blocks(128)
+    with Copies() as copies:
+        second = packer.pack(microbatch(own[0].global_batches[1]))
+        second.routing.tiles(64)
+        second.routing.blocks(128)
+    assert len(copies.num_bytes) == 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from loraplex.kernels import reference
 from loraplex.kernels.nf4 import Nf4Weight
-from loraplex.kernels.routing import Routing, Segment
+from loraplex.kernels.routing import Routing, Segment, WantedTables
 
 Weight = TypeVar("Weight", Tensor, Nf4Weight)
 
@@ -40,7 +40,7 @@ class Case:
     seed: int = 0
     scaling: tuple[float, ...] = field(default=())
 
-    def routing(self, device: str = "cpu") -> Routing:
+    def routing(self, device: str = "cpu", wanted: WantedTables | None = None) -> Routing:
         count = len(self.dropout)
         return Routing.build(
             num_rows=self.num_rows,
@@ -51,6 +51,7 @@ class Case:
             global_batches=[3] * count,
             token_index=[(7 * row) % 1009 for row in range(self.num_rows)],
             device=device,
+            wanted=wanted,
         )
 
     def inputs(self) -> Values[Tensor]:

@@ -142,6 +142,7 @@ def test_forward_and_backward_are_captured_together() -> None:
         return torch.autograd.grad(y, leaves, values["dy"])
 
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         wanted = call()
     torch.cuda.current_stream().wait_stream(side)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from loraplex.kernels import multi_lora_linear, multi_lora_linears
-from loraplex.kernels.routing import Routing, Segment
+from loraplex.kernels.routing import Routing, Segment, WantedTables
+from loraplex.tests.kernels.copies import Copies
 
 Triple = tuple[int, int, int]
 """First row, rows, adapter."""
@@ -26,7 +27,8 @@ class Changed(TypedDict, total=False):
 
 def build(
     *triples: Triple, num_rows: int = 300, scaling: Sequence[float] = (1.0, 2.0), dropout: Sequence[float] = (0.0, 0.1),
-    seeds: Sequence[int] = (0, 1), token_index: Sequence[int] | None = None,
+    seeds: Sequence[int] = (0, 1), token_index: Sequence[int] | None = None, device: str = "cpu",
+    wanted: WantedTables | None = None,
 ) -> Routing:  # fmt: skip
     return Routing.build(
         num_rows=num_rows,
@@ -36,6 +38,8 @@ def build(
         seeds=seeds,
         global_batches=[0, 0],
         token_index=token_index,
+        device=device,
+        wanted=wanted,
     )
 
 
@@ -78,6 +82,47 @@ def test_blocks_of_one_owner_and_the_rows_beside_them() -> None:
     assert blocks.owners.tolist() == [0, 0, 1, -1, -1]
     assert blocks.borders.table[:, :3].tolist() == [[228, 256, 0], [256, 288, 0], [192, 228, 1]]
     assert blocks.num_border_rows == 96
+
+
+def test_what_one_microbatch_asked_for_comes_with_the_next_in_one_copy() -> None:
+    wanted = WantedTables()
+    with Copies() as copies:
+        first = build((0, 128, 0), (128, 100, 1), device="meta", wanted=wanted)
+        tables = (first.tiles(64), first.blocks(128), first.tiles(32))
+    assert len(copies.num_bytes) == 4
+    assert (first.tiles(64), first.blocks(128), first.tiles(32)) == tables
+    assert (wanted.tiles, wanted.blocks) == ({32, 64}, {128})
+    with Copies() as copies:
+        second = build((0, 40, 1), (40, 3, 0), num_rows=50, device="meta", wanted=wanted)
+        found = (second.tiles(64), second.tiles(32), second.blocks(128), second.blocks(128).borders)
+    assert len(copies.num_bytes) == 1
+    assert {tensor.device.type for table in found for tensor in table.tensors()} == {"meta"}
+    with Copies() as copies:
+        second.tiles(16)
+        second.with_scaling(scaling=[1.0, 1.0], dropout=[0.0, 0.0]).tiles(16)
+    # the table, and the other scaling
+    assert len(copies.num_bytes) == 2
+
+
+def test_tables_made_ahead_are_those_made_when_asked_for() -> None:
+    wanted = WantedTables(tiles={16, 64}, blocks={64})
+    ahead = build((3, 130, 1), (133, 64, 0), wanted=wanted)
+    asked = build((3, 130, 1), (133, 64, 0))
+    for height in (16, 64):
+        one, other = ahead.tiles(height), asked.tiles(height)
+        assert [tensor.tolist() for tensor in one.tensors()] == [tensor.tolist() for tensor in other.tensors()]
+    own, others = ahead.blocks(64), asked.blocks(64)
+    assert [tensor.tolist() for tensor in own.tensors()] == [tensor.tolist() for tensor in others.tensors()]
+    assert [tensor.tolist() for tensor in ahead.tensors()[:4]] == [tensor.tolist() for tensor in asked.tensors()[:4]]
+
+
+@pytest.mark.gpu
+def test_a_routing_on_a_gpu_is_the_hosts() -> None:
+    wanted = WantedTables(tiles={16, 64}, blocks={64})
+    host = build((3, 130, 1), (133, 64, 0), wanted=wanted)
+    sent = build((3, 130, 1), (133, 64, 0), wanted=wanted, device="cuda")
+    assert [tensor.tolist() for tensor in sent.tensors()] == [tensor.tolist() for tensor in host.tensors()]
+    assert sent.tiles(32).table.tolist() == host.tiles(32).table.tolist()
 
 
 def test_a_refresh_writes_into_the_same_memory() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loraplex.kernels import fused
 from loraplex.kernels.fused_bank import fused_banked_linears
-from loraplex.kernels.routing import Routing
+from loraplex.kernels.routing import Routing, WantedTables
 from loraplex.kernels.tape import Tape, distinct, pointers_of
 from loraplex.tests.kernels.cases import Case, rounded, run, targets_of
 from loraplex.tests.kernels.test_bank import bank_of
@@ -84,6 +84,29 @@ def test_scaling_dropout_and_the_sum_of_gradients_are_not_part_of_a_plan(device:
     values = rounded(case.inputs(), torch.float32, device)
     banked_call(fused_banked_linears, case, values, bank_of(case, values, device, torch.float32), first)
     assert len(first.plans) == 5
+
+
+def test_a_routing_brings_along_all_that_the_passes_of_earlier_ones_asked_for(
+    device: str,
+    calls: dict[str, int],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = Case(
+        num_rows=160, num_features=136, out_features=(256, 64), segments=((0, 40, 0), (40, 120, 1)),
+        lora_ranks=((4, 8), (16, 3)), dropout=(0.3, 0.0), targets=(5, 5),
+    )  # fmt: skip
+    wanted = WantedTables()
+    asked = listed_call(case, torch.float16, device, case.routing(device, wanted), targets_of(case))
+    assert (bool(wanted.tiles), wanted.blocks) == (True, {32})
+    routing = case.routing(device, wanted)
+
+    def refuse(*_: object) -> None:
+        pytest.fail("a table was sent in the middle of a layer")
+
+    monkeypatch.setattr("loraplex.kernels.tables.to_device", refuse)
+    ahead = listed_call(case, torch.float16, device, routing, targets_of(case))
+    assert all(torch.equal(ahead[name], asked[name]) for name in asked)
+    assert calls == {"forward": 2, "backward": 2}
 
 
 def test_fresh_random_words_reach_a_plan(device: str) -> None:
