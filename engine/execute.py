@@ -224,8 +224,8 @@ class Executor:
 
     def _step(self, batch: Batch, leg: Leg) -> None:
         self._check_version(batch, leg)
-        total, verdict = self.sums.totals.pop(batch).to(self._device).unbind()
-        before = self.sums.updates.pop(batch, zero()).to(self._device)
+        total, verdict = self.sums.totals.pop(batch).unbind()
+        before = self.sums.updates.pop(batch, zero(self._device))
         adapter = self.stage.adapters[batch[0]]
         if self._evaluations is not None and self._evaluations.keeps_best(batch):
             # The weights are still those that were evaluated.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..kernels.upload import write
 from .errors import EngineError
 from .transport import Direction
 
@@ -74,8 +75,7 @@ class Wire:
         """
         buffer = torch.empty(self.num_bytes(message), dtype=torch.uint8, device=self.device)
         words = [_MARK, message.microbatch, message.num_norms(), self.payload_bytes(message), clock_ns, 0, 0, 0]
-        header = torch.tensor(words, dtype=torch.int64, pin_memory=self.device.type == "cuda")
-        buffer[:HEADER_BYTES].view(torch.int64).copy_(header, non_blocking=True)
+        write(buffer[:HEADER_BYTES].view(torch.int64), torch.tensor(words, dtype=torch.int64))
         if message.num_norms():
             self._norms(message, buffer).copy_(norms)
         if payload is not None:

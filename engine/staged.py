@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels.upload import write
 from .gloo import MAX_OUTSTANDING_SENDS, GlooReceive, GlooTransport
 from .recorder import Later
 from .transport import Edge
@@ -161,10 +162,17 @@ class StagedTransport:
         return _Parcel(pinned, copied, left)
 
     def reduce(self, tensor: Tensor, *, workers: Sequence[int]) -> None:
-        on_host = tensor.cpu()
-        self._host.reduce(on_host, workers=workers)
-        if on_host is not tensor:
-            tensor.copy_(on_host)
+        if tensor.device.type == "cpu":
+            self._host.reduce(tensor, workers=workers)
+            return
+        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        pinned.copy_(tensor, non_blocking=True)
+        copied = torch.cuda.Event(blocking=True)
+        copied.record(torch.cuda.current_stream(self._device))
+        # gloo adds up on the host, so this once the host has to wait.
+        copied.synchronize()
+        self._host.reduce(pinned, workers=workers)
+        write(tensor, pinned)
 
     def barrier(self) -> None:
         self._host.barrier()
