@@ -125,6 +125,7 @@ def read_config(folder: str | os.PathLike[str]) -> PretrainedConfig:
     if config.model_type not in FAMILIES:
         raise JobError(f"base_model '{path}' is of type '{config.model_type}'; the engine runs {', '.join(FAMILIES)}")
     check_quantization(path, getattr(config, "quantization_config", None))
+    _check_rope(path, config)
     return config
 
 
@@ -177,6 +178,19 @@ def _without_weights(config: PretrainedConfig) -> nn.Module:
     with torch.device("meta"):
         whole: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return whole
+
+
+def _check_rope(path: Path, config: PretrainedConfig) -> None:
+    # transformers takes these frequencies from the longest sample at hand, so that neighbours in a microbatch would
+    # change each other's; asking the GPU for that length would also make the host wait for it.
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kind = rope.get("rope_type", rope.get("type"))
+    if kind in ("dynamic", "longrope"):
+        raise JobError(
+            f"base_model '{path}' has rotary embeddings of type '{kind}', which depend on the longest sample of a "
+            "microbatch; the engine runs those that do not (default, linear, llama3, yarn): set rope_scaling in "
+            "config.json"
+        )
 
 
 def _is_target(name: str, module: nn.Module) -> bool:

@@ -185,3 +185,13 @@ def test_one_file_without_an_index_is_read_as_well(tmp_path: Path) -> None:
     assert not (folder / "model.safetensors.index.json").exists()
     module = build_stage(folder, Layout.of(num_layers=5, stage=0, num_stages=1), dtype=torch.float64)
     assert {parameter.dtype for parameter in module.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotary_embeddings_that_depend_on_the_neighbours_are_refused(tmp_path: Path, kind: str) -> None:
+    rope: dict[str, Any] = {"rope_type": kind, "rope_theta": 10_000.0, "factor": 2.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 64, "long_factor": [2.0] * 64, "original_max_position_embeddings": 64}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "rope_scaling": rope}), encoding="utf-8")
+    with pytest.raises(JobError, match=f"type '{kind}', which depend on the longest sample of a microbatch"):
+        read_config(tmp_path)
