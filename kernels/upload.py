@@ -30,9 +30,9 @@ def to_device(tensors: Sequence[Tensor], device: torch.device | str) -> tuple[Te
     on_host = [tensor for tensor in tensors if tensor.device.type == "cpu"]
     if target.type == "cpu" or not on_host:
         return tuple(tensor.to(target) for tensor in tensors)
-    buffer = joined(on_host, pinned=target.type == "cuda")
     if target.type == "cuda":
         _refuse_capture()
+    buffer = joined(on_host, pinned=target.type == "cuda")
     # torch's allocator of pinned memory notes this copy and hands the buffer out again only once it is through
     # (CachingHostAllocator), so it may be let go here.
     sent = iter(split(buffer.to(target, non_blocking=True), on_host))
