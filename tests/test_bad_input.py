@@ -97,6 +97,7 @@ def test_good_input_is_taken(folder: Path) -> None:
         ("jobs.yaml", "r: 4", "rank: 4", "jobs.yaml:6: adapters[0].rank", "it is called r here"),
         ("jobs.yaml", "stages: 2", "stages: 5", "jobs.yaml:3: pipeline.stages", "exceed the 4 layers"),
         ("jobs.yaml", "tiny", "mistake", "jobs.yaml:1: base_model", "is no folder"),
+        ("jobs.yaml", "tiny", "llama-3.1-8b", "jobs.yaml:1: base_model", "is a shape without a tokenizer"),
         ("jobs.yaml", "tiny", "!!python/object/apply:os.abort []", "jobs.yaml:1", "only plain YAML is read"),
         ("jobs.yaml", "stages: 2}", "stages: 2", "jobs.yaml:", "only plain YAML is read"),
         ("jobs.yaml", JOBS, "", "jobs.yaml", "is empty"),

@@ -52,6 +52,9 @@ LINEARS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 )
 """Linears of a decoder layer, by `model_type`, in the order in which a layer runs them."""
 
+_UNDERSTOOD: Final = MappingProxyType({"hidden_act": ("silu",), "attention_dropout": (0, None)})
+"""What decoder layers are built as, where a config.json says otherwise: our forward would silently compute another."""
+
 ALL_LINEAR: Final = "all-linear"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -205,8 +208,13 @@ def _described(name: str, folder: Path | None, config: Any, *, random_weights: b
         raise JobError(f"{name!r} is of the family {family!r}; trained are {', '.join(LINEARS)}")
     needed = ("num_hidden_layers", "max_position_embeddings")
     for number in (*needed, "vocab_size") if random_weights else needed:
-        if not isinstance(config.get(number), int):
-            raise JobError(f"the config.json of {name!r} holds no whole number {number}; download the model again")
+        found = config.get(number)
+        if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+            raise JobError(
+                f"the config.json of {name!r} has {number}={found!r}, which must be a whole number above 0; download "
+                "the model again"
+            )
+    _check_layers(name, config)
     return BaseModel(
         name=name,
         folder=folder,
@@ -216,3 +224,20 @@ def _described(name: str, folder: Path | None, config: Any, *, random_weights: b
         random_weights=random_weights,
         config=config,
     )
+
+
+def _check_layers(name: str, config: Mapping[str, Any]) -> None:
+    for setting, understood in _UNDERSTOOD.items():
+        found = config.get(setting, understood[0])
+        if found not in understood:
+            raise JobError(
+                f"the config.json of {name!r} has {setting}={found!r}, where only {understood[0]!r} is trained; give "
+                "another model"
+            )
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    kind = (rope.get("rope_type") or rope.get("type")) if isinstance(rope, Mapping) else None
+    if kind == "longrope":
+        raise JobError(
+            f"the config.json of {name!r} has rope_type 'longrope', whose angles depend on the longest sample of a "
+            "microbatch, so that adapters would change each other; give another model"
+        )

@@ -147,7 +147,10 @@ def _init_adapter(read: ReadJobFile, number: int) -> Path | None:
 
 
 def _tokenizer(read: ReadJobFile, model: BaseModel) -> Tokenizer:
-    tokenizer = load_tokenizer(model)
+    try:
+        tokenizer = load_tokenizer(model)
+    except JobError as error:
+        raise JobError(f"{read.place('base_model')}: {error}") from error
     if read.fields.chat_template is not None:
         path = data_path(read.fields.chat_template, folder=read.text.path.parent)
         try:

@@ -73,8 +73,15 @@ def test_a_hub_that_cannot_be_reached_is_said_in_one_line(tmp_path: Path, monkey
         ("{", "not readable as JSON"),
         ("[]", "is no list of settings"),
         (json.dumps({"model_type": "t5"}), "is of the family 't5'; trained are llama, mistral, qwen2, qwen3"),
-        (json.dumps({"model_type": "llama"}), "holds no whole number num_hidden_layers"),
-        (json.dumps({**QWEN, "num_hidden_layers": "28"}), "holds no whole number num_hidden_layers"),
+        (json.dumps({"model_type": "llama"}), "has num_hidden_layers=None, which must be a whole number above 0"),
+        (json.dumps({**QWEN, "num_hidden_layers": "28"}), "has num_hidden_layers='28', which must be a whole number"),
+        (json.dumps({**QWEN, "num_hidden_layers": True}), "has num_hidden_layers=True, which must be a whole number"),
+        (json.dumps({**QWEN, "num_hidden_layers": 0}), "has num_hidden_layers=0, which must be a whole number"),
+        # What our decoder layers would compute otherwise than transformers, without a word.
+        (json.dumps({**QWEN, "hidden_act": "gelu"}), "has hidden_act='gelu', where only 'silu' is trained; give"),
+        (json.dumps({**QWEN, "attention_dropout": 0.1}), "has attention_dropout=0.1, where only 0 is trained; give"),
+        (json.dumps({**QWEN, "rope_parameters": {"rope_type": "longrope"}}), "adapters would change each other"),
+        (json.dumps({**QWEN, "rope_scaling": {"type": "longrope"}}), "adapters would change each other"),
     ],
 )
 def test_folders_that_hold_no_model_we_train(tmp_path: Path, config: str | None, complaint: str) -> None:
@@ -83,6 +90,12 @@ def test_folders_that_hold_no_model_we_train(tmp_path: Path, config: str | None,
         (tmp_path / "base" / "config.json").write_text(config, encoding="utf-8")
     with pytest.raises(JobError, match=complaint):
         find_base_model("base", relative_to=tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"attention_dropout": 0.0}, {"hidden_act": "silu"}, {"rope_scaling": None}])
+def test_what_most_configs_say_is_understood(tmp_path: Path, change: Mapping[str, object]) -> None:
+    write_model(tmp_path / "base", {**QWEN, **change})
+    assert find_base_model("base", relative_to=tmp_path).num_layers == 28
 
 
 @pytest.mark.parametrize("name", ["nowhere", "a/b/c", "../up"])
