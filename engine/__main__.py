@@ -16,13 +16,15 @@ from .prepare import RunSettings
 
 def main() -> None:
     """Run one worker. Exit code 2: bad input; 1: training cannot go on; 3: a peer was lost; 130: told to stop."""
-    with ends_process():
+    with ends_process(alike=True):
         settings = _settings()
         # torch is imported only now: a wrong argument is told at once.
+        from .prepare import prepare
         from .worker import run_worker
 
-        with LiveTable() as table:
-            run_worker(settings, table)
+        prepared = prepare(settings)
+    with ends_process(), LiveTable() as table:
+        run_worker(settings, prepared, table)
 
 
 def _settings() -> RunSettings:

@@ -10,21 +10,22 @@ from contextlib import contextmanager
 
 from ..traces.errors import InputError
 from .disk import disk_error
-from .errors import PEER_LOST, STOPPED, EngineError, PeerLostError, out_of_memory
+from .errors import BAD_INPUT, PEER_LOST, STOPPED, EngineError, PeerLostError, out_of_memory
 
 
 @contextmanager
-def ends_process() -> Iterator[None]:
+def ends_process(*, alike: bool = False) -> Iterator[None]:
     """Say what goes wrong inside in one line, and end the process.
 
-    Exit code 2: bad input, which worker 0 alone tells; 1: the work cannot go on; 3: a peer was lost; 130: told to stop.
-    What nobody foresaw is raised.
+    Exit code 2: bad input; 1: the work cannot go on; 3: a peer was lost; 130: told to stop. What nobody foresaw is
+    raised. Where all workers do `alike`, and so meet the same bad input, worker 0 alone tells of it.
     """
     worker = int(os.environ.get("RANK", "0"))
     try:
         yield
     except InputError as error:
-        _end(f"error: {error}" if worker == 0 else "", code=2)
+        message = f"error: {error}" if alike else f"error: worker {worker}: {error}"
+        _end("" if alike and worker else message, code=BAD_INPUT)
     except PeerLostError as error:
         _end(str(error), code=PEER_LOST)
     except EngineError as error:

@@ -1,7 +1,7 @@
 """What goes wrong while training runs. Bad input is the planner's JobError or PlanError instead."""
 
-PEER_LOST, STOPPED = 3, 130
-"""Exit codes of a worker that lost a peer and of one that was told to stop; other failures are 1, bad input is 2."""
+BAD_INPUT, PEER_LOST, STOPPED = 2, 3, 130
+"""Exit codes of a worker that cannot use its input, lost a peer, or was told to stop; other failures are 1."""
 
 
 class EngineError(RuntimeError):

@@ -12,15 +12,16 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from .errors import PEER_LOST, STOPPED, EngineError, InterruptedRunError
+from ..planner.errors import JobError
+from .errors import BAD_INPUT, PEER_LOST, STOPPED, EngineError, InterruptedRunError
 from .position import position_path, read_position
 
 
 def launch(module: str, arguments: Sequence[str], *, work_dir: Path, num_workers: int) -> None:
     """Run `num_workers` processes of `python -m module arguments` until all are done.
 
-    They note their positions in `work_dir`. Raises EngineError naming who ended and where, InterruptedRunError when
-    told to stop.
+    They note their positions in `work_dir`. Raises EngineError naming who ended and where, JobError where that was for
+    bad input, which the worker has told of, InterruptedRunError when told to stop.
     """
     # One core has no use for more than one thread, and threads that outnumber cores slow each other down.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_workers)))
@@ -40,7 +41,7 @@ def launch(module: str, arguments: Sequence[str], *, work_dir: Path, num_workers
     try:
         elastic_launch(config, sys.executable)("-m", module, *arguments)
     except ChildFailedError as error:
-        raise EngineError(_failure(error, work_dir)) from None
+        raise _failure(error, work_dir) from None
     except (SignalException, KeyboardInterrupt):
         raise InterruptedRunError(f"stopped; {_positions(work_dir, num_workers)}") from None
 
@@ -52,11 +53,14 @@ def _hush_launcher() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _failure(error: ChildFailedError, work_dir: Path) -> str:
+def _failure(error: ChildFailedError, work_dir: Path) -> EngineError | JobError:
     worker, failure = min(error.failures.items(), key=lambda item: (_blame(item[1].exitcode), item[1].timestamp))
     how = f"killed by {signal.Signals(-failure.exitcode).name}" if failure.exitcode < 0 else f"exit {failure.exitcode}"
     where = read_position(position_path(work_dir, worker))
-    return f"pp_rank {worker} ended ({how}) at {where}; all other workers were stopped"
+    told = f"pp_rank {worker} ended ({how}) at {where}; all other workers were stopped"
+    if failure.exitcode == BAD_INPUT:
+        return JobError(f"{told}; what is wrong with the input stands above")
+    return EngineError(told)
 
 
 def _blame(exit_code: int) -> int:

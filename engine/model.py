@@ -121,7 +121,10 @@ def read_config(folder: str | os.PathLike[str]) -> PretrainedConfig:
     path = Path(folder)
     if not (path / "config.json").is_file():
         raise JobError(f"base_model '{path}' has no config.json; give the folder of a Hugging Face model")
-    config: PretrainedConfig = AutoConfig.from_pretrained(path)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(path)
+    except Exception as error:
+        raise _refused(path, error) from None
     if config.model_type not in FAMILIES:
         raise JobError(f"base_model '{path}' is of type '{config.model_type}'; the engine runs {', '.join(FAMILIES)}")
     check_quantization(path, getattr(config, "quantization_config", None))
@@ -131,7 +134,7 @@ def read_config(folder: str | os.PathLike[str]) -> PretrainedConfig:
 
 def whole_linears(folder: str | os.PathLike[str]) -> tuple[str, ...]:
     """Names of all linears of the decoder layers of the model in `folder`, in model order; reads no weights."""
-    whole = _without_weights(read_config(folder))
+    whole = without_weights(read_config(folder), folder=folder)
     return tuple(name for name, module in whole.named_modules() if _is_target(name, module))
 
 
@@ -149,7 +152,7 @@ def build_stage(
     """
     config = read_config(folder)
     chosen = dtype or getattr(config, "dtype", None) or torch.float32
-    module = StageModel(_without_weights(config), config, layout)
+    module = StageModel(without_weights(config, folder=folder), config, layout)
     tied = bool(config.tie_word_embeddings)
     if weights.random_seed is None:
         load_weights(
@@ -174,9 +177,13 @@ def build_stage(
     return module.eval()
 
 
-def _without_weights(config: PretrainedConfig) -> nn.Module:
-    with torch.device("meta"):
-        whole: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+def without_weights(config: PretrainedConfig, *, folder: str | os.PathLike[str]) -> nn.Module:
+    """The whole model of `folder`'s config, on no device. Raises JobError where transformers cannot make it."""
+    try:
+        with torch.device("meta"):
+            whole: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    except Exception as error:
+        raise _refused(folder, error) from None
     return whole
 
 
@@ -191,6 +198,12 @@ def _check_rope(path: Path, config: PretrainedConfig) -> None:
             "microbatch; the engine runs those that do not (default, linear, llama3, yarn): set rope_scaling in "
             "config.json"
         )
+
+
+def _refused(folder: str | os.PathLike[str], error: Exception) -> JobError:
+    # Whatever its own checks raise, in one line.
+    why = " ".join(f"{type(error).__name__}: {error}".split())
+    return JobError(f"base_model '{folder}': transformers refuses its config.json ({why}); download the model anew")
 
 
 def _is_target(name: str, module: nn.Module) -> bool:

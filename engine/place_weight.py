@@ -62,4 +62,7 @@ def _put(module: nn.Module, owner_name: str, weight: Nf4Weight) -> None:
 
 def _check_shape(name: str, shape: tuple[int, ...], *, expected: tuple[int, ...]) -> None:
     if shape != expected:
-        raise JobError(f"weight '{name}' has shape {shape}; config.json asks for {expected}")
+        raise JobError(
+            f"weight '{name}' has shape {shape}, config.json asks for {expected}; give the weights and the config.json "
+            "of one model"
+        )

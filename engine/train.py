@@ -14,11 +14,13 @@ from ..traces.memory_costs import RecomputeMode
 from ..traces.profiles import load_profile
 from ..traces.run_folder import MEASURED, PLAN, metrics_name
 from ..traces.timeline import Timeline
-from .base_folder import check_has_weights
+from .base_check import check_base
+from .base_folder import base_model_folder, check_has_weights
 from .checkpoint import newest_position
 from .cut import check_can_cut
 from .device_memory import free_gpus
 from .devices import check_device, resolved_device
+from .disk import writing
 from .evaluation_records import EvaluationRecord, read_evaluations
 from .fit_check import settled_recompute
 from .launch import launch
@@ -132,6 +134,7 @@ def train(
     check_loggers(settings.report_to or prepared.loaded.settings.report_to)
     if settings.checkpoint_every is not None:
         check_can_cut(prepared.program)
+    _check_base(prepared)
     if settings.plan_file is not None:
         prepared.output_dir.mkdir(parents=True, exist_ok=True)
         save_plan(prepared.plan, prepared.output_dir / PLAN)
@@ -145,6 +148,14 @@ def train(
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)
     return _result(prepared, recompute=recompute)
+
+
+def _check_base(prepared: Prepared) -> None:
+    # Written or downloaded here, where no other process waits for it; workers find it done.
+    model = prepared.loaded.settings.base_model
+    with writing(prepared.output_dir):
+        folder = base_model_folder(model, output_dir=prepared.output_dir)
+    check_base(folder, model)
 
 
 def _recompute(settings: RunSettings, prepared: Prepared) -> RecomputeMode:

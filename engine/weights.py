@@ -40,11 +40,17 @@ def weight_files(folder: Path) -> dict[str, str]:
     if index.is_file():
         try:
             mapping = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (json.JSONDecodeError, KeyError) as error:
-            raise JobError(f"{index} is no safetensors index ({error}); download the model anew") from None
-        return {str(key): str(file) for key, file in mapping.items()}
+            files = {str(key): str(file) for key, file in mapping.items()}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            # Whatever stands there in place of names and files.
+            why = f"{type(error).__name__}: {error}"
+            raise JobError(f"{index} is no safetensors index ({why}); download the model anew") from None
+        outside = [file for file in files.values() if Path(file).name != file]
+        if outside:
+            raise JobError(f"{index} names the file '{outside[0]}'; it must lie in the same folder")
+        return files
     if (folder / SINGLE).is_file():
-        with _opened(folder / SINGLE) as file:
+        with open_weights(folder / SINGLE) as file:
             return dict.fromkeys(file.keys(), SINGLE)
     raise JobError(f"base_model '{folder}' has neither {INDEX} nor {SINGLE}; only safetensors weights are read")
 
@@ -94,7 +100,7 @@ def load_weights(
         if report is not None:
             report(number, len(wanted))
         opened[file_name] = None
-        with _opened(folder / file_name, device=device) as file:
+        with open_weights(folder / file_name, device=device) as file:
             for key, names in keys.items():
                 tensor = _tensor(file, key, folder / file_name).to(device)
                 if f"{key}.absmax" in files:
@@ -116,8 +122,6 @@ def _wanted(
         key = EMBEDDING if name == HEAD and tied_head and HEAD not in files else name
         if key not in files:
             raise JobError(f"base_model '{folder}' has no weight '{key}'; it is not complete or of another family")
-        if Path(files[key]).name != files[key]:
-            raise JobError(f"{folder / INDEX} names the file '{files[key]}'; it must lie in the same folder")
         wanted[files[key]][key].append(name)
     return wanted
 
@@ -130,7 +134,7 @@ def _stored_parts(
     for word in (*PARTS, *NESTED_PARTS):
         part = f"{key}.{word}"
         if part in files:
-            with _opened(folder / files[part], device=device) as file:
+            with open_weights(folder / files[part], device=device) as file:
                 found[word] = _tensor(file, part, folder / files[part]).to(device)
     return found
 
@@ -152,7 +156,8 @@ def _tensor(file: safe_open, key: str, path: Path) -> torch.Tensor:
     return tensor
 
 
-def _opened(path: Path, *, device: torch.device | str = "cpu") -> safe_open:
+def open_weights(path: Path, *, device: torch.device | str = "cpu") -> safe_open:
+    """A file of weights. Raises JobError where it cannot be read."""
     try:
         return safe_open(path, framework="pt", device=str(device))
     except (SafetensorError, OSError) as error:

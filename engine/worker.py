@@ -28,7 +28,7 @@ from .loggers import open_loggers
 from .mailbox import Sums
 from .output import VALIDATION, WORK, note_validation
 from .position import PositionFile, position_path
-from .prepare import Prepared, RunSettings, prepare
+from .prepare import Prepared, RunSettings
 from .recorder import Recorder
 from .records import Listener, Records
 from .stage import Stage, make_stage
@@ -38,12 +38,11 @@ from .watchdog import start_watchdog
 from .weight_source import WeightSource
 
 
-def run_worker(settings: RunSettings, listener: Listener) -> None:
+def run_worker(settings: RunSettings, prepared: Prepared, listener: Listener) -> None:
     """Train this process's stage of the plan; torchrun's variables say which it is.
 
     Raises JobError, PlanError or EngineError.
     """
-    prepared = prepare(settings)
     if settings.checkpoint_every is not None:
         check_can_cut(prepared.program)
     plan = prepared.plan
@@ -111,7 +110,8 @@ def _recompute(settings: RunSettings, prepared: Prepared, transport: Transport) 
 def _base_folder(prepared: Prepared, transport: Transport) -> Path:
     # The first worker may have to write or download it; the others find it done.
     if transport.worker == 0:
-        base_model_folder(prepared.loaded.settings.base_model, output_dir=prepared.output_dir)
+        with writing(prepared.output_dir):
+            base_model_folder(prepared.loaded.settings.base_model, output_dir=prepared.output_dir)
     transport.barrier()
     return base_model_folder(prepared.loaded.settings.base_model, output_dir=prepared.output_dir)
 

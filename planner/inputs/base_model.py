@@ -234,10 +234,3 @@ def _check_layers(name: str, config: Mapping[str, Any]) -> None:
                 f"the config.json of {name!r} has {setting}={found!r}, where only {understood[0]!r} is trained; give "
                 "another model"
             )
-    rope = config.get("rope_parameters") or config.get("rope_scaling")
-    kind = (rope.get("rope_type") or rope.get("type")) if isinstance(rope, Mapping) else None
-    if kind == "longrope":
-        raise JobError(
-            f"the config.json of {name!r} has rope_type 'longrope', whose angles depend on the longest sample of a "
-            "microbatch, so that adapters would change each other; give another model"
-        )

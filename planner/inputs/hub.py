@@ -29,7 +29,9 @@ def hub_folder(name: str, *, patterns: Sequence[str], is_complete: Callable[[Pat
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        # A full disk says so in strerror; what the hub's library says fills a page.
+        why = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
         raise JobError(
             f"{name!r} is not complete in the cache {constants.HF_HUB_CACHE} and could not be had from the hub "
-            f"({type(error).__name__}); run `hf download {name}` where there is internet, or give the model's folder"
+            f"({why}); run `hf download {name}` where there is internet, or give the model's folder"
         ) from error

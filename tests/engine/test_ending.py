@@ -21,8 +21,9 @@ class OutOfMemoryError(RuntimeError):
 @pytest.mark.parametrize(
     ("error", "worker", "code", "said"),
     [
-        (PlanError("no such plan"), "0", 2, "loraplex: error: no such plan\n"),
-        (PlanError("no such plan"), "1", 2, ""),
+        (PlanError("no such plan"), "0", 2, "loraplex: error: worker 0: no such plan\n"),
+        # A shard that one stage alone reads: nobody else could tell of it.
+        (PlanError("no such file"), "1", 2, "loraplex: error: worker 1: no such file\n"),
         (PeerLostError("worker 0 is gone"), "1", 3, "loraplex: worker 0 is gone\n"),
         (EngineError("nothing moves"), "1", 1, "loraplex: nothing moves\n"),
         (
@@ -54,6 +55,20 @@ def test_what_goes_wrong_is_one_line_and_an_exit_code(
     err = capsys.readouterr().err
     assert err.startswith(said) if said else err == ""
     assert err.count("\n") == (1 if said else 0)
+
+
+@pytest.mark.parametrize(("worker", "said"), [("0", "loraplex: error: no such plan\n"), ("1", "")])
+def test_what_all_workers_meet_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], worker: str, said: str
+) -> None:
+    def end(given: int) -> None:
+        raise EndedError(given)
+
+    monkeypatch.setenv("RANK", worker)
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(EndedError) as ended, ends_process(alike=True):
+        raise PlanError("no such plan")
+    assert (ended.value.args, capsys.readouterr().err) == ((2,), said)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyError("a bug"), OSError(errno.ECONNRESET, "reset")])

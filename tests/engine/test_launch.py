@@ -9,9 +9,10 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from loraplex.engine import launch as launch_module
-from loraplex.engine.errors import PEER_LOST, STOPPED, EngineError, out_of_memory
+from loraplex.engine.errors import BAD_INPUT, PEER_LOST, STOPPED, EngineError, out_of_memory
 from loraplex.engine.launch import launch
 from loraplex.engine.position import PositionFile, position_path
+from loraplex.planner.errors import JobError
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,17 @@ def test_the_cause_is_named_and_where_it_was(
         launch("module", [], work_dir=tmp_path, num_workers=2)
     assert str(raised.value).startswith(message)
     assert "microbatch" in str(raised.value)
+
+
+def test_bad_input_that_a_worker_found_is_bad_input_for_the_command_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_given: object) -> object:
+        raise FailedRunError({1: Ended(BAD_INPUT, 2), 0: Ended(PEER_LOST, 1)})
+
+    monkeypatch.setattr(launch_module, "elastic_launch", lambda *_given: fail)
+    with pytest.raises(JobError, match=r"pp_rank 1 ended \(exit 2\) .*; what is wrong with the input stands above"):
+        launch("module", [], work_dir=tmp_path, num_workers=2)
 
 
 class OutOfMemoryError(RuntimeError):

@@ -137,6 +137,7 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     [
         ({"model_type": "gpt2"}, "is of type 'gpt2'; the engine runs llama, qwen2, qwen3, mistral"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "holds quantized weights; give the unquantized"),
+        ({"hidden_size": "32"}, r"transformers refuses its config.json \(.*expected int, got str.*\); download"),
     ],
 )
 def test_models_that_are_not_run_are_refused(broken: Path, change: dict[str, Any], message: str) -> None:
@@ -161,7 +162,7 @@ def test_missing_broken_and_misshapen_weights_are_named(broken: Path) -> None:
     config = broken / "config.json"
     text = config.read_text()
     config.write_text(json.dumps(json.loads(text) | {"vocab_size": 41}))
-    with pytest.raises(JobError, match=r"embed_tokens.weight' has shape \(40, 32\); config.json asks for \(41, 32\)"):
+    with pytest.raises(JobError, match=r"embed_tokens.weight' has shape \(40, 32\), config.json asks for \(41, 32\)"):
         build_stage(broken, layout)
     config.write_text(text)
 
@@ -171,8 +172,12 @@ def test_missing_broken_and_misshapen_weights_are_named(broken: Path) -> None:
     index.write_text(json.dumps({"weight_map": {k: f"../{v}" for k, v in known["weight_map"].items()}}))
     with pytest.raises(JobError, match=r"names the file '../model.*'; it must lie in the same folder"):
         build_stage(broken, layout)
-    index.write_text("{")
-    with pytest.raises(JobError, match=r"is no safetensors index"):
+    for text in ("{", "[]", '{"weight_map": []}', '{"weight_map": null}', "7"):
+        index.write_text(text)
+        with pytest.raises(JobError, match=r"is no safetensors index"):
+            build_stage(broken, layout)
+    index.write_bytes(b"\xff")
+    with pytest.raises(JobError, match=r"is no safetensors index \(UnicodeDecodeError"):
         build_stage(broken, layout)
     index.unlink()
     with pytest.raises(JobError, match=r"has neither model.safetensors.index.json nor model.safetensors; only"):

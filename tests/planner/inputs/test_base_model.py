@@ -80,8 +80,6 @@ def test_a_hub_that_cannot_be_reached_is_said_in_one_line(tmp_path: Path, monkey
         # What our decoder layers would compute otherwise than transformers, without a word.
         (json.dumps({**QWEN, "hidden_act": "gelu"}), "has hidden_act='gelu', where only 'silu' is trained; give"),
         (json.dumps({**QWEN, "attention_dropout": 0.1}), "has attention_dropout=0.1, where only 0 is trained; give"),
-        (json.dumps({**QWEN, "rope_parameters": {"rope_type": "longrope"}}), "adapters would change each other"),
-        (json.dumps({**QWEN, "rope_scaling": {"type": "longrope"}}), "adapters would change each other"),
     ],
 )
 def test_folders_that_hold_no_model_we_train(tmp_path: Path, config: str | None, complaint: str) -> None:
