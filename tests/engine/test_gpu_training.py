@@ -1,4 +1,4 @@
-"""Training on a GPU: the host waits for nothing, and NaN stays with its adapter. Run with `pytest -m gpu`."""
+"""Training on a GPU: NaN stays with its adapter. Run with `pytest -m gpu`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,12 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from loraplex.engine.batch import Packer
-from loraplex.engine.execute import Executor
-from loraplex.engine.itinerary import itinerary
-from loraplex.engine.metrics import StepRecord
-from loraplex.engine.recorder import Recorder
-from loraplex.engine.rendezvous import RendezvousTransport, Switchboard
 from loraplex.engine.stage import Stage, make_stage
 from loraplex.engine.threads import run_in_threads
 from loraplex.engine.tiny_model import write_tiny_model
@@ -37,40 +31,13 @@ def stages_of(folder: Path, plan: Plan) -> tuple[Stage, ...]:
     )
 
 
-def test_no_action_makes_the_host_wait(folder: Path, tokens_of: Any, small_plan: Any, three_jobs: Any) -> None:
-    jobs = three_jobs(num_steps=4, dropout=0.1)
-    plan = small_plan(jobs, num_stages=1, microbatch_tokens=100)
-    (stage,) = stages_of(folder, plan)
-    legs = itinerary(build_program(plan), plan, stage=0)
-    # Once to compile and to fill caches.
-    run_in_threads((stage,), plan, build_program(plan), tokens_of(jobs))
-    for adapter in stage.adapters:
-        adapter.version = 0
-    heard: list[StepRecord] = []
-    device = stage.device
-    executor = Executor(
-        stage,
-        plan,
-        Packer(plan.jobs, tokens_of(jobs), device=device),
-        RendezvousTransport(Switchboard(1, device=device), 0),
-        recorder=Recorder(stage=0, device=device),
-        on_step=heard.append,
-    )
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        executor.run(legs)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert [record.state for record in heard] == ["taken"] * 12
-
-
 @pytest.mark.parametrize("num_stages", [1, 2])
 def test_an_adapter_that_breaks_leaves_the_others_their_bits(
     folder: Path, tokens_of: Any, small_plan: Any, three_jobs: Any, num_stages: int
 ) -> None:
     sane = three_jobs(num_steps=4, dropout=0.1)
-    wild = replace(sane[BAD], optimizer=replace(sane[BAD].optimizer, learning_rate=1e30, warmup_ratio=0.0))
+    # The first step leaves weights that float32 and bfloat16 can still hold, and no product of them.
+    wild = replace(sane[BAD], optimizer=replace(sane[BAD].optimizer, learning_rate=3e37, warmup_ratio=0.0))
     jobs = (sane[0], wild, sane[2])
     ends = []
     for force in (False, True):

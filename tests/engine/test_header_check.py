@@ -69,7 +69,7 @@ def test_what_stayed_on_the_gpu_is_checked_without_waiting_for_it_and_at_the_lat
 @pytest.mark.gpu
 def test_a_message_packed_on_the_gpu_has_the_bytes_of_one_packed_on_the_host() -> None:
     full = Message(direction=Direction.UP, microbatch=7, num_tokens=3, batches=((0, 1), (2, 4), (3, 0)))
-    payload, norms = torch.randn(1, 3, 8), torch.rand(3, dtype=torch.float64)
+    payload, norms = torch.randn(1, 3, 8), torch.rand(full.num_norms(), dtype=torch.float64)
     packed = []
     for device in ("cpu", "cuda"):
         wire = Wire(hidden_size=8, dtype=torch.float32, device=torch.device(device))
