@@ -60,7 +60,7 @@ def both_gradients(
     tma_x, tma_dy = config.tma and can_use_tma(x), config.tma and can_use_tma(dy)
     chunks_a, chunks_b = triton.cdiv(k, 128), layout.chunk_ends(128)[-1]
     programs_a = chunks_a * tiles_a.num_owned
-    beside = routing.has_dropout and layout.config.gemm is not None
+    beside = routing.has_dropout and layout.config.beside
     tape.launch(
         both_gradients_kernel, (programs_a + chunks_b * tiles_b.num_owned,),
         tile_source(x, (config.rows, 64), tma=tma_x), ds, parts_a, tape.fixed(tiles_a.table),

@@ -45,7 +45,7 @@ def gemm_kernel(
     x_desc, w_desc, y_desc, s_desc, m_desc, owner_ptr, bias_ptr, rows, columns, inner, n_1, n_2, n_3, stride_m,
     words_ptr, threshold_ptr, token_index_ptr, target_word,
     R: tl.constexpr, TARGETS: tl.constexpr,
-    FORWARD: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr, OVERLAP: tl.constexpr,
+    FORWARD: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr, EARLY: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BANDS: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
     """y `[rows, columns]` = x W^T (FORWARD) or x W, plus the LoRA product of every block with one owner.
@@ -70,7 +70,7 @@ def gemm_kernel(
             else:
                 w = w_desc.load([k * BK, column])
             acc = tl.dot(x, w, acc)
-        if OVERLAP:
+        if EARLY:
             # the pass that writes S still runs beside the first tiles; from here on it must be done
             gdc_wait()
         # a coordinate out of range reads zeros: the block of two owners or of none gets the frozen product alone
@@ -200,7 +200,7 @@ def can_fuse(x: Tensor, dy: Tensor, weight: Tensor, *, layout: Layout, routing: 
 
 def fused_forward(
     tape: Tape, y: Tensor, x: Tensor, weight: Tensor, s: Tensor, b: Tensor, bias: Tensor | None,
-    *, layout: Layout, routing: Routing, overlap: bool,
+    *, layout: Layout, routing: Routing, early: bool,
 ) -> None:  # fmt: skip
     """Write `y [T, N]` = x W^T + S B^T + bias."""
     config = layout.config.gemm
@@ -218,9 +218,9 @@ def fused_forward(
         routing.words, routing.thresholds, routing.token_index, tape.words[0],
         constants={
             "R": r, "TARGETS": 1, "FORWARD": True, "HAS_BIAS": bias is not None, "DROPOUT": False,
-            **_gemm_constants(config, y, overlap=overlap),
+            **_gemm_constants(config, y, early=early),
         },
-        options=_gemm_options(config, overlap=overlap, maxnreg=None),
+        options=_gemm_options(config, early=early, maxnreg=None),
     )  # fmt: skip
     if blocks.borders.num_tiles:
         width = min(128, config.columns)
@@ -238,7 +238,7 @@ def fused_forward(
 
 def fused_backward(
     tape: Tape, dx: Tensor, dy: Tensor, weight: Tensor, ds: Tensor, a: Tensor,
-    *, layout: Layout, routing: Routing, overlap: bool,
+    *, layout: Layout, routing: Routing, early: bool,
 ) -> None:  # fmt: skip
     """Write `dx [T, K]` = dy W + mask * (dS A), the mask that of the first target, and so of all."""
     config = layout.config.gemm
@@ -259,9 +259,9 @@ def fused_backward(
         routing.words, routing.thresholds, routing.token_index, tape.words[0],
         constants={
             "R": r, "TARGETS": layout.num_targets, "FORWARD": False, "HAS_BIAS": False, "DROPOUT": dropout,
-            **_gemm_constants(config, dx, overlap=overlap),
+            **_gemm_constants(config, dx, early=early),
         },
-        options=_gemm_options(config, overlap=overlap, maxnreg=MASKED_REGISTERS if dropout else None),
+        options=_gemm_options(config, early=early, maxnreg=MASKED_REGISTERS if dropout else None),
     )  # fmt: skip
     if blocks.borders.num_tiles:
         width = min(128, config.columns)
@@ -276,16 +276,16 @@ def fused_backward(
         )  # fmt: skip
 
 
-def _gemm_constants(config: GemmConfig, y: Tensor, *, overlap: bool) -> dict[str, int | bool]:
+def _gemm_constants(config: GemmConfig, y: Tensor, *, early: bool) -> dict[str, int | bool]:
     return {
-        "OVERLAP": overlap, "BM": config.rows, "BN": config.columns, "BK": config.depth, "BANDS": config.bands,
+        "EARLY": early, "BM": config.rows, "BN": config.columns, "BK": config.depth, "BANDS": config.bands,
         "PROGRAMS": num_multiprocessors(y.device),
     }  # fmt: skip
 
 
-def _gemm_options(config: GemmConfig, *, overlap: bool, maxnreg: int | None) -> dict[str, int | bool | None]:
+def _gemm_options(config: GemmConfig, *, early: bool, maxnreg: int | None) -> dict[str, int | bool | None]:
     return {
-        "num_warps": config.num_warps, "num_stages": config.num_stages, "launch_pdl": overlap, "maxnreg": maxnreg,
+        "num_warps": config.num_warps, "num_stages": config.num_stages, "launch_pdl": early, "maxnreg": maxnreg,
     }  # fmt: skip
 
 

@@ -171,7 +171,7 @@ def input_gradients(
     k, c = x.shape[1], layout.columns
     tma = config.tma and can_use_tma(x)
     num_tiles = tiles.num_owned if dx is None else tiles.num_tiles
-    beside = dx is None and routing.has_dropout and layout.config.gemm is not None
+    beside = dx is None and routing.has_dropout and layout.config.beside
     written = False
     for mask_class in layout.mask_classes(targets, has_dropout=routing.has_dropout):
         block = min(triton.next_power_of_2(mask_class.end_column - mask_class.first_column), 64)

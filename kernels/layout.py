@@ -46,8 +46,10 @@ class KernelConfig:
     expand: PassConfig
     gradient: PassConfig
     gradient_rows: int
-    overlap: bool
-    """Run the adapters' gradients on a second stream beside the frozen product, and start a product early."""
+    early: bool
+    """Start a product while the pass that writes its S still runs (programmatic dependent launch)."""
+    beside: bool
+    """Run the adapters' gradients on a second stream beside the frozen product."""
     gemm: GemmConfig | None
     """None: the library's own GEMM adds the frozen product to the LoRA product."""
     min_programs: int
@@ -164,7 +166,8 @@ DEFAULT_CONFIG = KernelConfig(
     gradient=PassConfig(rows=64, columns=128, num_warps=4, num_stages=3),
     gradient_rows=2048,
     gemm=None,
-    overlap=False,
+    early=False,
+    beside=False,
     min_programs=128,
     min_drawing_programs=512,
     min_gradient_programs=256,

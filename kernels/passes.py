@@ -93,10 +93,10 @@ def _forward_passes(
     fused = weight is not None and can_fuse(
         x, y, weight, layout=layout, routing=routing, num_columns=layout.total_out_features
     )
-    overlap = fused and layout.config.overlap
-    s = shrink_input(tape, x, a, layout=layout, routing=routing, targets=targets, overlap=overlap)
+    early = fused and layout.config.early
+    s = shrink_input(tape, x, a, layout=layout, routing=routing, targets=targets, early=early)
     if fused and weight is not None:
-        fused_forward(tape, y, x, weight, s, b, bias, layout=layout, routing=routing, overlap=overlap)
+        fused_forward(tape, y, x, weight, s, b, bias, layout=layout, routing=routing, early=early)
     else:
         expand(tape, y, s, b, bias, layout=layout, routing=routing)
         tape.call(_add_forward, base, y, x)
@@ -113,7 +113,7 @@ def run_backward(
     Where `sums` (of dA and of dB, float32) are given, the gradients are added to them, and they are returned.
     """
     weight = base.whole_weight() if needs_dx else None
-    beside = layout.config.overlap and needs_dx and _pays_a_stream(x, layout)
+    beside = layout.config.beside and needs_dx and _pays_a_stream(x, layout)
     key = (
         "backward", *_kind(x, weight, layout=layout, routing=routing, targets=targets),
         dy.stride(0), grad_dtype, needs_dx, sums is None, beside,
@@ -140,26 +140,26 @@ def _backward_passes(
     *, layout: Layout, routing: Routing, targets: Sequence[int], grad_dtype: torch.dtype, needs_dx: bool,
     beside: bool, sums: Pair | None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
-    """The critical path is dS, then dx. dA and dB have no part in it and run beside the frozen product, except where
-    the library's GEMM adds to what the pass for dA has written into dx.
+    """The critical path is dS, then dx. dA and dB have no part in it and may run beside the frozen product, except
+    where the library's GEMM adds to what the pass for dA has written into dx.
     """
     fused = weight is not None and can_fuse_backward(x, dy, weight, layout=layout, routing=routing, targets=targets)
-    overlap = fused and layout.config.overlap
-    ds = shrink_output_grad(tape, dy, b, layout=layout, routing=routing, overlap=overlap)
+    early = fused and layout.config.early
+    ds = shrink_output_grad(tape, dy, b, layout=layout, routing=routing, early=early)
     dx = tape.empty(tuple(x.shape), x.dtype) if needs_dx else None
     # before the fork: what the side stream writes must not be memory that the current one still works on after it
     shares = empty_shares(tape, layout=layout, routing=routing)
     totals = sums or empty_sums(tape, shares, num_adapters=layout.num_adapters, dtype=grad_dtype)
-    early = dx is not None and not fused
-    if early:
+    added_to = dx is not None and not fused
+    if added_to:
         input_gradients(tape, shares[0], x, ds, a, dx, layout=layout, routing=routing, targets=targets)
     with tape.side(enabled=beside) as aside:
         if fused and dx is not None and weight is not None:
-            fused_backward(tape, dx, dy, weight, ds, a, layout=layout, routing=routing, overlap=overlap)
+            fused_backward(tape, dx, dy, weight, ds, a, layout=layout, routing=routing, early=early)
         elif dx is not None:
             tape.call(_add_backward, base, dx, dy)
         with aside:
-            if early:
+            if added_to:
                 output_gradients(tape, shares[1], dy, s, layout=layout, routing=routing)
             else:
                 both_gradients(tape, shares, dy, x, s, ds, a, layout=layout, routing=routing, targets=targets)

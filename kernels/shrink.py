@@ -27,14 +27,14 @@ def shrink_kernel(
     C: tl.constexpr, ROWS_A: tl.constexpr, R: tl.constexpr,
     FIRST_C: tl.constexpr, END_C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr,
     SPLITS: tl.constexpr,
-    BY_TARGET: tl.constexpr, DROPOUT: tl.constexpr, TMA: tl.constexpr, OVERLAP: tl.constexpr,
+    BY_TARGET: tl.constexpr, DROPOUT: tl.constexpr, TMA: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """BC columns of S `[T, C]` of one row tile; with SPLITS > 1 a share of the inner sum, float32 `[SPLITS, T, C]`.
 
     The packed A `[adapters * ROWS_A, K]` meets all columns of x; BY_TARGET, the packed B `[adapters * N, R]` meets
     those columns of dy that belong to its target.
     """
-    if OVERLAP:
+    if EARLY:
         # the product behind this pass may start now: it waits for S before its first store
         gdc_launch_dependents()
     i_tile, i_c, i_split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -93,7 +93,7 @@ def shrink_kernel(
 
 
 def shrink_input(
-    tape: Tape, x: Tensor, a: Tensor, *, layout: Layout, routing: Routing, targets: Sequence[int], overlap: bool
+    tape: Tape, x: Tensor, a: Tensor, *, layout: Layout, routing: Routing, targets: Sequence[int], early: bool
 ) -> Tensor:
     """S `[T, C]` = scale * dropout(x) A^T from `x [T, K]` and the packed `a [adapters * rows_of_a, K]`."""
     tiles = routing.tiles(layout.config.shrink.rows)
@@ -104,12 +104,12 @@ def shrink_input(
         _launch(
             tape, x, a, s, tiles=tiles, layout=layout, routing=routing,
             mask_class=mask_class, block=block, splits=splits, ends=(layout.num_features,) * 4, by_target=False,
-            overlap=overlap,
+            early=early,
         )  # fmt: skip
     return s if splits == 1 else sum_splits(tape, s, dtype=x.dtype)
 
 
-def shrink_output_grad(tape: Tape, dy: Tensor, b: Tensor, *, layout: Layout, routing: Routing, overlap: bool) -> Tensor:
+def shrink_output_grad(tape: Tape, dy: Tensor, b: Tensor, *, layout: Layout, routing: Routing, early: bool) -> Tensor:
     """dS `[T, C]` = scale * dy B, target by target, from `dy [T, N]` and the packed `b [adapters * N, R]`."""
     tiles = routing.tiles(layout.config.shrink.rows)
     splits = layout.shrink_splits(tiles.num_owned * layout.num_targets, width=max(layout.out_features), draws=False)
@@ -118,7 +118,7 @@ def shrink_output_grad(tape: Tape, dy: Tensor, b: Tensor, *, layout: Layout, rou
     _launch(
         tape, dy, b, ds, tiles=tiles, layout=layout, routing=routing,
         mask_class=MaskClass(first_column=0, end_column=layout.columns, position=0), block=block, splits=splits,
-        ends=layout.borders, by_target=True, overlap=overlap,
+        ends=layout.borders, by_target=True, early=early,
     )  # fmt: skip
     return ds if splits == 1 else sum_splits(tape, ds, dtype=dy.dtype)
 
@@ -131,7 +131,7 @@ def _empty_shares(tape: Tape, x: Tensor, columns: int, splits: int) -> Tensor:
 
 def _launch(
     tape: Tape, x: Tensor, matrix: Tensor, s: Tensor, *, tiles: Tiles, layout: Layout, routing: Routing,
-    mask_class: MaskClass, block: int, splits: int, ends: tuple[int, int, int, int], by_target: bool, overlap: bool,
+    mask_class: MaskClass, block: int, splits: int, ends: tuple[int, int, int, int], by_target: bool, early: bool,
 ) -> None:  # fmt: skip
     config = layout.config.shrink
     # by target a tile may not run on into other columns: there the packed B is another target's or adapter's
@@ -148,7 +148,7 @@ def _launch(
         constants={
             "C": layout.columns, "ROWS_A": layout.rows_of_a, "R": layout.padded_rank, "FIRST_C": first, "END_C": end,
             "BM": tiles.height, "BC": block, "BK": width, "SPLITS": splits, "BY_TARGET": by_target,
-            "DROPOUT": draws, "TMA": tma, "OVERLAP": overlap and splits == 1,
+            "DROPOUT": draws, "TMA": tma, "EARLY": early and splits == 1,
         },
         options={
             "num_warps": min(config.num_warps, max(1, tiles.height // 16)),

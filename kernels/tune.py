@@ -82,8 +82,9 @@ def _tune_bucket(num_rows: int, lora_rank: int, dropout: float, device: torch.de
 
 def _products(config: KernelConfig) -> Iterator[KernelConfig]:
     for gemm in GEMM:
-        yield replace(config, gemm=gemm, overlap=True)
-    yield replace(config, overlap=False)
+        for beside in (False, True):
+            yield replace(config, gemm=gemm, early=True, beside=beside)
+    yield replace(config, early=False)
 
 
 def _shrinks(config: KernelConfig) -> Iterator[KernelConfig]:
