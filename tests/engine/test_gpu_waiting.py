@@ -53,20 +53,19 @@ def test_every_action_is_launched_while_the_gpu_is_busy_with_something_else(
         recompute=recompute,
     )
     # Once to compile and to fill caches, those of pinned memory too.
-    launch_behind_stalls(stage, plan, tokens_of(jobs))
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        waited, records = launch_behind_stalls(stage, plan, tokens_of(jobs))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    launch_behind_stalls(stage, plan, tokens_of(jobs), on_wait="default")
+    waited, records = launch_behind_stalls(stage, plan, tokens_of(jobs), on_wait="error")
     assert waited == []
     assert [record.state for record in records] == ["taken"] * (6 if stage.layout.is_last else 0)
 
 
-def launch_behind_stalls(stage: Stage, plan: Plan, tokens: TokenSource) -> tuple[list[str], list[StepRecord]]:
+def launch_behind_stalls(
+    stage: Stage, plan: Plan, tokens: TokenSource, *, on_wait: str
+) -> tuple[list[str], list[StepRecord]]:
     """(actions that were not launched while the GPU was still busy with something before them, steps).
 
-    The stage's neighbours are made up, so that nothing but the GPU could be waited for.
+    The stage's neighbours are made up, so that nothing but the GPU could be waited for. `on_wait` is PyTorch's debug
+    mode for calls that wait, while the legs run.
     """
     device = stage.device
     for adapter in stage.adapters:
@@ -90,7 +89,7 @@ def launch_behind_stalls(stage: Stage, plan: Plan, tokens: TokenSource) -> tuple
         if stalls[-1].query():  # type: ignore[no-untyped-call]
             waited.append(legs[place].word)
 
-    Executor(
+    executor = Executor(
         stage,
         plan,
         Packer(plan.jobs, tokens, device=device),
@@ -99,5 +98,10 @@ def launch_behind_stalls(stage: Stage, plan: Plan, tokens: TokenSource) -> tuple
         on_step=heard.append,
         before_leg=stall,
         after_leg=look,
-    ).run(legs)
+    )
+    torch.cuda.set_sync_debug_mode(on_wait)
+    try:
+        executor.run(legs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     return waited, heard
