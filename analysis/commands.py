@@ -43,7 +43,10 @@ def compare(
     else:
         foretold, happened = Timeline.load(simulated), Timeline.load(measured)
     known = load_plan(plan) if plan is not None else run.plan if run is not None else None
-    comparison = compare_timelines(explain_waits(foretold), measured=explain_waits(happened), plan=known)
+    last = None if run is None else run.last_steps()
+    comparison = compare_timelines(
+        explain_waits(foretold), measured=explain_waits(happened), plan=known, last_steps=last
+    )
     if run is not None:
         _write_comparison(simulated, run, comparison)
     if json:

@@ -1,6 +1,6 @@
 """Prediction against reality: two timelines of one plan, side by side."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,8 +79,17 @@ class Comparison:
         }
 
 
-def compare(simulated: Timeline, *, measured: Timeline, plan: Plan | None = None) -> Comparison:
-    """Compare two timelines of one plan. Raises TraceError where they cannot be of one plan."""
+def compare(
+    simulated: Timeline,
+    *,
+    measured: Timeline,
+    plan: Plan | None = None,
+    last_steps: Mapping[str, int] | None = None,
+) -> Comparison:
+    """Compare two timelines of one plan; `last_steps` as `summarize` takes them.
+
+    Raises TraceError where they cannot be of one plan.
+    """
     for name in ("num_stages", "num_replicas"):
         ours, theirs = getattr(simulated, name), getattr(measured, name)
         if ours != theirs:
@@ -91,7 +100,7 @@ def compare(simulated: Timeline, *, measured: Timeline, plan: Plan | None = None
             raise TraceError(f"the plan has {name}={getattr(plan, name)}, its timelines {ours}; give their own plan")
     return Comparison(
         simulated=summarize(simulated, plan=plan),
-        measured=summarize(measured, plan=plan),
+        measured=summarize(measured, plan=plan, last_steps=last_steps),
         actions=tuple(_compare_actions(_means(simulated), _means(measured))),
         first_difference=_first_difference(simulated, measured),
     )

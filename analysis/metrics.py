@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..planner.plan import Plan
+from ..planner.trained import trained_tokens
 from ..planner.waste import Waste, waste_by_adapter
 from ..traces.timeline import Timeline
 from .causes import CAUSES, bubble_ms_by_cause
@@ -101,11 +102,18 @@ class Summary:
         }
 
 
-def summarize(timeline: Timeline, *, plan: Plan | None = None, alone_ms: Mapping[str, float] | None = None) -> Summary:
+def summarize(
+    timeline: Timeline,
+    *,
+    plan: Plan | None = None,
+    alone_ms: Mapping[str, float] | None = None,
+    last_steps: Mapping[str, int] | None = None,
+) -> Summary:
     """All numbers of a timeline; with its plan also tokens, waste and adapters.
 
     Waits that do not name their cause are explained first (explain.py).
-    `alone_ms` gives, by adapter name, the makespan of running that adapter alone on the same stages.
+    `alone_ms` gives, by adapter name, the makespan of running that adapter alone on the same stages; `last_steps` the
+    last step of a measured run, behind which the samples of an adapter that was halted do not count as tokens.
     """
     crew = tuple(workers(explain_waits(timeline)))
     makespan_ms = timeline.makespan_ms()
@@ -127,7 +135,7 @@ def summarize(timeline: Timeline, *, plan: Plan | None = None, alone_ms: Mapping
         peak_memory_bytes=max(peaks, default=None),
         stages=stages,
     )
-    return summary if plan is None else _with_plan(summary, timeline, plan, alone_ms or {})
+    return summary if plan is None else _with_plan(summary, timeline, plan, alone_ms or {}, last_steps or {})
 
 
 def peak_memory(timeline: Timeline, worker: Worker) -> int | None:
@@ -149,7 +157,9 @@ def _stage_summary(worker: Worker, makespan_ms: float, peak_memory_bytes: int | 
     )
 
 
-def _with_plan(summary: Summary, timeline: Timeline, plan: Plan, alone_ms: Mapping[str, float]) -> Summary:
+def _with_plan(
+    summary: Summary, timeline: Timeline, plan: Plan, alone_ms: Mapping[str, float], last_steps: Mapping[str, int]
+) -> Summary:
     wastes = waste_by_adapter(plan)
     completions = completions_ms(timeline, plan)
     adapters = tuple(
@@ -165,7 +175,7 @@ def _with_plan(summary: Summary, timeline: Timeline, plan: Plan, alone_ms: Mappi
         )
         for job, waste, completion_ms in zip(plan.jobs, wastes, completions, strict=True)
     )
-    num_tokens = plan.num_tokens()
+    num_tokens = trained_tokens(plan, last_steps=last_steps)
     padding, capacity = waste_ratios(wastes, plan)
     return replace(
         summary,

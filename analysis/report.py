@@ -44,12 +44,14 @@ def render(run: Run, *, progress: Progress) -> str:
     timelines = tuple(explain_waits(timeline) for timeline in run.timelines())
     # Times alone are simulated, so they say nothing about a measured run's slowdown.
     summaries = tuple(
-        summarize(timeline, plan=run.plan, alone_ms=run.alone_ms() if timeline.source == "simulated" else None)
+        summarize(timeline, plan=run.plan, alone_ms=run.alone_ms())
+        if timeline.source == "simulated"
+        else summarize(timeline, plan=run.plan, last_steps=run.last_steps())
         for timeline in timelines
     )
     comparison = None
     if run.simulated is not None and run.measured is not None:
-        comparison = compare(timelines[0], measured=timelines[1], plan=run.plan)
+        comparison = compare(timelines[0], measured=timelines[1], plan=run.plan, last_steps=run.last_steps())
     drawn = []
     pictures = tuple(run_pictures(run, summaries))
     for number, picture in enumerate(pictures):

@@ -35,6 +35,10 @@ class Run:
         adapters = self.facts.get("adapters") or ()
         return {adapter["name"]: adapter["alone_ms"] for adapter in adapters if adapter.get("alone_ms")}
 
+    def last_steps(self) -> dict[str, int]:
+        """Of each adapter that trained here, its last step: the one that halted it, if one did."""
+        return {name: int(table["step"].max()) for name, table in self.losses.items() if len(table)}
+
     def timelines(self) -> tuple[Timeline, ...]:
         """Those that are there, the simulated one first."""
         return tuple(timeline for timeline in (self.simulated, self.measured) if timeline is not None)

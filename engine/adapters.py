@@ -1,5 +1,6 @@
 """One adapter's share on one stage: parameters, optimizer, gradient norm, step, version."""
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from ..kernels.ordered_sum import ordered_sum
 from ..planner.jobs import Job
 from .flat import FlatTensors
 from .gradient_store import GradientStore, ParameterGradients
+from .host_flag import HostFlag
 from .learning_rate import learning_rate_at
 
 # torch's clip_grad_norm_ adds this to the norm it divides by; the same here, so that clipping is the same.
@@ -34,7 +36,8 @@ class StageAdapter:
 
     `parameters` is keyed by the names in the whole model and stands in model order. `gradients` holds those of the
     batch in the making, `closed` whole gradients of batches that wait for their step. `version` counts the steps that
-    are behind it, those that were left out included. `alive`, a bool on the device, says whether it takes any more.
+    are behind it, those that were left out included. `alive`, a bool on the device, says whether it takes any more, and
+    `alive_before` whether it did before the last one.
     """
 
     def __init__(
@@ -61,7 +64,8 @@ class StageAdapter:
         """Copies of the parameters as the best evaluation found them, where somebody asks for them."""
         self.evaluated: dict[str, Tensor] = {}
         """What the last stage knows of its evaluations (evaluations.py): float64 scalars."""
-        self.alive = torch.ones((), dtype=torch.bool, device=self._flat_weight.device)
+        self.alive = self.alive_before = torch.ones((), dtype=torch.bool, device=self._flat_weight.device)
+        self._known = deque([HostFlag(self.alive)] * 2, maxlen=2)
 
     def close(self, global_batch: int, *, after: Tensor, reduce: Callable[[Tensor], None] | None = None) -> Tensor:
         """Set the gradients of a batch aside for its step; `after` plus their squared norm, float64.
@@ -76,6 +80,14 @@ class StageAdapter:
             reduce(gradients.whole)
         self.closed[global_batch] = gradients
         return ordered_sum(gradients.squares().flip(0), start=after)
+
+    def takes_samples(self) -> bool:
+        """Whether samples of the batch in the making pass through: not where a step before the last one halted it.
+
+        What the last step did may be known only when the device has come to it, which no host should wait for. So the
+        first batch after the halt still passes, and those after it do not.
+        """
+        return self._known[0].get()
 
     @torch.no_grad()
     def keep_best(self, improved: Tensor) -> None:
@@ -109,11 +121,13 @@ class StageAdapter:
         device: the host does not wait to hear how.
         """
         settings = self.job.optimizer
+        self.alive_before = self.alive
         if stopped is not None:
             self.alive = self.alive & ~stopped
         taken = self.alive & torch.isfinite(total_squares)
         if forever:
             self.alive = taken
+        self._known.append(HostFlag(self.alive))
         grad_norm = total_squares.sqrt()
         gradients = self.closed.pop(self.version)
         if settings.max_grad_norm is not None:
@@ -147,10 +161,11 @@ class StageAdapter:
     def tensors(self) -> dict[str, Tensor]:
         """Copies of what a resume needs, on the device.
 
-        `alive`, `weight/NAME`, `best/NAME`, `grad/NAME`, `closed/K/NAME`, `optimizer/FIELD/NAME`, `evaluated/FIELD`.
+        `alive`, `alive_before`, `weight/NAME`, `best/NAME`, `grad/NAME`, `closed/K/NAME`, `optimizer/FIELD/NAME`,
+        `evaluated/FIELD`.
         """
         found = {f"weight/{name}": parameter.detach().clone() for name, parameter in self.parameters.items()}
-        found["alive"] = self.alive.clone()
+        found |= {"alive": self.alive.clone(), "alive_before": self.alive_before.clone()}
         found |= {f"best/{name}": weight.clone() for name, weight in (self.best or {}).items()}
         found |= {f"evaluated/{field}": value.clone() for field, value in self.evaluated.items()}
         found |= {f"grad/{name}": gradient.clone() for name, gradient in self.gradients.gathered().items()}
@@ -166,6 +181,8 @@ class StageAdapter:
         """Take back what `tensors` gave, whatever else is in it. Raises KeyError where a weight is missing."""
         self.version = version
         self.alive = tensors.get("alive", self.alive).to(self.alive.device, copy=True)
+        self.alive_before = tensors.get("alive_before", self.alive).to(self.alive.device, copy=True)
+        self._known.extend(HostFlag(flag) for flag in (self.alive_before, self.alive))
         for name, parameter in self.parameters.items():
             parameter.data.copy_(tensors[f"weight/{name}"])
         partial: dict[str, Tensor] = {}

@@ -99,6 +99,10 @@ class PackedBatch:
             target_ids=target_ids,
         )
 
+    def num_rows(self) -> int:
+        """T."""
+        return self.token_ids.shape[1]
+
 
 class Packer:
     """Makes PackedBatches of a plan's microbatches."""

@@ -19,6 +19,7 @@ from .loss import adapter_losses
 from .mailbox import Mailbox, Sums, zero
 from .message import Wire
 from .metrics import StepRecord
+from .pack_ahead import PackAhead
 from .recorder import Recorder
 from .reports import PendingStep, StepReports
 from .stage import Stage
@@ -38,9 +39,14 @@ class Held:
     losses: BatchLosses = ()
     """Last stage: what this microbatch adds to each batch's loss."""
 
+    def num_rows(self) -> int:
+        """Rows that went through; a message has room for all that the plan has."""
+        return self.inputs.shape[1]
+
 
 class Executor:
-    """Runs legs on a Stage. On a GPU the host only launches: no loss and no norm is waited for.
+    """Runs legs on a Stage. On a GPU the host only launches: no loss and no norm is waited for, and whether an adapter
+    takes any more samples only as of a step that is a whole global batch of it back.
 
     `on_step` hears of each Step on the last stage once it is known how it went, in order; `flush` waits for that.
     `before_leg` hears of every action before it waits for anything, `after_leg` of its place in the itinerary when it
@@ -65,15 +71,14 @@ class Executor:
         self.stage = stage
         self.plan = plan
         self.sums = sums or Sums()
-        self._packer = packer
         self._transport = transport
         self._recorder = recorder
         self._on_nonfinite = on_nonfinite
         self._evaluations = evaluations
         self._before_leg = before_leg
         self._after_leg = after_leg
-        self._held: dict[int, Held] = {}
-        self._packed: dict[int, PackedBatch] = {}
+        self._held: dict[int, Held | None] = {}
+        self._packed = PackAhead(plan, packer, stage.adapters, evaluations=evaluations)
         parameter = next(stage.model.parameters())
         self._device = stage.device
         self.sums.move(self._device)
@@ -100,7 +105,7 @@ class Executor:
             self._mailbox.post(leg.post)
             if self._device.type == "cuda" and leg.action.kind in (ActionKind.FORWARD, ActionKind.EVALUATE):
                 # The host packs while the message is on its way. On a CPU packing is work like any other.
-                self._packed[microbatch] = self._pack(microbatch)
+                self._packed.prepare(leg.action)
             if leg.receive is not None:
                 self._mailbox.take(leg.receive, leg)
             start = self._recorder.mark()
@@ -159,8 +164,12 @@ class Executor:
     def _forward(self, leg: Leg) -> Tensor | None:
         for batch in self.plan.microbatches[leg.action.microbatch].global_batches():
             self._check_version(batch, leg)
-        packed = self._pack(leg.action.microbatch)
-        inputs = packed.token_ids if leg.receive is None else self._mailbox.payload(leg.receive).requires_grad_()
+        packed = self._packed.take(leg.action)
+        came = None if leg.receive is None else self._mailbox.payload(leg.receive)
+        if packed is None:
+            self._held[leg.action.microbatch] = None
+            return None
+        inputs = packed.token_ids if came is None else came[:, : packed.num_rows()].requires_grad_()
         hidden = self._hidden(inputs, packed)
         if not self.stage.layout.is_last:
             self._held[leg.action.microbatch] = Held(inputs=inputs, output=hidden)
@@ -173,8 +182,11 @@ class Executor:
 
     @torch.no_grad()
     def _evaluate(self, leg: Leg) -> Tensor | None:
-        packed = self._pack(leg.action.microbatch)
-        inputs = packed.token_ids if leg.receive is None else self._mailbox.payload(leg.receive)
+        packed = self._packed.take(leg.action)
+        came = None if leg.receive is None else self._mailbox.payload(leg.receive)
+        if packed is None:
+            return None
+        inputs = packed.token_ids if came is None else came
         hidden = self._hidden(inputs, packed)
         if not self.stage.layout.is_last:
             return hidden
@@ -186,12 +198,6 @@ class Executor:
             figures = None if self._reports is None else self._figures
             self._evaluations.add(leg.action.microbatch, loss, self.stage.adapters, figures)
         return None
-
-    def _pack(self, microbatch: int) -> PackedBatch:
-        # Once, whoever asks first.
-        looks = self._evaluations
-        packer = self._packer if looks is None or not looks.covers(microbatch) else looks.packer
-        return self._packed.pop(microbatch, None) or packer.pack(self.plan.microbatches[microbatch])
 
     def _hidden(self, inputs: Tensor, packed: PackedBatch) -> Tensor:
         hidden = self.stage.model(inputs, rows=packed.rows, routing=packed.routing, recompute=self.stage.recompute)
@@ -213,6 +219,10 @@ class Executor:
     def _backward(self, leg: Leg) -> Tensor | None:
         held = self._held.pop(leg.action.microbatch)
         gradient = None if leg.receive is None else self._mailbox.payload(leg.receive)
+        if held is None:
+            return None
+        if gradient is not None:
+            gradient = gradient[:, : held.num_rows()]
         torch.autograd.backward(held.output, gradient)
         self._add(held.losses)
         return None if self.stage.layout.is_first else held.inputs.grad

@@ -71,6 +71,8 @@ class Wire:
     def pack(self, message: Message, *, payload: Tensor | None, norms: Tensor, clock_ns: int) -> Tensor:
         """The buffer to send: `payload [1, T, H]` (None without tokens), `norms` float64 `[num_norms]`.
 
+        Where fewer rows are left than the message has tokens, they come first, and whatever behind them.
+
         On a GPU three launches on the current stream, for which the host does not wait.
         """
         buffer = torch.empty(self.num_bytes(message), dtype=torch.uint8, device=self.device)
@@ -79,7 +81,8 @@ class Wire:
         if message.num_norms():
             self._norms(message, buffer).copy_(norms)
         if payload is not None:
-            buffer[self.payload_offset(message) :].view(self.dtype).copy_(payload.reshape(-1))
+            room = buffer[self.payload_offset(message) :].view(self.dtype)
+            room[: payload.numel()].copy_(payload.reshape(-1))
         return buffer
 
     def check(self, message: Message, header: Tensor) -> int:

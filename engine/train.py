@@ -10,6 +10,7 @@ from ..planner.inputs.load_jobs import load_jobs
 from ..planner.job_plan import check_plan_belongs, plan_jobs
 from ..planner.plan_file import load_plan, save_plan
 from ..planner.position import continued
+from ..planner.trained import trained_tokens
 from ..traces.memory_costs import RecomputeMode
 from ..traces.profiles import load_profile
 from ..traces.run_folder import MEASURED, PLAN, metrics_name
@@ -228,7 +229,9 @@ def _result(prepared: Prepared, *, recompute: RecomputeMode) -> TrainedRun:
         output_dir=folder,
         timeline_file=folder / MEASURED,
         makespan_ms=timeline.makespan_ms(),
-        tokens=sum(plan.microbatches[place].num_tokens() for place in done),
+        tokens=trained_tokens(
+            plan, last_steps={adapter.name: adapter.last.step for adapter in adapters}, microbatches=done
+        ),
         recompute=recompute,
         adapters=tuple(adapters),
     )

@@ -44,6 +44,8 @@ RIGHT = {
     ("engine/figures.py", "tolist"): "of what has come to the host",
     ("engine/header_check.py", "pin_memory"): "on the way to the host",
     ("engine/header_check.py", "synchronize"): "when the run ends",
+    ("engine/host_flag.py", "pin_memory"): "on the way to the host",
+    ("engine/host_flag.py", "synchronize"): "of a step that lies a global batch back",
     ("engine/message.py", "tolist"): "of a header that has come to the host",
     ("engine/nccl.py", "synchronize"): "four messages are under way, or the run begins or ends",
     ("engine/staged.py", "pin_memory"): "messages go through the host there",

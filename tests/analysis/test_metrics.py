@@ -171,6 +171,9 @@ def test_a_plan_adds_tokens_waste_and_completions(two_adapters: Plan) -> None:
     assert summary.padding_ratio == 14 / 184
     assert summary.capacity_waste_ratio == pytest.approx(116 / 300)
     assert summary.num_microbatches == 3
+    # An adapter that its first step halted has not trained on what came after it.
+    halted = summarize(timeline, plan=two_adapters, last_steps={"maths": 0, "papers": 0})
+    assert (halted.num_tokens, halted.tokens_per_s) == (160, 160 / 13 * 1000)
 
 
 def test_without_steps_an_adapter_is_done_with_its_last_backward(two_adapters: Plan) -> None:

@@ -124,6 +124,21 @@ def test_a_skipped_step_does_not_halt() -> None:
     assert adapter.version == 1
 
 
+def test_a_halted_adapter_takes_one_batch_more_and_then_none_also_when_resumed() -> None:
+    shapes = {"a": (2, 2)}
+    adapter = adapter_with(shapes, job())
+    found, resumed = [], []
+    for step in range(5):
+        again = adapter_with(shapes, job())
+        again.load(adapter.tensors(), version=step)
+        found.append(adapter.takes_samples())
+        resumed.append(again.takes_samples())
+        give_gradients(adapter, scale=float("nan") if step == 1 else 1.0, seed=step)
+        adapter.step(total_squares=adapter.close(step, after=ZERO), update_squares=ZERO)
+    # Batch 2 may be under way before it is known what became of step 1.
+    assert found == resumed == [True, True, True, False, False]
+
+
 def test_replicas_sum_all_matrices_in_one_message() -> None:
     adapter = adapter_with({"a": (2, 3), "b": (4, 2)}, job())
     (first, _) = give_gradients(adapter, scale=1.0, seed=0)

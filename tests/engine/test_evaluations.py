@@ -187,6 +187,8 @@ def test_an_adapter_stops_early_and_goes_back_to_its_best(
     assert states == [*((step, "taken") for step in range(best.step + 2)), (best.step + 2, "stopped")]
     assert best.step + 2 < 8
     assert validation_loss(stages, plan, 0) == pytest.approx(best.loss, abs=1e-6)
+    # What came to it too late was evaluated all the same; then its weights are no news any more.
+    assert [one.step for one in own] == list(range(1, best.step + 4))
     # The others notice nothing.
     assert [record.state for record in steps if record.adapter != "job0"] == ["taken"] * 16
 

@@ -40,6 +40,18 @@ def test_a_message_comes_back_bit_for_bit(
     assert wire.payload_offset(message) % 64 == 0
 
 
+def test_fewer_rows_than_there_is_room_for_come_first() -> None:
+    wire = Wire(hidden_size=4, dtype=torch.float32)
+    message = Message(direction=Direction.DOWN, microbatch=1, num_tokens=5)
+    payload = torch.randn(1, 3, 4)
+    buffer = wire.pack(message, payload=payload, norms=torch.empty(0), clock_ns=3)
+    assert len(buffer) == wire.num_bytes(message)
+    came, _ = wire.unpack(message, buffer)
+    assert torch.equal(came[:, :3], payload)
+    nothing = wire.pack(message, payload=None, norms=torch.empty(0), clock_ns=4)
+    assert (len(nothing), wire.check(message, nothing)) == (len(buffer), 4)
+
+
 def test_down_go_total_verdict_and_update_up_only_share_and_verdict() -> None:
     batches = ((0, 1), (2, 5))
     assert Message(direction=Direction.DOWN, batches=batches).num_norms() == 6

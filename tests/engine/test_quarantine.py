@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from loraplex.engine import execute
+from loraplex.engine.batch import PackedBatch, Packer
 from loraplex.engine.loss import adapter_losses
 from loraplex.engine.metrics import StepRecord
 from loraplex.engine.stage import Stage
 from loraplex.engine.threads import run_in_threads
 from loraplex.planner.build_program import build_program
 from loraplex.planner.jobs import Job, OnNonfinite
-from loraplex.planner.plan import Plan
+from loraplex.planner.plan import Microbatch, Plan
 
 BAD, BAD_STEP = 1, 2
 State = list[dict[str, torch.Tensor]]
@@ -110,8 +111,46 @@ def test_the_others_end_with_the_same_bits_as_if_it_had_been_halted_from_the_sam
         assert same([kept(mine.tensors())], [kept(before[worker])])
 
 
+@pytest.mark.parametrize(("num_stages", "num_replicas"), [(1, 1), (3, 1), (2, 2)])
+def test_samples_of_a_halted_adapter_are_left_out_from_the_next_batch_but_one(
+    make_stages: Any,
+    tokens_of: Any,
+    small_plan: Any,
+    three_jobs: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    num_stages: int,
+    num_replicas: int,
+) -> None:
+    passed: list[tuple[int, int]] = []
+    pack = Packer.pack
+
+    def note(packer: Packer, microbatch: Microbatch) -> PackedBatch:
+        passed.extend((sample.adapter, sample.index) for sample in microbatch.samples)
+        return pack(packer, microbatch)
+
+    long = three_jobs(num_steps=7)
+    # Behind the others' last batch it is alone in its microbatches, and nothing is left of them.
+    jobs = tuple(job if job is long[BAD] else replace(job, global_batches=job.global_batches[:5]) for job in long)
+    plan = small_plan(jobs, num_stages=num_stages, num_replicas=num_replicas)
+    monkeypatch.setattr(execute, "adapter_losses", broken_loss)
+    monkeypatch.setattr(Packer, "pack", note)
+    records, _ = run(make_stages(plan), plan, tokens_of(jobs), mode="quarantine")
+    due = [
+        (sample.adapter, sample.index)
+        for job in jobs
+        for batch in job.global_batches
+        for sample in batch
+        if sample.adapter != BAD or sample.global_batch <= BAD_STEP + 1
+    ]
+    # On every stage, of all replicas together.
+    assert sorted(passed) == sorted(due * num_stages)
+    assert lines(records, jobs[BAD])[-1] == (BAD_STEP, "quarantined")
+    assert [lines(records, job)[-1] for job in (jobs[0], jobs[2])] == [(4, "taken")] * 2
+
+
 def test_an_absurd_learning_rate_is_caught(make_stages: Any, tokens_of: Any, small_plan: Any, three_jobs: Any) -> None:
-    sane = three_jobs(num_steps=4)
+    # In the third batch it is halted already, but still there: the others' products are as large as ever.
+    sane = three_jobs(num_steps=3)
     wild = replace(sane[BAD], optimizer=replace(sane[BAD].optimizer, learning_rate=1e30, warmup_ratio=0.0))
     jobs = (sane[0], wild, sane[2])
     plan, sane_plan = small_plan(jobs, num_stages=2), small_plan(sane, num_stages=2)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from loraplex.engine import execute
 from loraplex.engine.checkpoint import (
     CheckpointWriter,
     Restored,
@@ -17,6 +18,7 @@ from loraplex.engine.checkpoint import (
     newest_position,
 )
 from loraplex.engine.cut import Copy, copies, cut_points
+from loraplex.engine.loss import adapter_losses
 from loraplex.engine.mailbox import Sums
 from loraplex.engine.metrics import StepRecord
 from loraplex.engine.output import CHECKPOINTS
@@ -24,6 +26,7 @@ from loraplex.engine.stage import Stage
 from loraplex.engine.threads import run_in_threads
 from loraplex.planner.build_program import build_program
 from loraplex.planner.errors import PlanError
+from loraplex.planner.jobs import OnNonfinite
 from loraplex.planner.plan import Plan, microbatch
 from loraplex.planner.position import continued, positions
 from loraplex.planner.program import Program
@@ -49,6 +52,7 @@ def train(
     every: int,
     restored: Restored | None = None,
     kill: tuple[int, int] | None = None,
+    on_nonfinite: OnNonfinite = "stop",
 ) -> list[StepRecord]:
     """Run (the rest of) a Program with checkpoints; `kill` is (worker, place of the leg after which it dies)."""
     after = -1 if restored is None else restored.after
@@ -77,7 +81,8 @@ def train(
         if kill == (worker, place):
             raise KilledError
 
-    return list(run_in_threads(stages, plan, program, tokens, sums=sums, after_leg=after_leg).records)
+    done = run_in_threads(stages, plan, program, tokens, sums=sums, on_nonfinite=on_nonfinite, after_leg=after_leg)
+    return list(done.records)
 
 
 def state(stages: Sequence[Stage]) -> list[dict[str, torch.Tensor]]:
@@ -126,6 +131,34 @@ def test_resumed_from_a_random_kill_point_the_bits_are_the_same(case: Any, tmp_p
     done = restored.versions if restored else (0,) * len(plan.jobs)
     later = [record for record in records if record.step >= done[[job.name for job in plan.jobs].index(record.adapter)]]
     assert sorted(map(line, rest)) == sorted(map(line, later))
+
+
+@pytest.mark.parametrize("place", [12, 17, 21, 26])
+def test_a_resumed_run_leaves_out_the_same_samples_of_a_halted_adapter(
+    case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def broken(*given: Any) -> tuple[torch.Tensor, ...]:
+        seen.extend((share.adapter, share.global_batch) for share in given[-1])
+        return tuple(
+            part * float("nan") if (share.adapter, share.global_batch) == (1, 0) else part
+            for part, share in zip(adapter_losses(*given), given[-1], strict=True)
+        )
+
+    monkeypatch.setattr(execute, "adapter_losses", broken)
+    plan, program, tokens, fresh = case(2)
+    whole = fresh()
+    train(whole, plan, program, tokens, tmp_path / "whole", every=1, on_nonfinite="quarantine")
+    with pytest.raises(KilledError):
+        train(fresh(), plan, program, tokens, tmp_path / "cut", every=1, kill=(1, place), on_nonfinite="quarantine")
+    restored, resumed = newest_checkpoint(tmp_path / "cut", plan), fresh()
+    assert restored is not None
+    train(resumed, plan, program, tokens, tmp_path / "cut", every=1, restored=restored, on_nonfinite="quarantine")
+    # Halted by step 0: batch 1 passes, 2 and 3 never.
+    assert {batch for adapter, batch in seen if adapter == 1} == {0, 1}
+    for one, other in zip(state(whole), state(resumed), strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_killed_again_and_again_it_still_arrives(case: Any, tmp_path: Path) -> None:
