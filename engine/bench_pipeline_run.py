@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from ..planner.errors import PlanError
+from ..planner.errors import JobError, PlanError
+from ..planner.inputs.base_model import TINY
 from ..planner.jobs import Job
 from ..planner.make_plan import make_plan
 from ..planner.plan import Plan
@@ -82,6 +83,11 @@ def run_bench(
     with tempfile.TemporaryDirectory(prefix="loraplex-pipeline-") as name:
         folder = Path(name)
         model, jobs = request.write_model(folder), request.jobs()
+        if request.model != TINY and not has_gpu(request.device):
+            raise JobError(
+                f"--model {request.model} is too large where stages run on the CPU; choose --model {TINY}, or run it "
+                "where there is a GPU"
+            )
         job_file = write_job_file(
             jobs, model=model, num_stages=request.num_stages, microbatch_tokens=request.microbatch_tokens
         )

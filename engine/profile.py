@@ -31,6 +31,8 @@ from .transport import Transport
 from .weight_source import WeightSource
 
 _LINK_SIZES = (1, 64, 256, 1024)
+_LEAST_TOKENS = 64
+"""Of a microbatch to measure without a job file: the samples made up for it have 16 tokens and more."""
 
 
 def profile_model(
@@ -75,7 +77,14 @@ def _check_request(
         raise JobError(f"{num_stages} stages exceed the {base.num_layers} layers of {base.name}; lower --stages")
     if output.is_dir():
         raise JobError(f"{output}: is a folder; name a file to write with -o")
+    # Now, and not when all has been measured.
+    output.parent.mkdir(parents=True, exist_ok=True)
     if job_file is None:
+        if capacity_tokens < _LEAST_TOKENS:
+            raise JobError(
+                f"--microbatch-tokens {capacity_tokens} must be at least {_LEAST_TOKENS}; raise it, or give --job with "
+                "samples that are shorter"
+            )
         if capacity_tokens > base.max_tokens:
             raise JobError(
                 f"--microbatch-tokens {capacity_tokens} exceeds the {base.max_tokens} positions of {base.name}; lower "

@@ -27,6 +27,8 @@ NUM_QUANTILES = 1001
 DATASETS = ("arxiv_sum", "codealpaca", "dialogsum", "gsm8k", "qmsum_span", "scitldr_a")
 """Real data sets whose length tables are shipped."""
 _WHOLE = re.compile(r"[+-]?\d+")
+_MOST_DIGITS = 9
+"""Of a sample's length: more tokens than any model reads, and counts of them still fit 64 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,8 @@ def _length(text: str | None, place: str) -> int:
     value = (text or "").strip()
     if not _WHOLE.fullmatch(value):
         raise TraceError(f"{place}: num_tokens={value!r} must be a whole number of tokens; mend or drop that line")
+    if len(value.lstrip("+-0")) > _MOST_DIGITS:
+        raise TraceError(f"{place}: num_tokens={value[:20]} must have at most {_MOST_DIGITS} digits; mend that line")
     if int(value) < 1:
         raise TraceError(f"{place}: num_tokens={value} must be at least 1; drop samples without tokens")
     return int(value)

@@ -80,7 +80,11 @@ def _from_csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         reader = csv.DictReader(lines, strict=True)
         first_line = 1
         try:
-            num_columns = len(reader.fieldnames or ())
+            columns = reader.fieldnames or ()
+            num_columns = len(columns)
+            twice = [name for name in columns if list(columns).count(name) > 1]
+            if twice:
+                raise JobError(f"{path}:1: the header names {twice[0]!r} twice; rename or drop one of the columns")
             first_line = reader.line_num + 1
             for record in reader:
                 # A quoted cell may run over several lines: the place is where the record begins.
@@ -110,7 +114,8 @@ def _from_parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _json(text: str, place: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        # A bare ValueError is a number of thousands of digits.
         raise JobError(f"{place}: not readable as JSON ({error}); mend or delete it") from error
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from loraplex.engine import bench_pipeline_run
 from loraplex.engine.bench_commands import bench_pipeline
 from loraplex.engine.bench_pipeline import BenchRequest, Sharing, write_job_file
 from loraplex.planner.errors import JobError
@@ -85,6 +86,17 @@ def test_the_job_file_holds_the_same_lengths_for_other_commands(tmp_path: Path) 
 def test_what_cannot_be_run_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(JobError, match=message):
         request(**changes).write_model(tmp_path)
+
+
+def test_a_large_model_is_refused_where_it_would_fill_the_hosts_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_pipeline_run, "launch", lambda *_, **__: pytest.fail("started"))
+    monkeypatch.setattr(bench_pipeline_run, "profile_model", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(
+        JobError, match=r"--model llama-3.1-8b is too large where stages run on the CPU; choose --model ti"
+    ):
+        bench_pipeline_run.run_bench(
+            request(model="llama-3.1-8b", device="cpu"), foretell=lambda *_: pytest.fail("foretold"), say=lambda _: None
+        )
 
 
 def test_a_stage_is_slowed_down_by_as_much_as_the_worst_of_them() -> None:

@@ -163,6 +163,7 @@ def test_a_link_is_measured_by_round_trips() -> None:
         ("absent", 2, 64, "'absent' is no folder below"),
         ("tiny", 5, 64, "5 stages exceed the 4 layers of tiny; lower --stages"),
         ("tiny", 2, 5000, "--microbatch-tokens 5000 exceeds the 4096 positions of tiny"),
+        ("tiny", 2, 63, "--microbatch-tokens 63 must be at least 64; raise it, or give --job with samples"),
     ],
 )
 def test_a_mistake_is_told_before_any_process_starts(
@@ -174,6 +175,9 @@ def test_a_mistake_is_told_before_any_process_starts(
         profile_model(model, output=path, num_stages=num_stages, capacity_tokens=capacity_tokens)
     with pytest.raises(JobError, match="is a folder"):
         profile_model("tiny", output=tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        profile_model("tiny", output=tmp_path / "file" / "profile.json")
     assert not path.exists()
 
 

@@ -32,6 +32,8 @@ def test_a_csv_is_read_in_file_order(tmp_path: Path) -> None:
     [
         ("num_tokens\n5\n0\n", "line 3: num_tokens=0 must be at least 1"),
         ("num_tokens\n-7\n", "line 2: num_tokens=-7 must be at least 1"),
+        ("num_tokens\n1234567890\n", "line 2: num_tokens=1234567890 must have at most 9 digits"),
+        (f"num_tokens\n{'9' * 5000}\n", f"line 2: num_tokens={'9' * 20} must have at most 9 digits"),
         ("num_tokens\n5\nnan\n", "line 3: num_tokens='nan' must be a whole number"),
         ("num_tokens\n12.5\n", "line 2: num_tokens='12.5' must be a whole number"),
         ("num_tokens\n1e3\n", "line 2: num_tokens='1e3' must be a whole number"),

@@ -144,6 +144,8 @@ def test_a_csv_cell_may_be_long(tmp_path: Path) -> None:
         ("a.json", '[{"text": "a"},]', ": not readable as JSON"),
         ("a.json", '{"text": "a"}', ": holds a dict, not a list of records"),
         ("a.json", '[{"text": "a"}, 3]', ", record 2: holds a int, not a record"),
+        ("a.jsonl", '{"text": ' + "9" * 5_000 + "}", ":1: not readable as JSON"),
+        ("a.csv", "text,prompt,text\na,b,c\n", ":1: the header names 'text' twice; rename or drop one"),
         ("a.csv", "text,more\na,b\nc\n", ":3: the row does not have the header's 2 columns"),
         ("a.csv", "text\na\nb,c\n", ":3: the row does not have the header's 1 columns"),
         ("a.csv", 'text\n"a"b\n', ":2: not readable as CSV"),
