@@ -1,6 +1,7 @@
 """What the engine leaves in a run's folder besides the files of traces/run_folder.py. Importing this needs no torch."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -31,11 +32,22 @@ def note_validation(folder: Path, when: str, losses: Mapping[str, float]) -> Non
     known = read_validation(folder)
     for adapter, loss in losses.items():
         known.setdefault(adapter, {})[when] = loss
-    write_atomically(folder / VALIDATION, json.dumps(known, indent=2) + "\n")
+    # JSON knows no nan and no infinity.
+    told = {
+        adapter: {at: loss if math.isfinite(loss) else None for at, loss in found.items()}
+        for adapter, found in known.items()
+    }
+    write_atomically(folder / VALIDATION, json.dumps(told, indent=2, allow_nan=False) + "\n")
 
 
 def read_validation(folder: Path) -> dict[str, dict[str, float]]:
-    """What `note_validation` wrote: adapter -> before, after -> loss. Empty where nothing was kept out."""
+    """What `note_validation` wrote: adapter -> before, after -> loss, nan for one that was no finite number.
+
+    Empty where nothing was kept out.
+    """
     path = folder / VALIDATION
-    found: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+    found: dict[str, dict[str, float | None]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {
+        adapter: {when: math.nan if loss is None else loss for when, loss in losses.items()}
+        for adapter, losses in found.items()
+    }

@@ -58,6 +58,11 @@ class TrainedAdapter:
         mend = "lower its learning_rate or look at its data"
         if self.quarantined_at is not None:
             broke = what_broke(self.last)
+            if not self.steps_taken:
+                return (
+                    f"adapter '{self.name}' was quarantined at its first step: {broke}. {self.folder} holds it "
+                    "untrained; look at its data, and at the weights of the base model"
+                )
             return (
                 f"adapter '{self.name}' was quarantined at step {self.quarantined_at}: {broke}. {self.folder} holds it "
                 f"as of its last good step, after {self.steps_taken} steps; {mend}"

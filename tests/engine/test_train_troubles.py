@@ -1,6 +1,7 @@
 """`loraplex train` when something goes wrong: one adapter, or the disk. In a process per stage, as users run it."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from loraplex.engine.metrics import read_metrics
+from loraplex.engine.metrics import StepRecord, read_metrics
+from loraplex.engine.train import TrainedAdapter
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = """\
@@ -72,6 +74,34 @@ def test_a_quarantined_adapter_is_saved_and_named_and_the_run_succeeds(tmp_path:
     ]
     tensors = load_file(tmp_path / "output" / "adapters" / "wild" / "adapter_model.safetensors")
     assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_an_adapter_without_a_single_good_step_points_at_the_base_model_too() -> None:
+    record = StepRecord(
+        adapter="one",
+        step=0,
+        loss=math.nan,
+        learning_rate=1e-3,
+        grad_norm=math.nan,
+        update_norm=0.0,
+        tokens=8,
+        ms=1.0,
+        state="quarantined",
+    )
+    adapter = TrainedAdapter(
+        name="one",
+        folder=Path("out/one"),
+        metrics_file=Path("m"),
+        first=record,
+        last=record,
+        validation={},
+        steps_taken=0,
+        quarantined_at=0,
+    )
+    assert adapter.warning() == (
+        "adapter 'one' was quarantined at its first step: the loss is nan. out/one holds it untrained; look at its "
+        "data, and at the weights of the base model"
+    )
 
 
 def test_stop_ends_the_run_and_names_adapter_and_step(tmp_path: Path) -> None:

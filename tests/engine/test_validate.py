@@ -1,5 +1,7 @@
 """Validation: the loss of what was kept out, through all stages, without dropout and without changing anything."""
 
+import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,3 +78,15 @@ def test_the_file_keeps_what_was_measured_before(tmp_path: Path) -> None:
     note_validation(tmp_path, "before", {"one": 3.0, "two": 4.0})
     note_validation(tmp_path, "after", {"one": 1.5, "two": 4.25})
     assert read_validation(tmp_path) == {"one": {"before": 3.0, "after": 1.5}, "two": {"before": 4.0, "after": 4.25}}
+
+
+def test_the_loss_of_a_broken_adapter_leaves_the_file_plain_json(tmp_path: Path) -> None:
+    note_validation(tmp_path, "before", {"broken": 3.0})
+    note_validation(tmp_path, "after", {"broken": math.nan})
+
+    def refuse(word: str) -> float:
+        raise AssertionError(f"{word} is no JSON")
+
+    text = (tmp_path / "validation.json").read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=refuse) == {"broken": {"before": 3.0, "after": None}}
+    assert math.isnan(read_validation(tmp_path)["broken"]["after"])
