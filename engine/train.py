@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..planner.build_program import rival_schedules
 from ..planner.inputs.load_jobs import load_jobs
 from ..planner.job_plan import check_plan_belongs, plan_jobs
 from ..planner.plan_file import load_plan, save_plan
@@ -128,10 +129,10 @@ def train(
 ) -> TrainedRun:
     """Train all adapters of a job file on this machine, one process per stage and replica.
 
-    A plan is made when none is given. On resume it is that of the run so far; where the job file asks for other stages
-    or replicas than that has, what is left is planned anew for them. `before_launch` is called when all is checked and
-    the processes start, which draw their own bars. Raises JobError or PlanError for bad input before that, EngineError
-    when the run breaks.
+    A plan is made when none is given. On resume it is that of the run so far; where the job file asks for another
+    pipeline or microbatch_tokens than that has, what is left is planned anew for them. `before_launch` is called when
+    all is checked and the processes start, which draw their own bars. Raises JobError or PlanError for bad input before
+    that, EngineError when the run breaks.
     """
     check_device(settings.device)
     if settings.plan_file is None:
@@ -192,7 +193,16 @@ def _plan_rest(settings: RunSettings, *, progress: Callable[[str, float], None] 
     if not (folder / PLAN).is_file():
         return
     plan = load_plan(folder / PLAN)
-    if (plan.num_stages, plan.num_replicas) == (wanted.num_stages, wanted.num_replicas):
+    # A plan made under a profile names the one of the job file's rival schedules that was the faster.
+    schedule = plan.schedule if plan.schedule in rival_schedules(wanted.schedule) else wanted.schedule
+    changed = replace(
+        plan,
+        num_stages=wanted.num_stages,
+        num_replicas=wanted.num_replicas,
+        microbatch_tokens=wanted.microbatch_tokens,
+        schedule=schedule,
+    )
+    if changed == plan:
         return
     check_plan_belongs(plan, loaded, path=folder / PLAN)
     slot = newest_position(folder, plan)
@@ -201,6 +211,8 @@ def _plan_rest(settings: RunSettings, *, progress: Callable[[str, float], None] 
         slot=-1 if slot is None else slot,
         num_stages=wanted.num_stages,
         num_replicas=wanted.num_replicas,
+        microbatch_tokens=wanted.microbatch_tokens,
+        schedule=schedule,
     )
     save_plan(rest, folder / PLAN)
 

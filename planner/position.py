@@ -1,7 +1,7 @@
 """How far a plan has come, told by the samples that are done: two plans of the same jobs may agree on it."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from .online import replan
@@ -44,20 +44,36 @@ def _mark(adapter: int, index: int) -> int:
     return int.from_bytes(digest, "little")
 
 
-def continued(plan: Plan, *, slot: int, num_stages: int, num_replicas: int) -> Plan:
-    """The plan up to and with `slot` (-1: nothing), and what is left made anew for other stages or replicas.
+def continued(
+    plan: Plan,
+    *,
+    slot: int,
+    num_stages: int | None = None,
+    num_replicas: int | None = None,
+    microbatch_tokens: int | None = None,
+    schedule: str | None = None,
+) -> Plan:
+    """The plan up to and with `slot` (-1: nothing), and what is left made anew for what is given: other stages, say.
 
-    With another number of replicas each old microbatch takes a slot of its own; `positions` still agree. Raises
-    PlanError on what cannot be.
+    Microbatches that hold too much for another capacity are cut; where they are, and with another number of replicas,
+    each takes a slot of its own. `positions` still agree. Raises PlanError on what cannot be.
     """
+    num_replicas = num_replicas or plan.num_replicas
+    capacity_tokens = microbatch_tokens or plan.microbatch_tokens
     done = plan.microbatches[: (slot + 1) * plan.num_replicas]
     rest = plan.microbatches[len(done) :]
-    if num_replicas != plan.num_replicas:
-        done, rest = (_one_a_slot(part, num_replicas=num_replicas) for part in (done, rest))
+    fits = all(held.padded_tokens(plan.pad_multiple) <= capacity_tokens for held in plan.microbatches)
+    if num_replicas != plan.num_replicas or not fits:
+        done, rest = (
+            _one_a_slot(_cut(part, plan, capacity_tokens=capacity_tokens), num_replicas=num_replicas)
+            for part in (done, rest)
+        )
     moved = replace(
         plan,
-        num_stages=num_stages,
+        num_stages=num_stages or plan.num_stages,
         num_replicas=num_replicas,
+        microbatch_tokens=capacity_tokens,
+        schedule=schedule or plan.schedule,
         microbatches=(*done, *rest),
         lower_bound_slots=0,
         adapter_groups=(),
@@ -66,7 +82,20 @@ def continued(plan: Plan, *, slot: int, num_stages: int, num_replicas: int) -> P
     return replan(moved, num_entered=len(done) // num_replicas)
 
 
-def _one_a_slot(microbatches: Sequence[Microbatch], *, num_replicas: int) -> tuple[Microbatch, ...]:
+def _cut(microbatches: Sequence[Microbatch], plan: Plan, *, capacity_tokens: int) -> Iterator[Microbatch]:
+    # Whole samples in their order, as many as fit.
+    for held in microbatches:
+        piece = Microbatch()
+        for sample in held.samples:
+            more = Microbatch(samples=(*piece.samples, sample))
+            if piece.samples and more.padded_tokens(plan.pad_multiple) > capacity_tokens:
+                yield piece
+                more = Microbatch(samples=(sample,))
+            piece = more
+        yield piece
+
+
+def _one_a_slot(microbatches: Iterable[Microbatch], *, num_replicas: int) -> tuple[Microbatch, ...]:
     found: list[Microbatch] = []
     for held in microbatches:
         if held.samples:

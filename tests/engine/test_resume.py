@@ -229,6 +229,46 @@ def test_what_is_left_is_planned_anew_for_other_stages_and_replicas(
             torch.testing.assert_close(mine[name], weight, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("replicas", "change"),
+    [
+        # What a user changes whose device was full: what is done is counted in the smaller microbatches, too.
+        ((1, 1), {"microbatch_tokens": 24}),
+        ((2, 2), {"microbatch_tokens": 24}),
+        ((2, 1), {"microbatch_tokens": 30, "num_stages": 3}),
+        ((1, 1), {"microbatch_tokens": 96}),
+        ((1, 1), {"schedule": "gpipe"}),
+        ((1, 1), {"schedule": "1f1b-wide", "microbatch_tokens": 33}),
+    ],
+)
+def test_what_is_left_is_planned_anew_for_other_microbatches_and_schedules(
+    case: Any, make_stages: Any, tmp_path: Path, replicas: tuple[int, int], change: dict[str, Any]
+) -> None:
+    plan, program, tokens, fresh = case(2, num_replicas=replicas[0])
+    whole = fresh()
+    records = train(whole, plan, program, tokens, tmp_path / "whole", every=1000)
+    with pytest.raises(KilledError):
+        train(fresh(), plan, program, tokens, tmp_path, every=1, kill=(0, 23))
+    slot = newest_position(tmp_path, plan)
+    assert slot is not None
+    other = continued(plan, slot=slot, num_replicas=replicas[1], **change)
+    assert not other.verify()
+    assert {name: getattr(other, name) for name in change} == change
+    restored = newest_checkpoint(tmp_path, other)
+    assert restored is not None
+    resumed = make_stages(other)
+    rest = train(resumed, other, build_program(other), tokens, tmp_path, every=1, restored=restored)
+    expected = {(record.adapter, record.step): record.loss for record in records}
+    for record in rest:
+        assert record.loss == pytest.approx(expected[record.adapter, record.step], abs=1e-5)
+    # A second cut lies behind the first, whatever slots are called now.
+    assert (newest_position(tmp_path, other) or 0) > restored.after
+    for index, adapter in enumerate(whole[0].adapters):
+        mine = {name: weight for stage in resumed for name, weight in stage.adapters[index].parameters.items()}
+        for name, weight in adapter.parameters.items():
+            torch.testing.assert_close(mine[name], weight, atol=1e-5, rtol=0)
+
+
 def test_what_is_left_after_a_cut() -> None:
     # Stage 0 is at the end of 0B1; (0, 0) has been stepped there, (1, 0) is whole and waits for its step.
     program = Program.from_text(TWO_STAGES, num_stages=2)

@@ -91,18 +91,20 @@ def test_a_killed_worker_ends_the_run_and_torchrun_resumes_it_to_the_same_bits(
         assert [(record.step, record.loss) for record in mine] == [(record.step, record.loss) for record in whole]
 
 
-def test_a_stopped_run_goes_on_with_other_stages(
+def test_a_stopped_run_goes_on_with_other_stages_and_microbatches(
     running: tuple[Path, subprocess.Popen[str]], trained: tuple[Path, dict[str, object]]
 ) -> None:
     folder, process = running
     os.killpg(process.pid, signal.SIGINT)
     finish(process, seconds=60)
-    (folder / "jobs.yaml").write_text(JOB.replace("stages: 2", "stages: 3"), encoding="utf-8")
+    other = JOB.replace("stages: 2", "stages: 3").replace("microbatch_tokens: 96", "microbatch_tokens: 128")
+    (folder / "jobs.yaml").write_text(other, encoding="utf-8")
     begun = load_plan(folder / "output" / "plan.json")
     code, _, err = finish(start(command(*LORAPLEX, "train", "jobs.yaml", "--resume"), folder), seconds=120)
     assert code == 0, err
     plan = load_plan(folder / "output" / "plan.json")
     assert (begun.num_stages, plan.num_stages) == (2, 3)
+    assert (begun.microbatch_tokens, plan.microbatch_tokens) == (96, 128)
     assert plan.microbatches[:5] == begun.microbatches[:5]
     for name in ADAPTERS:
         mine, whole = (read_metrics(output / f"metrics-{name}.jsonl") for output in (folder / "output", trained[0]))
