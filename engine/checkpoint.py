@@ -2,9 +2,10 @@
 
 `checkpoints/microbatch-N/stage-S-of-P.safetensors` holds, for each adapter of the plan, the tensors of
 StageAdapter.tensors under `ADAPTER/`, `loss/ADAPTER.BATCH` and `total/ADAPTER.BATCH` (norms that wait for their step),
-and as metadata the versions and the position: which samples are done. Any plan of the same jobs that comes to the same
-position can go on from there, on any number of stages and replicas. With R replicas N is a slot, and the parts of the
-others, `stage-S-of-P.replica-Q-of-R.safetensors`, hold only their share of batches in the making.
+and as metadata the versions, the base model's identity and the position: which samples are done. Any plan of the same
+jobs that comes to the same position can go on from there, on any number of stages and replicas. With R replicas N is a
+slot, and the parts of the others, `stage-S-of-P.replica-Q-of-R.safetensors`, hold only their share of batches in the
+making.
 """
 
 import json
@@ -80,7 +81,7 @@ class Restored:
 class CheckpointWriter:
     """Collects one worker's copies for each cut and writes the part when it has them all.
 
-    `positions` are those of the plan (planner/position.py), by slot.
+    `positions` are those of the plan (planner/position.py), by slot; `base` says what is trained on (base_identity.py).
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class CheckpointWriter:
         stage: int,
         num_stages: int,
         positions: Sequence[str],
+        base: str = "",
         replica: int = 0,
         num_replicas: int = 1,
     ) -> None:
@@ -99,6 +101,7 @@ class CheckpointWriter:
         self._replica = replica
         self._num_replicas = num_replicas
         self._positions = positions
+        self._base = base
         self._tensors: dict[int, dict[str, Tensor]] = {}
         self._versions: dict[int, dict[int, int]] = {}
 
@@ -142,6 +145,7 @@ class CheckpointWriter:
         versions = self._versions.pop(after)
         metadata = {
             "position": self._positions[after],
+            "base": self._base,
             "versions": json.dumps([versions[index] for index in range(len(versions))]),
         }
         folder = self._folder / f"microbatch-{after}"
@@ -174,19 +178,20 @@ def forget_unfinished(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def newest_position(folder: Path, plan: Plan) -> int | None:
+def newest_position(folder: Path, plan: Plan, *, base: str = "") -> int | None:
     """The slot of the plan behind which the newest complete checkpoint is cut; None where there is none.
 
     Raises PlanError as `newest_checkpoint` does.
     """
     path = _newest(folder)
-    return None if path is None else _slot(_metadata(_parts(path)[0]), plan, path)
+    return None if path is None else _slot(_metadata(_parts(path)[0]), plan, path, base=base)
 
 
-def newest_checkpoint(folder: Path, plan: Plan) -> Restored | None:
+def newest_checkpoint(folder: Path, plan: Plan, *, base: str = "") -> Restored | None:
     """The newest complete checkpoint below an output folder; None where there is none.
 
-    Raises PlanError where the plan never comes to its position, and where it cannot be read.
+    Raises PlanError where the plan never comes to its position, where it was trained on another base model than `base`
+    says (where it says anything), and where it cannot be read.
     """
     path = _newest(folder)
     if path is None:
@@ -203,7 +208,7 @@ def newest_checkpoint(folder: Path, plan: Plan) -> Restored | None:
         shares.setdefault(replica, {}).update(found)
     whole = _by_batch("total", tensors)
     return Restored(
-        after=_slot(metadata, plan, path),
+        after=_slot(metadata, plan, path, base=base),
         versions=tuple(json.loads(metadata["versions"])),
         tensors={key: value for key, value in tensors.items() if not _is_share(key, whole)},
         shares=tuple(
@@ -230,8 +235,10 @@ def _batch(text: str) -> Batch:
     return int(adapter), int(global_batch)
 
 
-def _slot(metadata: Mapping[str, str], plan: Plan, path: Path) -> int:
-    known = positions(plan)
+def _slot(metadata: Mapping[str, str], plan: Plan, path: Path, *, base: str) -> int:
+    known, trained_on = positions(plan), metadata.get("base")
+    if base and trained_on and trained_on != base:
+        raise PlanError(f"{path} was trained on another base_model; give that one, or train without --resume")
     if metadata.get("position") not in known:
         raise PlanError(f"{path} is of another plan; give that plan, or train without --resume")
     return known.index(metadata["position"])

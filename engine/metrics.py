@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..planner.errors import JobError
 from ..traces.files import write_atomically
 from ..traces.run_folder import metrics_name
 from .disk import writing
@@ -55,11 +56,14 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> tuple[StepRecord, ...]:
-    """The records of one file; what was written as null is nan."""
+    """The records of one file; what was written as null is nan. Raises JobError for a line that is none of ours."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        values: dict[str, Any] = json.loads(line)
-        found.append(StepRecord(**values | {key: math.nan for key, value in values.items() if value is None}))
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            values: dict[str, Any] = json.loads(line)
+            found.append(StepRecord(**values | {key: math.nan for key, value in values.items() if value is None}))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise JobError(f"{path}:{number}: is no record of a step ({error}); delete that line") from None
     return tuple(found)
 
 

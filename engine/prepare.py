@@ -81,10 +81,12 @@ def prepare(settings: RunSettings, *, progress: ProgressCallback | None = None) 
     check_init_adapters(loaded)
     output_dir = settings.output_dir or loaded.settings.output_dir
     path = settings.plan_file or output_dir / PLAN
+    if settings.resume and not path.is_file():
+        raise PlanError(f"{path} does not exist, so there is no run to go on with; train without --resume")
     if not path.is_file():
         raise PlanError(f"{path} does not exist; make it with loraplex plan {settings.job_file} -o {path}")
     plan = load_plan(path)
-    check_plan_belongs(plan, loaded, path=path)
+    check_plan_belongs(plan, loaded, path=path, resumed=settings.resume)
     program = build_program(plan)
     check_program(program, plan)
     check_runnable(program)

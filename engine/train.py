@@ -18,6 +18,7 @@ from ..traces.run_folder import MEASURED, PLAN, metrics_name
 from ..traces.timeline import Timeline
 from .base_check import check_base
 from .base_folder import base_model_folder, check_has_weights
+from .base_identity import base_identity
 from .checkpoint import newest_position
 from .cut import check_can_cut
 from .device_memory import free_gpus
@@ -141,7 +142,10 @@ def train(
     check_loggers(settings.report_to or prepared.loaded.settings.report_to)
     if settings.checkpoint_every is not None:
         check_can_cut(prepared.program)
-    _check_base(prepared)
+    identity = _check_base(prepared)
+    if settings.resume:
+        # Here, so that it is told once and before any process starts.
+        newest_position(prepared.output_dir, prepared.plan, base=identity)
     if settings.plan_file is not None:
         prepared.output_dir.mkdir(parents=True, exist_ok=True)
         save_plan(prepared.plan, prepared.output_dir / PLAN)
@@ -157,12 +161,13 @@ def train(
     return _result(prepared, recompute=recompute)
 
 
-def _check_base(prepared: Prepared) -> None:
-    # Written or downloaded here, where no other process waits for it; workers find it done.
-    model = prepared.loaded.settings.base_model
+def _check_base(prepared: Prepared) -> str:
+    # Its identity. Written or downloaded here, where no other process waits for it; workers find it done.
+    settings = prepared.loaded.settings
     with writing(prepared.output_dir):
-        folder = base_model_folder(model, output_dir=prepared.output_dir)
-    check_base(folder, model)
+        folder = base_model_folder(settings.base_model, output_dir=prepared.output_dir)
+    check_base(folder, settings.base_model)
+    return base_identity(folder, settings.base_model, seed=settings.seed)
 
 
 def _recompute(settings: RunSettings, prepared: Prepared) -> RecomputeMode:
@@ -204,7 +209,7 @@ def _plan_rest(settings: RunSettings, *, progress: Callable[[str, float], None] 
     )
     if changed == plan:
         return
-    check_plan_belongs(plan, loaded, path=folder / PLAN)
+    check_plan_belongs(plan, loaded, path=folder / PLAN, resumed=True)
     slot = newest_position(folder, plan)
     rest = continued(
         plan,

@@ -9,6 +9,7 @@ from ..planner.position import positions
 from ..planner.program import Program
 from ..traces.memory_costs import RecomputeMode, asked_recompute
 from .base_folder import base_model_folder
+from .base_identity import base_identity
 from .batch import Packer
 from .checkpoint import CheckpointWriter, Restored, forget_checkpoints, forget_unfinished, newest_checkpoint
 from .clock import clock_offset_ns
@@ -66,7 +67,8 @@ def run_worker(settings: RunSettings, prepared: Prepared, listener: Listener) ->
     )
     start_from(stage.adapters, prepared.loaded.init_adapters)
     position.move("reading the checkpoint" if settings.resume else "building adapters", -1)
-    restored = _restore(settings, prepared, stage, transport)
+    base = base_identity(folder, prepared.loaded.settings.base_model, seed=prepared.loaded.settings.seed)
+    restored = _restore(settings, prepared, stage, transport, base=base)
     recorder = Recorder(stage=index, replica=replica, device=device)
     recorder.clock_offset_ns = clock_offset_ns(transport, num_workers=plan.num_workers())
     validation = Validation.of(plan, prepared.loaded) if replica == 0 else None
@@ -79,6 +81,7 @@ def run_worker(settings: RunSettings, prepared: Prepared, listener: Listener) ->
         stage,
         transport,
         recorder,
+        base=base,
         restored=restored,
         validation=validation,
         position=position,
@@ -126,14 +129,16 @@ def _weights(prepared: Prepared, position: PositionFile, listener: Listener | No
     return WeightSource.of(settings.base_model, seed=settings.seed, report=report)
 
 
-def _restore(settings: RunSettings, prepared: Prepared, stage: Stage, transport: Transport) -> Restored | None:
+def _restore(
+    settings: RunSettings, prepared: Prepared, stage: Stage, transport: Transport, *, base: str
+) -> Restored | None:
     if not settings.resume:
         if transport.worker == 0:
             forget_checkpoints(prepared.output_dir)
             (prepared.output_dir / VALIDATION).unlink(missing_ok=True)
         transport.barrier()
         return None
-    restored = newest_checkpoint(prepared.output_dir, prepared.plan)
+    restored = newest_checkpoint(prepared.output_dir, prepared.plan, base=base)
     if restored is not None:
         restored.put_into(stage.adapters, replica=stage.replica, num_replicas=prepared.plan.num_replicas)
     if transport.worker == 0:
@@ -150,6 +155,7 @@ def _train(
     transport: Transport,
     recorder: Recorder,
     *,
+    base: str,
     restored: Restored | None,
     validation: Validation | None,
     position: PositionFile,
@@ -168,6 +174,7 @@ def _train(
         stage=index,
         num_stages=plan.num_stages,
         positions=() if settings.checkpoint_every is None else positions(plan),
+        base=base,
         replica=stage.replica,
         num_replicas=plan.num_replicas,
     )

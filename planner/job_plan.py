@@ -26,9 +26,14 @@ def plan_jobs(loaded: LoadedJobs, *, progress: Callable[[str, float], None] | No
     )
 
 
-def check_plan_belongs(plan: Plan, loaded: LoadedJobs, *, path: Path) -> None:
-    """Raise PlanError, naming what differs, for a plan that was made for other data or another job."""
+def check_plan_belongs(plan: Plan, loaded: LoadedJobs, *, path: Path, resumed: bool = False) -> None:
+    """Raise PlanError, naming what differs, for a plan that was made for other data or another job.
+
+    The plan of a run to be `resumed` cannot be made anew: the job must be what it was.
+    """
     mend = f"make it anew with loraplex plan {loaded.settings.job_file}"
+    if resumed:
+        mend = f"let {loaded.settings.job_file} and its texts be what they were, or train without --resume"
     if loaded.settings.base_model.random_weights and not plan.data_fingerprint:
         mend = f"write random_weights: true into {loaded.settings.job_file} and make it anew, or leave out --plan"
     if plan.data_fingerprint != loaded.fingerprint:

@@ -143,6 +143,16 @@ def test_a_plan_of_something_else_or_edited(folder: Path, file: str, old: str, n
     assert reason in str(error.value)
 
 
+def test_a_run_cannot_be_resumed_with_another_job(folder: Path) -> None:
+    path = plan(folder)
+    edit(folder, "jobs.yaml", "r: 4", "r: 5")
+    with pytest.raises(InputError, match=r"plan.json holds other lora .*; let .*jobs.yaml and its texts be what they"):
+        prepare(RunSettings(job_file=folder / "jobs.yaml", plan_file=path, resume=True))
+    path.unlink()
+    with pytest.raises(InputError, match=r"plan.json does not exist, so there is no run to go on with; train without"):
+        prepare(RunSettings(job_file=folder / "jobs.yaml", plan_file=path, resume=True))
+
+
 def test_missing_files_are_named(folder: Path) -> None:
     with pytest.raises(InputError, match=r"none\.yaml: cannot be read \(No such file or directory\)"):
         data_show(folder / "none.yaml")

@@ -65,6 +65,7 @@ def train(
             stage=stage.layout.stage,
             num_stages=plan.num_stages,
             positions=positions(plan),
+            base="a model",
             replica=stage.replica,
             num_replicas=plan.num_replicas,
         )
@@ -267,6 +268,15 @@ def test_what_is_left_is_planned_anew_for_other_microbatches_and_schedules(
         mine = {name: weight for stage in resumed for name, weight in stage.adapters[index].parameters.items()}
         for name, weight in adapter.parameters.items():
             torch.testing.assert_close(mine[name], weight, atol=1e-5, rtol=0)
+
+
+def test_another_base_model_is_refused(case: Any, tmp_path: Path) -> None:
+    plan, program, tokens, fresh = case(2)
+    train(fresh(), plan, program, tokens, tmp_path, every=3)
+    assert newest_checkpoint(tmp_path, plan, base="a model") is not None
+    for find in (newest_checkpoint, newest_position):
+        with pytest.raises(PlanError, match=r"microbatch-\d+ was trained on another base_model; give that one, or "):
+            find(tmp_path, plan, base="another")
 
 
 def test_what_is_left_after_a_cut() -> None:
