@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from .batch import PackedRows
+from .flash_attention import HEAD_DIMS, flash_attention_4
 
 
 def packed_attention(
@@ -16,7 +17,8 @@ def packed_attention(
 ) -> Tensor:
     """`query [T, Hq, D]`, `key` and `value [T, Hkv, D]` -> `[T, Hq, D]`; `window` tokens back where given.
 
-    One variable-length call on a GPU in half precision, one call per sample elsewhere.
+    One variable-length call on a GPU in half precision (FlashAttention-4's where it is installed, else torch's), one
+    call per sample elsewhere.
     """
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return _variable_length(query, key, value, rows=rows, scaling=scaling, window=window)
@@ -33,6 +35,21 @@ def packed_attention(
 def _variable_length(
     query: Tensor, key: Tensor, value: Tensor, *, rows: PackedRows, scaling: float, window: int | None
 ) -> Tensor:
+    everything = window is None or rows.longest <= window
+    flash = flash_attention_4(query.device) if everything and query.shape[-1] in HEAD_DIMS else None
+    if flash is not None:
+        output, _ = flash(
+            query,
+            key,
+            value,
+            cu_seqlens_q=rows.cumulative_lengths,
+            cu_seqlens_k=rows.cumulative_lengths,
+            max_seqlen_q=rows.longest,
+            max_seqlen_k=rows.longest,
+            softmax_scale=scaling,
+            causal=True,
+        )
+        return output
     from torch.nn.attention.varlen import varlen_attn
 
     # torch 2.11 takes grouped heads as they are, later versions want to be told.
@@ -47,7 +64,7 @@ def _variable_length(
         rows.longest,
         scale=scaling,
         # (tokens back, tokens ahead); -1: all. A window of w tokens holds the token itself and w - 1 before it.
-        window_size=(-1 if window is None or rows.longest <= window else window - 1, 0),
+        window_size=(-1 if everything or window is None else window - 1, 0),
         **told,
     )
     assert isinstance(attended, Tensor)  # a pair only where more is asked for
