@@ -35,6 +35,15 @@ def base_model_folder(model: BaseModel, *, output_dir: Path) -> Path:
     return folder
 
 
+def base_reference(model: BaseModel, folder: Path) -> str:
+    """What an adapter's config names its base model, whose files lie in `folder`: what PEFT can load it from.
+
+    A hub id means the same everywhere. PEFT looks for a relative folder below the working directory, and not beside the
+    adapter, so a folder is named by its whole path.
+    """
+    return model.name if model.on_hub else str(folder.resolve())
+
+
 def check_has_weights(model: BaseModel) -> None:
     """Raise JobError for a shape whose weights are neither there nor to be drawn; looks at no files."""
     if model.folder is None and model.name != TINY and not model.random_weights:

@@ -9,6 +9,7 @@ import torch
 
 from ..traces.run_folder import MEASURED, metrics_name
 from ..traces.timeline import Timeline, no_counters
+from .base_folder import base_reference
 from .collect import collect
 from .device_memory import peak_bytes, sharing_processes
 from .export import export_adapters, save_part
@@ -67,15 +68,9 @@ def publish(prepared: Prepared, base_folder: Path) -> None:
         plan.jobs,
         [work / _part(stage) for stage in range(plan.num_stages)],
         folder,
-        base_model=_reference(prepared, base_folder),
+        base_model=base_reference(prepared.loaded.settings.base_model, base_folder),
         linears=whole_linears(base_folder),
     )
-
-
-def _reference(prepared: Prepared, base_folder: Path) -> str:
-    # A hub id means the same everywhere; a folder is found from any working directory by its whole path only.
-    base = prepared.loaded.settings.base_model
-    return base.name if base.on_hub else str(base_folder.resolve())
 
 
 def join_timelines(parts: Sequence[Timeline]) -> Timeline:

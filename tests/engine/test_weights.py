@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from loraplex.engine.base_folder import base_model_folder
+from loraplex.engine.base_folder import base_model_folder, base_reference
 from loraplex.engine.model import Layout, build_stage
 from loraplex.engine.tiny_model import write_tiny_model
 from loraplex.engine.weight_source import WeightSource
@@ -97,6 +97,24 @@ def test_a_hub_id_is_found_in_the_local_cache_without_internet(cached: Path, tmp
     model = find_base_model("some/model", relative_to=tmp_path)
     assert model.folder == cached
     assert base_model_folder(model, output_dir=tmp_path) == cached
+
+
+def test_adapters_name_their_base_as_peft_can_load_it(
+    cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").symlink_to(cached)
+
+    def named(name: str, *, random_weights: bool = False) -> str:
+        model = find_base_model(name, relative_to=Path(), random_weights=random_weights)
+        return base_reference(model, base_model_folder(model, output_dir=Path("out")))
+
+    assert named("some/model") == "some/model"
+    assert named("own") == str(cached)
+    assert named("tiny") == str(tmp_path / "out" / "base-model")
+    assert named("llama-3.1-8b", random_weights=True) == str(tmp_path / "out" / "random-base")
+    for name in ("own", "tiny"):
+        assert AutoConfig.from_pretrained(named(name)).model_type == "llama"
 
 
 def test_a_cached_model_without_its_weights_says_what_to_do(cached: Path, tmp_path: Path) -> None:
