@@ -244,18 +244,6 @@ def plot_bars(groups: Mapping[str, Mapping[str, float]], path: Path | str, *, y_
             _legend_beside(figure, len(systems))
 
 
-def plot_scaling(curves: Mapping[str, pd.DataFrame], path: Path | str) -> None:
-    """Throughput by GPUs, one line a system; frames with the columns `num_gpus` and `tokens_per_s`."""
-    plot_curves(
-        {name: frame.rename(columns={"num_gpus": "x", "tokens_per_s": "y"}) for name, frame in curves.items()},
-        path,
-        x_label="GPUs",
-        y_label="throughput [real tokens/s]",
-        title="Throughput by number of GPUs",
-        log_x=True,
-    )
-
-
 def plot_predictions(*, simulated: Timeline, measured: Timeline, path: Path | str) -> None:
     """Every action's measured against its simulated duration; on the line the prediction was right."""
     times = action_times(simulated, measured)

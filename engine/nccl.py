@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .gloo import MAX_OUTSTANDING_SENDS, GlooTransport
 from .lifeline import Lifeline, OnLost, end_process
+from .over_host import OverHost
 from .transport import Edge, edges
 
 MAX_CTAS = 8
@@ -53,8 +54,8 @@ class _Way:
     under_way: deque[tuple[torch.cuda.Event, Tensor]]
 
 
-class NcclTransport:
-    """One worker's end. `host` carries what is on the host; all workers make theirs together, in the same order."""
+class NcclTransport(OverHost):
+    """One worker's end; all workers make theirs together, in the same order."""
 
     def __init__(
         self,
@@ -66,8 +67,7 @@ class NcclTransport:
         timeout: datetime.timedelta,
         on_lost: OnLost = end_process,
     ) -> None:
-        self._host = host
-        self._device = device
+        super().__init__(host, device=device)
         # Nothing ever runs on it: what is made there may be filled at once.
         self._idle = torch.cuda.Stream(device)
         self._receiving: dict[Edge, dist.ProcessGroup] = {}
@@ -84,18 +84,6 @@ class NcclTransport:
             self._sums[peers] = _communicator(peers, timeout)
         self._lifeline = Lifeline(on_lost=on_lost)
         self._connect(num_stages=num_stages, num_replicas=num_replicas)
-
-    @property
-    def worker(self) -> int:
-        return self._host.worker
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
-
-    @property
-    def host(self) -> GlooTransport:
-        return self._host
 
     def post(self, edge: Edge, num_bytes: int) -> NcclReceive:
         # NCCL's stream waits for the current one when it is called: here for one that has nothing to do.
@@ -124,9 +112,6 @@ class NcclTransport:
             self._host.reduce(tensor, workers=workers)
         else:
             dist.all_reduce(tensor, group=self._sums[tuple(workers)])
-
-    def barrier(self) -> None:
-        self._host.barrier()
 
     def finish(self) -> None:
         for way in self._sending.values():

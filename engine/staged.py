@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..kernels.upload import write
 from .gloo import MAX_OUTSTANDING_SENDS, GlooReceive, GlooTransport
+from .over_host import OverHost
 from .recorder import Later
 from .transport import Edge
 
@@ -113,28 +114,15 @@ class _Sender:
             parcel.left.tell(0)
 
 
-class StagedTransport:
-    """One worker's end, whose messages live on `device`. `host` does the sending, and all that is on the host."""
+class StagedTransport(OverHost):
+    """One worker's end. `host` does the sending too."""
 
     def __init__(self, host: GlooTransport, *, device: torch.device) -> None:
-        self._host = host
-        self._device = device
+        super().__init__(host, device=device)
         self._is_gpu = device.type == "cuda"
         self._arrivals = torch.cuda.Stream(device) if self._is_gpu else None
         self._departures = torch.cuda.Stream(device) if self._is_gpu else None
         self._senders: dict[Edge, _Sender] = {}
-
-    @property
-    def worker(self) -> int:
-        return self._host.worker
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
-
-    @property
-    def host(self) -> GlooTransport:
-        return self._host
 
     def post(self, edge: Edge, num_bytes: int) -> StagedReceive:
         # torch keeps freed pinned memory for the next of its size, once the copies from it are through.
@@ -173,9 +161,6 @@ class StagedTransport:
         copied.synchronize()
         self._host.reduce(pinned, workers=workers)
         write(tensor, pinned)
-
-    def barrier(self) -> None:
-        self._host.barrier()
 
     def finish(self) -> None:
         for sender in self._senders.values():

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from ...traces.workloads import read_lengths
 from ..errors import JobError
 from ..jobs import Job, job_from_lengths
 
-Overlong = Literal["error", "truncate", "skip"]
 OVERLONG = ("error", "truncate", "skip")
 
 

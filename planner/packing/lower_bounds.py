@@ -12,13 +12,8 @@ _MAX_HEADS = 256
 """Heads tried by `window_bound`; more only cost time (any choice is a valid bound)."""
 
 
-def volume_bound(sizes: Sequence[int], *, capacity: int) -> int:
-    """Bins that hold the total."""
-    return -(-sum(sizes) // capacity)
-
-
 def martello_toth_bound(sizes: Sequence[int] | NDArray[np.int64], *, capacity: int) -> int:
-    """L2 (Martello and Toth, Knapsack Problems, 1990, section 8.3.2): at least the volume bound.
+    """L2 (Martello and Toth, Knapsack Problems, 1990, section 8.3.2): at least the bins that hold the total.
 
     For a threshold t <= capacity / 2, items above capacity - t sit alone, those above capacity / 2 sit apart, and those
     of at least t fill only the gaps that the latter leave.

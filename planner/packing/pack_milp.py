@@ -90,7 +90,7 @@ def _solve(
         chosen, name = (solver, "given solver") if solver is not None else _solver(limits)
         model, place = _model(workload, items, bins=bins, lower=lower, stage=stage)
         status = _run(model, chosen)
-        found = _read(items, place=place, num_bins=len(bins))
+        found = _read(place, num_bins=len(bins))
     except KeyboardInterrupt:
         raise
     except Exception as error:  # whatever a guest does, the plan must stand
@@ -223,7 +223,7 @@ def _canonical(workload: Workload, bins: Bins, *, stage: int) -> list[set[int]]:
     return [set(row) for row in (*free, *(bins[-1:] if stage == 2 else ()))]
 
 
-def _read(items: Sequence[int], *, place: Any, num_bins: int) -> Bins | None:
+def _read(place: Any, *, num_bins: int) -> Bins | None:
     found: Bins = [[] for _ in range(num_bins)]
     for (item, number), variable in place.items():
         if variable.varValue is None:

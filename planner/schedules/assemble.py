@@ -46,7 +46,7 @@ def assemble(
                 after = _done(orders[stage], last_slots) + 1
                 table = np.insert(table, after, _rows(ActionKind.REDUCE, batches), axis=0)
             table = _of_replica(table, own, replica=replica, num_replicas=replicas)
-            workers.append(_columns(_with_steps(table, step_slots, batches, replica=replica, num_replicas=replicas)))
+            workers.append(_columns(_with_steps(table, step_slots, batches, num_replicas=replicas)))
     return Program(
         schedule=schedule, num_stages=stages, num_replicas=replicas, num_chunks=num_chunks, workers=tuple(workers)
     )
@@ -93,9 +93,7 @@ def _of_replica(table: Table, filled: NDArray[np.bool_], *, replica: int, num_re
     return table[keep]
 
 
-def _with_steps(
-    table: Table, step_slots: NDArray[np.int64], batches: NDArray[np.int32], *, replica: int, num_replicas: int
-) -> Table:
+def _with_steps(table: Table, step_slots: NDArray[np.int64], batches: NDArray[np.int32], *, num_replicas: int) -> Table:
     forwards = np.flatnonzero((table[:, 0] == int(ActionKind.FORWARD)) & (table[:, 2] == 0))
     place = np.full(int(step_slots.max(initial=0)) + 1, len(table), dtype=np.int64)
     slots = table[forwards, 1] // num_replicas

@@ -14,7 +14,6 @@ from loraplex.analysis.plots import (
     plot_losses,
     plot_memory,
     plot_predictions,
-    plot_scaling,
     plot_waste,
 )
 from loraplex.planner.plan import Plan
@@ -74,13 +73,12 @@ def test_waste(two_adapters: Plan, tmp_path: Path) -> None:
     assert any("100 tokens each" in text and "[%]" in text for text in found)
 
 
-def test_curves_and_scaling(tmp_path: Path) -> None:
-    frame = pd.DataFrame({"num_gpus": [1, 2, 4], "tokens_per_s": [1000.0, 1900.0, 3500.0]})
-    plot_scaling({"ours": frame, "theirs": frame / 2}, tmp_path / "scaling")
-    assert {"GPUs", "throughput [real tokens/s]", "ours", "theirs", "3,500"} <= set(written(tmp_path / "scaling"))
-    curve = frame.set_axis(["x", "y"], axis=1)
-    plot_curves({"ours": curve}, tmp_path / "one", x_label="adapters", y_label="speed-up [x]", title="Sharing")
-    assert {"adapters", "speed-up [x]", "Sharing"} <= set(written(tmp_path / "one"))
+def test_curves(tmp_path: Path) -> None:
+    curve = pd.DataFrame({"x": [1, 2, 4], "y": [1000.0, 1900.0, 3500.0]})
+    curves = {"ours": curve, "theirs": curve / 2}
+    plot_curves(curves, tmp_path / "curves", x_label="adapters", y_label="speed-up [x]", title="Sharing")
+    found = set(written(tmp_path / "curves"))
+    assert {"adapters", "speed-up [x]", "Sharing", "ours", "theirs", "3,500"} <= found
 
 
 def test_predictions(make_1f1b: MakeTimeline, tmp_path: Path) -> None:
