@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..planner.options import Json, JsonMs
+
 if TYPE_CHECKING:
     from .compare import Comparison
     from .run import Run
@@ -18,7 +20,7 @@ def compare(
     plan: Annotated[
         Path | None, typer.Option(help="Plan of both; adds tokens and adapters.", show_default=False)
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in ms).")] = False,
+    json: JsonMs = False,
 ) -> None:
     """Compare a simulated with a measured timeline: makespan, bubbles, each kind of action, and the order.
 
@@ -81,7 +83,7 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write instead of report.html in the folder.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Write one self-contained HTML page about a run: numbers, plots, and a timeline to zoom into."""
     import json as json_module
@@ -114,7 +116,7 @@ def bench_sharing(
         Path | None,
         typer.Option(help="Folder of NAME.csv with num_tokens, to use instead of draws from the shipped tables."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Replay adapters together and apart, and all systems side by side: where sharing one pipeline pays."""
     import json as json_module

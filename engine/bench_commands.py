@@ -5,6 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..planner.options import (
+    RESULTS,
+    Device,
+    DrawnWeights,
+    GlobalBatchSize,
+    Json,
+    JsonMs,
+    MicrobatchTokens,
+    ResultsFolder,
+)
+
 if TYPE_CHECKING:
     from ..planner.systems import SystemRun
     from ..traces.costs import CostProfile
@@ -14,20 +25,18 @@ def bench_pipeline(
     model: Annotated[str, typer.Option(help="A built-in shape, or tiny.")] = "llama-3.1-8b",
     layers: Annotated[int, typer.Option(help="Decoder layers of it, over all stages.", min=1)] = 12,
     stages: Annotated[int, typer.Option(help="Processes, all on one GPU where there is one.", min=2)] = 4,
-    microbatch_tokens: Annotated[int, typer.Option(help="Tokens a microbatch may hold.", min=16)] = 4096,
+    microbatch_tokens: MicrobatchTokens = 4096,
     batches: Annotated[int, typer.Option(help="Global batches of each of the four adapters.", min=1)] = 8,
-    global_batch_size: Annotated[int, typer.Option(help="Samples in each.", min=1)] = 16,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    global_batch_size: GlobalBatchSize = 16,
+    device: Device = "auto",
     thread_percentage: Annotated[
         str, typer.Option(help="Share of the GPU for each process (MPS), or auto: find it. Unused on a CPU.")
     ] = "12",
     profile: Annotated[
         Path | None, typer.Option(help="Cost profile to foretell with.", show_default="measured first")
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for JSON, CSV and picture.")] = Path(
-        "analysis/results"
-    ),
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in ms).")] = False,
+    output: ResultsFolder = RESULTS,
+    json: JsonMs = False,
 ) -> None:
     """Profile, plan, simulate and execute six systems on real stages, and compare what was foretold with what was."""
     import json as json_module
@@ -89,11 +98,11 @@ def bench_pipeline(
 
 def bench_train(
     model: Annotated[str, typer.Option(help="A built-in shape, a model folder, a hub id, or tiny.")] = "llama-3.1-8b",
-    random_weights: Annotated[bool, typer.Option("--random-weights", help="Draw the weights.")] = False,
+    random_weights: DrawnWeights = False,
     num_layers: Annotated[
         int | None, typer.Option(help="Only so many layers, with random weights.", min=1, show_default="all")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cuda or cpu.")] = "auto",
+    device: Device = "auto",
     systems: Annotated[
         list[str] | None, typer.Option("--system", help="Measure only these; may be repeated.", show_default="all")
     ] = None,
@@ -104,8 +113,8 @@ def bench_train(
         list[float] | None, typer.Option("--dropout", help="May be repeated.", min=0.0, show_default="0 and 0.1")
     ] = None,
     seconds: Annotated[float, typer.Option(help="Measure each figure for about so long, once warm.", min=0.1)] = 5.0,
-    microbatch_tokens: Annotated[int, typer.Option(help="Tokens a microbatch may hold.", min=16)] = 8192,
-    global_batch_size: Annotated[int, typer.Option(help="Samples of an adapter to a step.", min=1)] = 16,
+    microbatch_tokens: MicrobatchTokens = 8192,
+    global_batch_size: GlobalBatchSize = 16,
     recompute: Annotated[str, typer.Option(help="Our engine's: none, selective or full.")] = "selective",
     growth: Annotated[bool, typer.Option("--growth", help="Our engine over adapters and microbatch sizes.")] = False,
     lengths: Annotated[
@@ -114,11 +123,11 @@ def bench_train(
             help="Folder of NAME.csv with num_tokens, the data sets themselves.", show_default="the shipped tables"
         ),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("analysis/results"),
+    output: ResultsFolder = RESULTS,
     add: Annotated[
         bool, typer.Option("--add", help="Keep what today's file already has of other systems on this GPU.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Measure training of four adapters: this engine beside transformers, PEFT, Liger and the frozen model.
 

@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
+from ..planner.options import Device, DrawnWeights, JobFile, Json, JsonMs, PlanOfJobs, Recompute
+
 
 def train(
-    job_file: Annotated[Path, typer.Argument(help="A jobs.yaml.", show_default=False)],
-    plan: Annotated[Path | None, typer.Option(help="Its plan.", show_default="made now")] = None,
+    job_file: JobFile,
+    plan: PlanOfJobs = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Output folder.", show_default="the job file's output_dir")
     ] = None,
@@ -16,11 +18,8 @@ def train(
     checkpoint_every: Annotated[
         int | None, typer.Option(help="Microbatches between checkpoints.", min=1, show_default="none are written")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")] = "auto",
-    recompute: Annotated[
-        str | None,
-        typer.Option(help="none, selective, full, or auto: the fastest that fits.", show_default="the job file's"),
-    ] = None,
+    device: Device = "auto",
+    recompute: Recompute = None,
     profile: Annotated[
         str | None,
         typer.Option(help="Measured memory to go by, a cost profile.", show_default="the model's shapes"),
@@ -34,7 +33,7 @@ def train(
     config: Annotated[
         Path | None, typer.Option(help="A config.json in place of base_model.", show_default="the job file's model")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in ms).")] = False,
+    json: JsonMs = False,
 ) -> None:
     """Train all adapters of a job file on this machine: one process per pipeline stage, adapters ready for PEFT."""
     import json as json_module
@@ -92,7 +91,7 @@ def profile(
         Path | None,
         typer.Option(help="Measure with the adapters and lengths of this jobs.yaml.", show_default="r = 16"),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")] = "auto",
+    device: Device = "auto",
     stages: Annotated[
         int | None,
         typer.Option(help="Processes side by side.", min=1, show_default="the job's, else 2, on a GPU 1"),
@@ -102,13 +101,11 @@ def profile(
         typer.Option(help="Largest microbatch, in tokens.", min=2, show_default="the job's, else 1024, on a GPU 16384"),
     ] = None,
     layers: Annotated[int, typer.Option(help="On a GPU: so many layers, and twice as many, stand for all.", min=1)] = 2,
-    random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Draw the weights: a config.json or a shape is enough.")
-    ] = False,
+    random_weights: DrawnWeights = False,
     load_in_4bit: Annotated[
         bool, typer.Option("--load-in-4bit", help="Hold the layers' linears in 4 bits, as the job file's field does.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in ms).")] = False,
+    json: JsonMs = False,
 ) -> None:
     """Measure what this machine takes for the work of a stage, and write it as a cost profile."""
     import json as json_module
@@ -156,13 +153,13 @@ def profile(
 
 
 def parity(
-    job_file: Annotated[Path, typer.Argument(help="A jobs.yaml.", show_default=False)],
+    job_file: JobFile,
     steps: Annotated[int, typer.Option(help="Optimizer steps of each adapter to compare.", min=1)] = 10,
     dtype: Annotated[
         str, typer.Option(help="float32, float64 (CPU only, the sharpest), or bfloat16 (losses are compared).")
     ] = "float32",
-    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    device: Device = "auto",
+    json: Json = False,
 ) -> None:
     """Train each adapter alone with stock transformers and peft and all together here; print how far they end apart.
 
@@ -216,7 +213,7 @@ def merge(
     base: Annotated[str, typer.Argument(help="A model folder or a hub id.", show_default=False)],
     adapter: Annotated[Path, typer.Argument(help="Folder of a PEFT LoRA adapter.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.", show_default=False)],
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Fold an adapter into its base model and write an ordinary model folder, one file of weights at a time."""
     import json as json_module

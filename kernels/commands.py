@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from ..planner.options import RESULTS, ResultsFolder
 from ..traces.errors import InputError
 
 
 def bench_kernels(
-    output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("analysis/results"),
+    output: ResultsFolder = RESULTS,
     grid: Annotated[Path | None, typer.Option(help="A grid file in place of the committed one.")] = None,
     profile: Annotated[bool, typer.Option(help="Profile every shape that misses the goal, pass by pass.")] = True,
 ) -> None:

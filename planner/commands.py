@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
+from .options import JobFile, Json
+
 
 def init(
     path: Annotated[Path, typer.Argument(help="File to write; never overwritten.")] = Path("jobs.yaml"),
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Write a commented jobs.yaml that works as it is: three adapters on built-in texts and the built-in tiny model."""
     import json as json_module
@@ -27,7 +29,7 @@ def init(
 
 
 def data_show(
-    job_file: Annotated[Path, typer.Argument(help="A jobs.yaml.", show_default=False)],
+    job_file: JobFile,
     adapter: Annotated[str | None, typer.Option(help="Only this adapter.", show_default="all")] = None,
     sample: Annotated[int, typer.Option(help="Which sample, counted from 0 in training order.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object (lengths in tokens).")] = False,
@@ -151,7 +153,7 @@ def plan(
 
 def check(
     plan_file: Annotated[Path, typer.Argument(help="A plan file.", show_default=False)],
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Check a plan from scratch and print every violation. Exit code 1 if there is any."""
     import json as json_module

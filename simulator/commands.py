@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..planner.options import JobFile, JsonMsBytes, PlanOfJobs, Recompute
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -78,7 +80,7 @@ def simulate(
         Path | None,
         typer.Option("-o", "--output", help="Folder for timeline, trace and pictures.", show_default=False),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in ms, memory in bytes).")] = False,
+    json: JsonMsBytes = False,
 ) -> None:
     """Replay a plan on hardware described by numbers: makespan, bubbles by cause, tokens/s, memory, a timeline."""
     import json as json_module
@@ -215,8 +217,8 @@ def _write(
 
 
 def estimate(
-    job_file: Annotated[Path, typer.Argument(help="A jobs.yaml.", show_default=False)],
-    plan: Annotated[Path | None, typer.Option(help="Its plan.", show_default="made now")] = None,
+    job_file: JobFile,
+    plan: PlanOfJobs = None,
     profile: Annotated[
         str | None,
         typer.Option(help="Cost profile: a name in the box or a file.", show_default="memory by shapes, no times"),
@@ -231,11 +233,8 @@ def estimate(
             help="GPUs for all stages, which may share them.", min=1, show_default="this machine's, or one each"
         ),
     ] = None,
-    recompute: Annotated[
-        str | None,
-        typer.Option(help="none, selective, full, or auto: the fastest that fits.", show_default="the job file's"),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in ms, memory in bytes).")] = False,
+    recompute: Recompute = None,
+    json: JsonMsBytes = False,
 ) -> None:
     """Tell what training a job file takes, before anything runs: memory by stage, time, and what to change."""
     import json as json_module

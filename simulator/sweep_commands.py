@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..planner.options import JsonMsBytes
 from ..traces.errors import InputError
 
 
@@ -23,7 +24,7 @@ def sweep(
     top: Annotated[
         int, typer.Option(min=1, help="Points to show, best first: those that fit, then by real tokens a second.")
     ] = 10,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object (times in ms, memory in bytes).")] = False,
+    json: JsonMsBytes = False,
 ) -> None:
     """Replay every combination of a sweep file's lists and ranges: a table, a ranking, and pictures by field."""
     import json as json_module

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -128,6 +129,23 @@ def test_tables_of_80_columns_name_every_adapter_in_full(tmp_path: Path) -> None
     for name in ("arithmetic", "conversions"):
         assert f" {name} " in planned.stdout
         assert f" {name} " in simulated.stdout
+
+
+def test_an_option_that_many_commands_have_is_explained_in_one_way() -> None:
+    explained: dict[str, set[str | None]] = {"--device": set(), "--plan": set()}
+
+    def walk(command: Any) -> None:
+        for inner in getattr(command, "commands", {}).values():
+            walk(inner)
+        for parameter in command.params:
+            for name in explained.keys() & set(parameter.opts):
+                explained[name].add(parameter.help)
+
+    walk(typer.main.get_command(app))
+    assert explained == {
+        "--device": {"auto (a GPU where there is one), cpu or cuda."},
+        "--plan": {"Its plan.", "Plan of both; adds tokens and adapters."},
+    }
 
 
 def test_the_readme_lists_every_command() -> None:
