@@ -80,10 +80,9 @@ class DecoderBlock:
         residual, normed = _norm(self.mlp_norm, residual, self.out(attended, context.routing))
         with _remade_norm(self.mlp_norm, residual, normed, context):
             gate_up = self.gate_up(normed, context.routing)
-        product = swiglu(gate_up)
-        kept = gate_up.detach()
-        with remade(product, lambda: swiglu(kept), enabled=context.recompute == "selective"):
-            return residual, self.down(product, context.routing)
+        if context.recompute == "selective":
+            return residual, self.down.of_gated(gate_up, context.routing)
+        return residual, self.down(swiglu(gate_up), context.routing)
 
     def _attend(self, qkv: Tensor, context: LayerContext) -> Tensor:
         query, key, value = split_and_rotate(

@@ -7,9 +7,12 @@ from torch import Tensor, nn
 from torch.nn.functional import linear as plain_linear
 
 from ..kernels.bank import AdapterBank, banked_linears
+from ..kernels.gated_linear import banked_gated_linears
 from ..kernels.multi_lora import multi_lora_linears
 from ..kernels.routing import Routing
+from ..kernels.swiglu import swiglu
 from .nf4_linear import Nf4Linear, join_nf4_linears
+from .recompute import remade
 
 
 class LinearGroup:
@@ -53,6 +56,18 @@ class LinearGroup:
         if self.bank is not None:
             return banked_linears(x, weights, biases, self.bank, routing=routing, targets=masks)
         return multi_lora_linears(x, weights, biases, self.lora_a, self.lora_b, routing=routing, targets=masks)
+
+    def of_gated(self, gate_up: Tensor, routing: Routing | None) -> Tensor:
+        """The same of SwiGLU's product of `gate_up [T, 2 K]`, which is made again in the backward and not kept."""
+        if self.bank is not None and routing is not None:
+            weights = [linear.weight for linear in self.linears]
+            biases = [linear.bias for linear in self.linears]
+            masks = [self.mask_id] * len(weights)
+            return banked_gated_linears(gate_up, weights, biases, self.bank, routing=routing, targets=masks)
+        product = swiglu(gate_up)
+        kept = gate_up.detach()
+        with remade(product, lambda: swiglu(kept)):
+            return self(product, routing)
 
 
 def _joined_bias(linears: Sequence[nn.Linear]) -> Tensor | None:

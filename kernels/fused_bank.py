@@ -85,17 +85,29 @@ def fused_banked_linears(
 ) -> Tensor:
     """`banked_linears` with arguments taken as checked."""
     rows = as_rows(x)
-    plans = _plans(bank, weights, biases)
-    bias = joined_bias(weights, biases) if plans.bias is None else plans.bias
+    call, bias = banked_call(rows, weights, biases, bank, routing=routing, targets=targets)
     out_shape = (*x.shape[:-1], sum(bank.out_features))
     if not routing.segments:
         return frozen_linear(rows, weights, bias).view(out_shape)
-    call = BankedCall(
-        bank=bank, base=plans.base, layout=_layout(bank, plans, rows, routing), routing=routing, targets=tuple(targets)
-    )
     anchor = None if rows.requires_grad else bank.anchor
     y: Tensor = BankedLinear.apply(call, rows, bias, anchor)  # type: ignore[no-untyped-call]
     return y.view(out_shape)
+
+
+def banked_call(
+    rows: Tensor,
+    weights: Sequence[Tensor | Nf4Weight],
+    biases: Sequence[Tensor | None],
+    bank: AdapterBank,
+    *,
+    routing: Routing,
+    targets: Sequence[int],
+) -> tuple[BankedCall, Tensor | None]:
+    """What a call of these rows `[T, ...]` knows beside its tensors, and all its biases as one."""
+    plans = _plans(bank, weights, biases)
+    bias = joined_bias(weights, biases) if plans.bias is None else plans.bias
+    layout = _layout(bank, plans, rows, routing)
+    return BankedCall(bank=bank, base=plans.base, layout=layout, routing=routing, targets=tuple(targets)), bias
 
 
 def _plans(bank: AdapterBank, weights: Sequence[Tensor | Nf4Weight], biases: Sequence[Tensor | None]) -> Plans:

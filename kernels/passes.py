@@ -64,6 +64,16 @@ class DenseProduct:
             first += weight.shape[0]
 
 
+class LateInput(Protocol):
+    """An input that was not kept: cheap to make again, and cheaper still behind its gradient (SwiGLU's product)."""
+
+    def make(self, tape: Tape, x: Tensor) -> None:
+        """Write x."""
+
+    def pass_on(self, tape: Tape, dx: Tensor, x: Tensor | None) -> None:
+        """Take the finished gradient where it goes; in passing write x, unless None."""
+
+
 Pair = tuple[Tensor, Tensor]
 
 
@@ -74,14 +84,14 @@ def run_forward(
     """(y `[T, N]`, S `[T, C]`) from `x [T, K]` and the packed adapters."""
     weight = base.whole_weight()
     key = (
-        "forward", *_kind(x, weight, layout=layout, routing=routing, targets=targets),
+        "forward", *kind(x, weight, layout=layout, routing=routing, targets=targets),
         None if bias is None else bias.dtype,
     )  # fmt: skip
 
     def passes(tape: Tape, x: Tensor, weight: Tensor | None, a: Tensor, b: Tensor, bias: Tensor | None) -> Pair:
         return _forward_passes(tape, x, base, weight, a, b, bias, layout=layout, routing=routing, targets=targets)
 
-    y, s = _play(key, passes, (x, weight, a, b, bias), base, layout=layout, routing=routing, targets=targets)
+    y, s = play(key, passes, (x, weight, a, b, bias), base, layout=layout, routing=routing, targets=targets)
     return y, s
 
 
@@ -115,7 +125,7 @@ def run_backward(
     weight = base.whole_weight() if needs_dx else None
     beside = layout.config.beside and needs_dx and _pays_a_stream(x, layout)
     key = (
-        "backward", *_kind(x, weight, layout=layout, routing=routing, targets=targets),
+        "backward", *kind(x, weight, layout=layout, routing=routing, targets=targets),
         dy.stride(0), grad_dtype, needs_dx, sums is None, beside,
     )  # fmt: skip
 
@@ -123,7 +133,7 @@ def run_backward(
         tape: Tape, dy: Tensor, x: Tensor, s: Tensor, weight: Tensor | None, a: Tensor, b: Tensor,
         sum_a: Tensor | None, sum_b: Tensor | None,
     ) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
-        return _backward_passes(
+        return backward_passes(
             tape, dy, x, s, base, weight, a, b, layout=layout, routing=routing, targets=targets,
             grad_dtype=grad_dtype, needs_dx=needs_dx, beside=beside,
             sums=None if sum_a is None or sum_b is None else (sum_a, sum_b),
@@ -131,18 +141,19 @@ def run_backward(
 
     sum_a, sum_b = (None, None) if sums is None else sums
     inputs = (dy, x, s, weight, a, b, sum_a, sum_b)
-    dx, da, db = _play(key, passes, inputs, base, layout=layout, routing=routing, targets=targets)
+    dx, da, db = play(key, passes, inputs, base, layout=layout, routing=routing, targets=targets)
     return dx, da, db
 
 
-def _backward_passes(
+def backward_passes(
     tape: Tape, dy: Tensor, x: Tensor, s: Tensor, base: FrozenProduct, weight: Tensor | None, a: Tensor, b: Tensor,
     *, layout: Layout, routing: Routing, targets: Sequence[int], grad_dtype: torch.dtype, needs_dx: bool,
-    beside: bool, sums: Pair | None,
+    beside: bool, sums: Pair | None, late: LateInput | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
     """The critical path is dS, then dx. dA and dB have no part in it and may run beside the frozen product, except
-    where the library's GEMM adds to what the pass for dA has written into dx.
+    where the library's GEMM adds to what the pass for dA has written into dx, or where x comes `late`.
     """
+    assert late is None or not beside, "an x made behind its gradient cannot be read beside that"
     fused = weight is not None and can_fuse_backward(x, dy, weight, layout=layout, routing=routing, targets=targets)
     early = fused and layout.config.early
     ds = shrink_output_grad(tape, dy, b, layout=layout, routing=routing, early=early)
@@ -151,6 +162,8 @@ def _backward_passes(
     shares = empty_shares(tape, layout=layout, routing=routing)
     totals = sums or empty_sums(tape, shares, num_adapters=layout.num_adapters, dtype=grad_dtype)
     added_to = dx is not None and not fused
+    if late is not None and not fused:
+        late.make(tape, x)
     if added_to:
         input_gradients(tape, shares[0], x, ds, a, dx, layout=layout, routing=routing, targets=targets)
     with tape.side(enabled=beside) as aside:
@@ -158,6 +171,8 @@ def _backward_passes(
             fused_backward(tape, dx, dy, weight, ds, a, layout=layout, routing=routing, early=early)
         elif dx is not None:
             tape.call(_add_backward, base, dx, dy)
+        if late is not None and dx is not None:
+            late.pass_on(tape, dx, x if fused else None)
         with aside:
             if added_to:
                 output_gradients(tape, shares[1], dy, s, layout=layout, routing=routing)
@@ -174,7 +189,7 @@ def _pays_a_stream(x: Tensor, layout: Layout) -> bool:
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def _kind(
+def kind(
     x: Tensor, weight: Tensor | None, *, layout: Layout, routing: Routing, targets: Sequence[int]
 ) -> tuple[Any, ...]:
     """What decides, with the routing's segments, which passes a call runs and all their numbers."""
@@ -186,7 +201,7 @@ def _kind(
     )  # fmt: skip
 
 
-def _play(
+def play(
     key: tuple[Any, ...], passes: Callable[..., tuple[Tensor | None, ...]], tensors: Sequence[Tensor | None],
     base: FrozenProduct, *, layout: Layout, routing: Routing, targets: Sequence[int],
 ) -> tuple[Any, ...]:  # fmt: skip

@@ -16,15 +16,20 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
     Saves `gate_up` alone for backward. Raises `ValueError` for another shape or dtype.
     """
-    if gate_up.ndim != 2 or gate_up.shape[1] % 2:
-        raise ValueError(f"gate_up has shape {tuple(gate_up.shape)}: give [T, 2 I], gate before up")
-    if not gate_up.is_floating_point():
-        raise ValueError(f"gate_up has dtype {gate_up.dtype}: give a floating dtype")
+    check_gate_up(gate_up)
     if runs_kernels(gate_up):
         from .swiglu_kernel import fused_swiglu
 
         return fused_swiglu(gate_up)
     return reference_swiglu(gate_up)
+
+
+def check_gate_up(gate_up: Tensor) -> None:
+    """Raise `ValueError` unless these are the rows of a joint gate/up projection."""
+    if gate_up.ndim != 2 or gate_up.shape[1] % 2:
+        raise ValueError(f"gate_up has shape {tuple(gate_up.shape)}: give [T, 2 I], gate before up")
+    if not gate_up.is_floating_point():
+        raise ValueError(f"gate_up has dtype {gate_up.dtype}: give a floating dtype")
 
 
 def reference_swiglu(gate_up: Tensor) -> Tensor:
@@ -33,4 +38,4 @@ def reference_swiglu(gate_up: Tensor) -> Tensor:
     return silu(gate) * up
 
 
-__all__ = ["reference_swiglu", "swiglu"]
+__all__ = ["check_gate_up", "reference_swiglu", "swiglu"]

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .streams import on_device
+from .tape import Tape
 
 BLOCK = 2048
 """Columns a program: 16 elements of 128 lanes, two 16-byte loads of each half."""
@@ -31,8 +32,11 @@ def forward_kernel(gate_up_ptr, y_ptr, stride, SIZE: tl.constexpr, B: tl.constex
 
 
 @triton.jit
-def backward_kernel(dy_ptr, gate_up_ptr, dgate_up_ptr, stride_dy, stride, SIZE: tl.constexpr, B: tl.constexpr):
-    """dgate_up `[T, 2 I]` of one block of one row."""
+def backward_kernel(
+    dy_ptr, gate_up_ptr, dgate_up_ptr, y_ptr, stride_dy, stride,
+    SIZE: tl.constexpr, B: tl.constexpr, WRITE_Y: tl.constexpr,
+):  # fmt: skip
+    """dgate_up `[T, 2 I]` of one block of one row; WRITE_Y: and y once more, with the bits of the forward."""
     # [B]
     row = tl.program_id(0).to(tl.int64)
     col = tl.program_id(1) * B + tl.arange(0, B)
@@ -47,6 +51,9 @@ def backward_kernel(dy_ptr, gate_up_ptr, dgate_up_ptr, stride_dy, stride, SIZE: 
     p_dgate = dgate_up_ptr + row * 2 * SIZE + col
     tl.store(p_dgate, dgate.to(dgate_up_ptr.dtype.element_ty), mask=mask)
     tl.store(p_dgate + SIZE, dup.to(dgate_up_ptr.dtype.element_ty), mask=mask)
+    if WRITE_Y:
+        y = gate * s * up
+        tl.store(y_ptr + row * SIZE + col, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 def forward(gate_up: Tensor) -> Tensor:
@@ -55,9 +62,7 @@ def forward(gate_up: Tensor) -> Tensor:
     y = torch.empty((num_rows, size), dtype=gate_up.dtype, device=gate_up.device)
     if y.numel():
         with on_device(y.device):
-            forward_kernel[(num_rows, triton.cdiv(size, BLOCK))](
-                gate_up, y, gate_up.stride(0), SIZE=size, B=BLOCK, num_warps=4
-            )
+            forward_kernel[_grid(y)](gate_up, y, gate_up.stride(0), SIZE=size, B=BLOCK, num_warps=4)
     return y
 
 
@@ -66,10 +71,32 @@ def backward(dy: Tensor, gate_up: Tensor) -> Tensor:
     dgate_up = torch.empty(gate_up.shape, dtype=gate_up.dtype, device=gate_up.device)
     if dgate_up.numel():
         with on_device(dy.device):
-            backward_kernel[(dy.shape[0], triton.cdiv(dy.shape[1], BLOCK))](
-                dy, gate_up, dgate_up, dy.stride(0), gate_up.stride(0), SIZE=dy.shape[1], B=BLOCK, num_warps=4
-            )
+            backward_kernel[_grid(dy)](
+                dy, gate_up, dgate_up, dgate_up, dy.stride(0), gate_up.stride(0), SIZE=dy.shape[1], B=BLOCK,
+                WRITE_Y=False, num_warps=4,
+            )  # fmt: skip
     return dgate_up
+
+
+def forward_pass(tape: Tape, gate_up: Tensor, y: Tensor) -> None:
+    """`forward` into `y [T, I]`, contiguous."""
+    tape.launch(
+        forward_kernel, _grid(y), gate_up, y, gate_up.stride(0), constants={"SIZE": y.shape[1], "B": BLOCK},
+        options={"num_warps": 4},
+    )  # fmt: skip
+
+
+def backward_pass(tape: Tape, dy: Tensor, gate_up: Tensor, dgate_up: Tensor, y: Tensor | None) -> None:
+    """`backward` into `dgate_up [T, 2 I]`, and y `[T, I]` in passing, both contiguous."""
+    tape.launch(
+        backward_kernel, _grid(dy),
+        dy, gate_up, dgate_up, dgate_up if y is None else y, dy.stride(0), gate_up.stride(0),
+        constants={"SIZE": dy.shape[1], "B": BLOCK, "WRITE_Y": y is not None}, options={"num_warps": 4},
+    )  # fmt: skip
+
+
+def _grid(y: Tensor) -> tuple[int, int]:
+    return y.shape[0], triton.cdiv(y.shape[1], BLOCK)
 
 
 class FusedSwiglu(torch.autograd.Function):
