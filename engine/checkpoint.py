@@ -28,7 +28,7 @@ from ..planner.program import Program
 from ..planner.resume import remaining
 from .adapters import StageAdapter
 from .cut import Copy
-from .disk import writing
+from .disk import settle, writing
 from .itinerary import Batch
 from .mailbox import Sums
 from .output import CHECKPOINTS
@@ -157,6 +157,8 @@ class CheckpointWriter:
             with writing(path):
                 folder.mkdir(parents=True, exist_ok=True)
                 save_file(tensors, unfinished, metadata=metadata)
+                # An older one is let go once all parts of this are there.
+                settle(unfinished)
                 os.replace(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)

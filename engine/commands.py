@@ -217,18 +217,24 @@ def merge(
 ) -> None:
     """Fold an adapter into its base model and write an ordinary model folder, one file of weights at a time."""
     import json as json_module
+    import sys
     import tempfile
 
     from rich.console import Console
 
     from ..planner.inputs.base_model import find_base_model
     from .base_folder import base_model_folder
+    from .errors import EngineError
     from .merge import merge as run
     from .show import LoadBars
 
-    with LoadBars() as bars, tempfile.TemporaryDirectory(prefix="loraplex-merge-") as folder:
-        found = base_model_folder(find_base_model(base, relative_to=Path.cwd()), output_dir=Path(folder))
-        done = run(found, adapter, output=output, progress=bars.advance)
+    try:
+        with LoadBars() as bars, tempfile.TemporaryDirectory(prefix="loraplex-merge-") as folder:
+            found = base_model_folder(find_base_model(base, relative_to=Path.cwd()), output_dir=Path(folder))
+            done = run(found, adapter, output=output, progress=bars.advance)
+    except EngineError as error:
+        print(f"loraplex: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
     if json:
         print(json_module.dumps(done.summary()))
     else:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..planner.jobs import Job
 from .adapters import StageAdapter
+from .disk import settle
 from .output import ADAPTERS
 from .targets import short_targets
 
@@ -61,6 +62,7 @@ def save_adapter(
             unfinished / "adapter_model.safetensors",
             metadata={"format": "pt"},
         )
+        settle(unfinished / "adapter_model.safetensors")
         config = adapter_config(job, base_model=base_model, target_modules=target_modules)
         (unfinished / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         _put_in_place(unfinished, path)

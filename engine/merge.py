@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..planner.errors import JobError
+from .disk import settle, writing
 from .model import read_config
 from .peft_folder import PeftAdapter, read_peft_adapter
 from .weights import INDEX, SINGLE, check_all_weights, weight_files
@@ -58,7 +59,8 @@ def merge(
     """Write W + scaling * B A for every linear that the adapter changes and W for all else, in the base's dtypes.
 
     Computed in float32 (float64 where W is). `output` appears when all is written. Raises JobError where it exists
-    already, and for a base and an adapter that do not fit together or that cannot be folded.
+    already, and for a base and an adapter that do not fit together or that cannot be folded; DiskError where it has no
+    room.
     """
     if output.exists():
         raise JobError(f"{output}: exists already; name a new folder, or delete it first")
@@ -73,9 +75,10 @@ def merge(
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        num_bytes = _write(base, found, shards, unfinished, progress=progress)
-        _copy_rest(base, unfinished)
-        unfinished.rename(output)
+        with writing(output, then="merge again"):
+            num_bytes = _write(base, found, shards, unfinished, progress=progress)
+            _copy_rest(base, unfinished)
+            unfinished.rename(output)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return Merged(
@@ -158,6 +161,7 @@ def _write(
                     tensor = folded(tensor, a, b, scaling=adapter.scaling(linears[key]))
                 held[key] = tensor.contiguous()
         save_file(held, folder / name, metadata={"format": "pt"})
+        settle(folder / name)
         num_bytes += sum(tensor.nbytes for tensor in held.values())
         places |= dict.fromkeys(held, name)
         if progress is not None:

@@ -164,7 +164,7 @@ def train(
 def _check_base(prepared: Prepared) -> str:
     # Its identity. Written or downloaded here, where no other process waits for it; workers find it done.
     settings = prepared.loaded.settings
-    with writing(prepared.output_dir):
+    with writing(prepared.output_dir, then="start again"):
         folder = base_model_folder(settings.base_model, output_dir=prepared.output_dir)
     check_base(folder, settings.base_model)
     return base_identity(folder, settings.base_model, seed=settings.seed)

@@ -1,12 +1,13 @@
 """A full disk is told of by the path that could not be written, with the mend."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
-from loraplex.engine.disk import disk_error, writing
+from loraplex.engine.disk import disk_error, settle, writing
 from loraplex.engine.errors import DiskError
 from loraplex.engine.metrics import MetricsWriter, StepRecord
 
@@ -49,6 +50,23 @@ def test_a_file_that_the_error_names_is_the_one_that_is_told() -> None:
         "here/a.json could not be written (Permission denied); see to it that this can be written and go on from the "
         "last whole checkpoint with --resume"
     )
+
+
+def test_a_file_is_settled_or_the_disk_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "part"
+    path.touch()
+    settle(path)
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    # As a network's file system says it: every write before was taken.
+    monkeypatch.setattr(os, "fsync", full)
+    with (
+        pytest.raises(DiskError, match=r"part could not be written \(No space left .*; free some space there and come"),
+        writing(path, then="come again"),
+    ):
+        settle(path)
 
 
 def test_other_errors_pass() -> None:

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loraplex.cli import main
+from loraplex.engine.errors import DiskError
 from loraplex.engine.export import save_adapter
 from loraplex.engine.merge import folded, merge
 from loraplex.planner.errors import JobError
@@ -204,10 +206,10 @@ def test_an_interrupted_merge_leaves_nothing(
     llama: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("loraplex.engine.merge.save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskError, match=r"merged could not be written \(No space left on device\); .* and merge again"):
         merge(llama, adapter, output=tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,5 +1,7 @@
 """A run that is killed anywhere and resumed ends with the same bits as one that was not."""
 
+import errno
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from loraplex.engine.checkpoint import (
     newest_position,
 )
 from loraplex.engine.cut import Copy, copies, cut_points
+from loraplex.engine.errors import DiskError
 from loraplex.engine.loss import adapter_losses
 from loraplex.engine.mailbox import Sums
 from loraplex.engine.metrics import StepRecord
@@ -277,6 +280,25 @@ def test_another_base_model_is_refused(case: Any, tmp_path: Path) -> None:
     for find in (newest_checkpoint, newest_position):
         with pytest.raises(PlanError, match=r"microbatch-\d+ was trained on another base_model; give that one, or "):
             find(tmp_path, plan, base="another")
+
+
+def test_a_checkpoint_that_never_reached_the_disk_replaces_no_older_one(
+    case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, program, tokens, fresh = case(2)
+    real, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskError, match=r"stage-\d-of-2.safetensors could not be written \(No space left on device\)"):
+        train(fresh(), plan, program, tokens, tmp_path, every=2)
+    assert newest_checkpoint(tmp_path, plan) is not None
+    assert not list((tmp_path / CHECKPOINTS).glob("*/.*.tmp"))
 
 
 def test_what_is_left_after_a_cut() -> None:
