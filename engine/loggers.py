@@ -50,22 +50,30 @@ def check_loggers(names: Sequence[LoggerName]) -> None:
             )
 
 
-def open_loggers(names: Sequence[LoggerName], *, folder: Path, settings: Mapping[str, object]) -> tuple[Logger, ...]:
-    """Start the loggers; `settings` describe the run to those that keep such things."""
+def open_loggers(
+    names: Sequence[LoggerName], *, folder: Path, settings: Mapping[str, object], resumed: bool = False
+) -> tuple[Logger, ...]:
+    """Start the loggers; `settings` describe the run to those that keep such things.
+
+    Raises JobError for one that cannot start: not installed, or not logged in.
+    """
     check_loggers(names)
     makers: Mapping[LoggerName, Callable[[], Logger]] = {
-        "tensorboard": lambda: TensorBoardLogger(folder / LOGS),
+        "tensorboard": lambda: TensorBoardLogger(folder / LOGS, resumed=resumed),
         "wandb": lambda: WandbLogger(folder, settings=settings),
     }
     return tuple(makers[name]() for name in dict.fromkeys(names))
 
 
 class TensorBoardLogger:
-    """Event files in a folder: `tensorboard --logdir FOLDER`."""
+    """Event files in a folder: `tensorboard --logdir FOLDER`. Those of the run before go where this one begins anew."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, resumed: bool) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        # Like its metrics and checkpoints; two runs in one folder are drawn as one curve that jumps back.
+        for older in () if resumed else folder.glob("events.out.tfevents.*"):
+            older.unlink()
         self._writer: Any = SummaryWriter(str(folder))
 
     def log(self, adapter: str, step: int, values: Mapping[str, float]) -> None:
@@ -82,7 +90,14 @@ class WandbLogger:
     def __init__(self, folder: Path, *, settings: Mapping[str, object]) -> None:
         import wandb
 
-        self._run: Any = wandb.init(name=folder.resolve().name, dir=str(folder), config=dict(settings))
+        try:
+            self._run: Any = wandb.init(name=folder.resolve().name, dir=str(folder), config=dict(settings))
+        except Exception as error:
+            # Not logged in, no network, no such entity: its errors have no common base in all versions.
+            raise JobError(
+                f"report_to: wandb could not start ({' '.join(str(error).split())}); run `wandb login`, set "
+                "WANDB_MODE=offline, or leave it out"
+            ) from None
         self._known: set[str] = set()
 
     def log(self, adapter: str, step: int, values: Mapping[str, float]) -> None:

@@ -1,7 +1,7 @@
 """One process of a run: its stage, its part of the Program, its share of the output."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from .hand_in import hand_in, publish
 from .init_adapter import start_from
 from .interleave import Interleaved, interleave
 from .itinerary import itinerary
-from .loggers import open_loggers
+from .loggers import Logger, open_loggers
 from .mailbox import Sums
 from .output import VALIDATION, WORK, note_validation
 from .position import PositionFile, position_path
@@ -52,6 +52,8 @@ def run_worker(settings: RunSettings, prepared: Prepared, listener: Listener) ->
     replica, index = divmod(transport.worker, plan.num_stages)
     position = PositionFile(position_path(prepared.output_dir / WORK, transport.worker))
     start_watchdog(lambda: f"pp_rank {index} at {position.text}")
+    # Before hours of other things: whoever is not logged in hears of it at once.
+    loggers = _loggers(settings, prepared) if (replica, index) == (0, plan.num_stages - 1) else ()
     folder = _base_folder(prepared, transport)
     position.move("loading weights", -1)
     weights = _weights(prepared, position, listener if transport.worker == 0 else None)
@@ -86,6 +88,7 @@ def run_worker(settings: RunSettings, prepared: Prepared, listener: Listener) ->
         validation=validation,
         position=position,
         listener=listener,
+        loggers=loggers,
     )
     position.move("validation", -1)
     if validation is not None:
@@ -160,13 +163,14 @@ def _train(
     validation: Validation | None,
     position: PositionFile,
     listener: Listener,
+    loggers: Sequence[Logger],
 ) -> None:
     plan, index, after = prepared.plan, stage.layout.stage, -1 if restored is None else restored.after
     program = prepared.program if restored is None else restored.rest_of(prepared.program)
     sums = Sums()
     if restored is not None:
         sums = restored.sums(replica=stage.replica, num_replicas=plan.num_replicas)
-    records = _records(settings, prepared, stage, listener)
+    records = _records(prepared, stage, listener, loggers)
     looks = _interleaved(program, prepared, validation)
     evaluations = _evaluations(looks, prepared, stage, validation, records)
     checkpoints = CheckpointWriter(
@@ -241,18 +245,23 @@ def _note(prepared: Prepared, when: str, losses: Mapping[str, float]) -> None:
         note_validation(prepared.output_dir, when, losses)
 
 
-def _records(settings: RunSettings, prepared: Prepared, stage: Stage, listener: Listener) -> Records | None:
+def _loggers(settings: RunSettings, prepared: Prepared) -> tuple[Logger, ...]:
+    jobs = prepared.plan.jobs
+    return open_loggers(
+        settings.report_to or prepared.loaded.settings.report_to,
+        folder=prepared.output_dir,
+        settings={job.name: asdict(job.lora) | asdict(job.optimizer) | {"seed": job.seed} for job in jobs},
+        resumed=settings.resume,
+    )
+
+
+def _records(prepared: Prepared, stage: Stage, listener: Listener, loggers: Sequence[Logger]) -> Records | None:
     if stage.replica or not stage.layout.is_last:
         return None
-    jobs, loaded = prepared.plan.jobs, prepared.loaded
     return Records(
         prepared.output_dir,
         listener=listener,
-        loggers=open_loggers(
-            settings.report_to or loaded.settings.report_to,
-            folder=prepared.output_dir,
-            settings={job.name: asdict(job.lora) | asdict(job.optimizer) | {"seed": job.seed} for job in jobs},
-        ),
-        num_steps={job.name: len(job.global_batches) for job in jobs},
+        loggers=loggers,
+        num_steps={job.name: len(job.global_batches) for job in prepared.plan.jobs},
         steps_done={adapter.job.name: adapter.version for adapter in stage.adapters},
     )

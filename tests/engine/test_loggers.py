@@ -113,6 +113,34 @@ def test_wandb_itself_takes_it_offline(tmp_path: Path, monkeypatch: pytest.Monke
     assert list((tmp_path / "output" / "wandb").glob("offline-run-*/*.wandb"))
 
 
+def test_who_is_not_logged_in_to_wandb_hears_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise RuntimeError("No API key configured.\nUse `wandb login`")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, __spec__=object()))
+    with pytest.raises(JobError) as error:
+        open_loggers(["wandb"], folder=tmp_path, settings={})
+    assert str(error.value) == (
+        "report_to: wandb could not start (No API key configured. Use `wandb login`); run `wandb login`, set "
+        "WANDB_MODE=offline, or leave it out"
+    )
+
+
+@pytest.mark.parametrize(("resumed", "num_runs"), [(False, 1), (True, 2)])
+def test_only_a_resumed_run_goes_on_with_the_curves_that_are_there(
+    tmp_path: Path, resumed: bool, num_runs: int
+) -> None:
+    pytest.importorskip("tensorboard")
+    for again in (False, resumed):
+        (logger,) = open_loggers(["tensorboard"], folder=tmp_path, settings={}, resumed=again)
+        log_step([logger], STEP)
+        logger.close()
+        # Names hold seconds: the next run is another.
+        for path in (tmp_path / "tensorboard").iterdir():
+            path.rename(path.with_name(path.name + ".before") if ".before" not in path.name else path)
+    assert len(list((tmp_path / "tensorboard").iterdir())) == num_runs
+
+
 def test_a_library_that_is_not_there_is_named_with_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(JobError, match=r"wandb needs a library that is not installed; pip install 'loraplex\[wandb\]'"):
