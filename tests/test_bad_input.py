@@ -96,6 +96,13 @@ def test_good_input_is_taken(folder: Path) -> None:
         ("jobs.yaml", "r: 4", "r: -1", "jobs.yaml:6: adapters[0].r", "greater than or equal to 1, not -1"),
         ("jobs.yaml", "r: 4", "rank: 4", "jobs.yaml:6: adapters[0].rank", "it is called r here"),
         ("jobs.yaml", "stages: 2", "stages: 5", "jobs.yaml:3: pipeline.stages", "exceed the 4 layers"),
+        (
+            "jobs.yaml",
+            "r: 4",
+            "val_split: 0.2\n    eval_steps: 9\n    load_best_model_at_end: true",
+            "jobs.yaml:7: adapters[0].eval_steps",
+            "9 exceeds the 2 steps of 'one', so that nothing is evaluated and load_best_model_at_end has no effect",
+        ),
         ("jobs.yaml", "tiny", "mistake", "jobs.yaml:1: base_model", "is no folder"),
         ("jobs.yaml", "tiny", "llama-3.1-8b", "jobs.yaml:1: base_model", "is a shape without a tokenizer"),
         ("jobs.yaml", "tiny", "!!python/object/apply:os.abort []", "jobs.yaml:1", "only plain YAML is read"),

@@ -208,7 +208,18 @@ def _order(read: ReadJobFile, number: int, table: TokenTable) -> TrainingOrder:
             f"{read.adapter_place(number, 'val_split')}: {adapter.val_split} keeps all {len(table)} samples out of "
             "training; lower it"
         )
+    _check_looks(read, number, num_steps=len(order.batch_sizes))
     return order
+
+
+def _check_looks(read: ReadJobFile, number: int, *, num_steps: int) -> None:
+    adapter = read.adapters[number]
+    asked = [name for name in ("early_stopping_patience", "load_best_model_at_end") if getattr(adapter, name)]
+    if asked and adapter.eval_steps is not None and adapter.eval_steps > num_steps:
+        raise JobError(
+            f"{read.adapter_place(number, 'eval_steps')}: {adapter.eval_steps} exceeds the {num_steps} steps of "
+            f"'{adapter.name}', so that nothing is evaluated and {asked[0]} has no effect; lower it"
+        )
 
 
 def _check_length(read: ReadJobFile, number: int, *, num_rows: int) -> None:
