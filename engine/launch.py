@@ -15,6 +15,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from ..planner.errors import JobError
 from .errors import BAD_INPUT, PEER_LOST, STOPPED, EngineError, InterruptedRunError
 from .position import position_path, read_position
+from .watchdog import LAUNCHER
 
 
 def launch(module: str, arguments: Sequence[str], *, work_dir: Path, num_workers: int) -> None:
@@ -24,7 +25,7 @@ def launch(module: str, arguments: Sequence[str], *, work_dir: Path, num_workers
     bad input, which the worker has told of, InterruptedRunError when told to stop.
     """
     # One core has no use for more than one thread, and threads that outnumber cores slow each other down.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_workers)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // num_workers)))
     # A restart on gloo finds its peers only with a store of its own (pytorch issue 135712).
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     _hush_launcher()
@@ -38,12 +39,21 @@ def launch(module: str, arguments: Sequence[str], *, work_dir: Path, num_workers
         max_restarts=0,
         monitor_interval=0.1,
     )
+    # Taken back afterwards: what this process starts otherwise has another parent.
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
         elastic_launch(config, sys.executable)("-m", module, *arguments)
     except ChildFailedError as error:
         raise _failure(error, work_dir) from None
     except (SignalException, KeyboardInterrupt):
         raise InterruptedRunError(f"stopped; {_positions(work_dir, num_workers)}") from None
+    finally:
+        os.environ.pop(LAUNCHER, None)
+
+
+def _num_cores() -> int:
+    # Those that we may use: a scheduler gives a job some of a machine's.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _hush_launcher() -> None:

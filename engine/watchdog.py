@@ -14,6 +14,9 @@ from collections.abc import Callable
 
 from .errors import STOPPED
 
+LAUNCHER = "LORAPLEX_LAUNCHER"
+"""Environment variable with the process id of who starts workers: one that is killed while they still import torch has
+been gone for long when they first look who their parent is."""
 GRACE_S = 1.0
 """Time for the main thread to notice the signal itself, between two actions, and clean up."""
 
@@ -30,8 +33,9 @@ def start_watchdog(describe: Callable[[], str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     # The writer must live as long as the process: the thread holds both ends.
+    parent = int(os.environ.get(LAUNCHER, os.getppid()))
     threading.Thread(
-        target=_watch, args=(reader, writer, os.getppid(), describe), name="loraplex-watchdog", daemon=True
+        target=_watch, args=(reader, writer, parent, describe), name="loraplex-watchdog", daemon=True
     ).start()
 
 

@@ -1,5 +1,6 @@
 """Who is to blame when several workers end, and where they were."""
 
+import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from loraplex.engine import launch as launch_module
 from loraplex.engine.errors import BAD_INPUT, PEER_LOST, STOPPED, EngineError, out_of_memory
 from loraplex.engine.launch import launch
 from loraplex.engine.position import PositionFile, position_path
+from loraplex.engine.watchdog import LAUNCHER
 from loraplex.planner.errors import JobError
 
 
@@ -52,6 +54,19 @@ def test_the_cause_is_named_and_where_it_was(
         launch("module", [], work_dir=tmp_path, num_workers=2)
     assert str(raised.value).startswith(message)
     assert "microbatch" in str(raised.value)
+
+
+def test_workers_hear_who_starts_them_and_share_the_cores_that_we_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: dict[str, str] = {}
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: range(6), raising=False)
+    monkeypatch.setattr(launch_module, "elastic_launch", lambda *_given: lambda *_words: heard.update(os.environ))
+    launch("module", [], work_dir=tmp_path, num_workers=2)
+    assert (heard[LAUNCHER], heard["OMP_NUM_THREADS"]) == (str(os.getpid()), "3")
+    assert LAUNCHER not in os.environ
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
 def test_bad_input_that_a_worker_found_is_bad_input_for_the_command_as_well(

@@ -1,5 +1,6 @@
 """A worker that is stuck in C code ends all the same."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from loraplex.engine.watchdog import LAUNCHER
 
 ROOT = Path(__file__).resolve().parents[2]
 # A mutex that is locked twice: unlike a sleep, no signal wakes the main thread.
@@ -47,6 +50,19 @@ def test_a_stuck_worker_ends_when_told_and_says_where_it_was(number: signal.Sign
     assert time.monotonic() - begin < 10
     assert process.returncode == 130
     assert err == f"loraplex: pp_rank 5 at 5F3, microbatch 3: told to stop by {number.name}\n"
+
+
+def test_a_worker_whose_launcher_was_gone_before_it_looked_ends_as_well() -> None:
+    nobody = subprocess.Popen([sys.executable, "-c", ""])
+    nobody.wait()
+    done = subprocess.run(
+        [sys.executable, "-c", stuck()],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=os.environ | {LAUNCHER: str(nobody.pid)},
+    )
+    assert (done.returncode, done.stderr) == (130, "loraplex: pp_rank 5 at 5F3, microbatch 3: its launcher is gone\n")
 
 
 def test_a_worker_without_its_launcher_ends() -> None:
