@@ -4,8 +4,10 @@
 """
 
 import argparse
+import os
 from pathlib import Path
 
+from ..planner.errors import JobError
 from ..planner.inputs.override import Override
 from ..traces.memory_costs import RECOMPUTE_MODES
 from .ending import ends_process
@@ -18,6 +20,11 @@ def main() -> None:
     """Run one worker. Exit code 2: bad input; 1: training cannot go on; 3: a peer was lost; 130: told to stop."""
     with ends_process(alike=True):
         settings = _settings()
+        if "RANK" not in os.environ:
+            raise JobError(
+                f"this is one process of many, which torchrun numbers; say loraplex train {settings.job_file}, or start "
+                "it with python -m torch.distributed.run --nproc-per-node STAGES"
+            )
         # torch is imported only now: a wrong argument is told at once.
         from .prepare import prepare
         from .worker import run_worker
