@@ -22,14 +22,18 @@ def main() -> None:
         settings = _settings()
         if "RANK" not in os.environ:
             raise JobError(
-                f"this is one process of many, which torchrun numbers; say loraplex train {settings.job_file}, or start "
-                "it with python -m torch.distributed.run --nproc-per-node STAGES"
+                f"this is one process of many, which torchrun numbers; say loraplex train {settings.job_file}, or "
+                "python -m torch.distributed.run --nproc-per-node STAGES -m loraplex.engine"
             )
         # torch is imported only now: a wrong argument is told at once.
+        from .gloo import check_num_workers
         from .prepare import prepare
         from .worker import run_worker
 
         prepared = prepare(settings)
+        plan = prepared.plan
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        check_num_workers(started, num_stages=plan.num_stages, num_replicas=plan.num_replicas)
     with ends_process(), LiveTable() as table:
         run_worker(settings, prepared, table)
 

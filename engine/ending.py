@@ -5,6 +5,7 @@ Importing this needs no torch.
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,20 +13,26 @@ from ..traces.errors import InputError
 from .disk import disk_error
 from .errors import BAD_INPUT, PEER_LOST, STOPPED, EngineError, PeerLostError, out_of_memory
 
+ALIKE_S = 10.0
+"""Time for worker 0 to meet what another has met."""
+
 
 @contextmanager
 def ends_process(*, alike: bool = False) -> Iterator[None]:
     """Say what goes wrong inside in one line, and end the process.
 
     Exit code 2: bad input; 1: the work cannot go on; 3: a peer was lost; 130: told to stop. What nobody foresaw is
-    raised. Where all workers do `alike`, and so meet the same bad input, worker 0 alone tells of it.
+    raised. Where all workers do `alike`, and so meet the same bad input, worker 0 tells of it, and others only where
+    nobody has ended them soon after.
     """
     worker = int(os.environ.get("RANK", "0"))
     try:
         yield
     except InputError as error:
-        message = f"error: {error}" if alike else f"error: worker {worker}: {error}"
-        _end("" if alike and worker else message, code=BAD_INPUT)
+        if alike and worker:
+            # Not at once: the launcher ends all when the first has ended, and worker 0 may be a little slower.
+            time.sleep(ALIKE_S)
+        _end(f"error: {error}" if alike else f"error: worker {worker}: {error}", code=BAD_INPUT)
     except PeerLostError as error:
         _end(str(error), code=PEER_LOST)
     except EngineError as error:

@@ -127,13 +127,18 @@ def open_gloo(*, num_stages: int, num_replicas: int = 1, timeout_s: float = 1800
     """Join the run that torchrun has started. Raises PlanError for a wrong number of processes."""
     timeout = datetime.timedelta(seconds=timeout_s)
     dist.init_process_group("gloo", timeout=timeout)
-    needed = num_stages * num_replicas
-    if dist.get_world_size() != needed:
-        raise PlanError(
-            f"{dist.get_world_size()} processes were started, but the plan has {num_stages} stages x {num_replicas} "
-            f"replicas: use torchrun --nproc-per-node {needed}"
-        )
+    check_num_workers(dist.get_world_size(), num_stages=num_stages, num_replicas=num_replicas)
     return GlooTransport(num_stages=num_stages, num_replicas=num_replicas, timeout=timeout)
+
+
+def check_num_workers(num_started: int, *, num_stages: int, num_replicas: int) -> None:
+    """Raise PlanError for a number of processes that is not the plan's."""
+    needed = num_stages * num_replicas
+    if num_started != needed:
+        raise PlanError(
+            f"{num_started} processes were started, but the plan has {num_stages} stages x {num_replicas} replicas: "
+            f"use torchrun --nproc-per-node {needed}"
+        )
 
 
 def _brief(error: RuntimeError) -> str:
