@@ -10,11 +10,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..planner.errors import JobError
 from ..traces.files import write_atomically
 from .transport import Direction, Edge, Transport
 
 _PIECE_BYTES = 64 * 2**20
 _TOKEN_BYTES = 16
+
+
+def check_shared(transport: Transport, folder: Path, *, num_workers: int) -> None:
+    """Raise JobError in a worker that does not see what worker 0 writes into its `folder`; all call it together.
+
+    A checkpoint has a part of every worker: where they lie apart none is ever whole, and older ones never go.
+    """
+    host = transport.host
+    sign = _agreed_sign(host, folder, num_workers=num_workers)
+    if not sign.exists():
+        raise JobError(
+            f"{folder}: is not the folder of that name which worker 0 writes to, and checkpoints have a part of every "
+            "worker; give --output a folder that all machines see, or leave out --checkpoint-every and --resume"
+        )
+    try:
+        host.barrier()
+    finally:
+        if host.worker == 0:
+            sign.unlink()
+
+
+def _agreed_sign(host: Transport, folder: Path, *, num_workers: int) -> Path:
+    # A file that worker 0 has just made and that has no namesake.
+    if host.worker == 0:
+        token = secrets.token_bytes(_TOKEN_BYTES)
+        write_atomically(folder / _sign(token), "")
+        for worker in range(1, num_workers):
+            host.send(_from_zero(worker), _tensor(token))
+        host.finish()
+    else:
+        token = _bytes(host.post(_from_zero(host.worker), _TOKEN_BYTES).wait())
+    return folder / _sign(token)
 
 
 def collect(transport: Transport, folder: Path, names: Sequence[str], *, num_workers: int) -> None:
@@ -23,19 +56,13 @@ def collect(transport: Transport, folder: Path, names: Sequence[str], *, num_wor
     All workers call it together. Nothing is sent by a worker that sees what worker 0 writes: there the folder is one.
     """
     host = transport.host
+    sign = _agreed_sign(host, folder, num_workers=num_workers)
     if host.worker == 0:
-        token = secrets.token_bytes(_TOKEN_BYTES)
-        sign = folder / _sign(token)
-        write_atomically(sign, "")
-        for worker in range(1, num_workers):
-            host.send(_from_zero(worker), _tensor(token))
         for worker in range(1, num_workers):
             _accept(host, worker, folder)
-        host.finish()
         sign.unlink()
     else:
-        token = _bytes(host.post(_from_zero(host.worker), _TOKEN_BYTES).wait())
-        _hand_over(host, folder, [] if (folder / _sign(token)).exists() else names)
+        _hand_over(host, folder, [] if sign.exists() else names)
     host.barrier()
 
 

@@ -1,5 +1,6 @@
 """One process of a run: its stage, its part of the Program, its share of the output."""
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from .base_identity import base_identity
 from .batch import Packer
 from .checkpoint import CheckpointWriter, Restored, forget_checkpoints, forget_unfinished, newest_checkpoint
 from .clock import clock_offset_ns
+from .collect import check_shared
 from .connect import open_transport
 from .cut import check_can_cut, copies, cut_points
 from .device_memory import gpus_of_all_machines
@@ -52,6 +54,8 @@ def run_worker(settings: RunSettings, prepared: Prepared, listener: Listener) ->
     replica, index = divmod(transport.worker, plan.num_stages)
     position = PositionFile(position_path(prepared.output_dir / WORK, transport.worker))
     start_watchdog(lambda: f"pp_rank {index} at {position.text}")
+    if settings.checkpoint_every is not None or settings.resume:
+        check_shared(transport, prepared.output_dir, num_workers=plan.num_workers())
     # Before hours of other things: whoever is not logged in hears of it at once.
     loggers = _loggers(settings, prepared) if (replica, index) == (0, plan.num_stages - 1) else ()
     folder = _base_folder(prepared, transport)
@@ -114,12 +118,16 @@ def _recompute(settings: RunSettings, prepared: Prepared, transport: Transport) 
 
 
 def _base_folder(prepared: Prepared, transport: Transport) -> Path:
-    # The first worker may have to write or download it; the others find it done.
-    if transport.worker == 0:
-        with writing(prepared.output_dir):
-            base_model_folder(prepared.loaded.settings.base_model, output_dir=prepared.output_dir)
-    transport.barrier()
-    return base_model_folder(prepared.loaded.settings.base_model, output_dir=prepared.output_dir)
+    # The first worker may have to write or download it, then the first of every machine; the others find it done.
+    model, found = prepared.loaded.settings.base_model, None
+    is_first_here = int(os.environ.get("LOCAL_RANK", str(transport.worker))) == 0
+    for is_my_turn in (transport.worker == 0, is_first_here, True):
+        if is_my_turn and found is None:
+            with writing(prepared.output_dir):
+                found = base_model_folder(model, output_dir=prepared.output_dir)
+        transport.barrier()
+    assert found is not None
+    return found
 
 
 def _weights(prepared: Prepared, position: PositionFile, listener: Listener | None) -> WeightSource:

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from loraplex.engine import collect as collect_module
-from loraplex.engine.collect import collect
+from loraplex.engine.collect import check_shared, collect
+from loraplex.engine.errors import PeerLostError
 from loraplex.engine.rendezvous import RendezvousTransport, Switchboard
+from loraplex.planner.errors import JobError
 
 
 def run(folders: list[Path]) -> None:
@@ -62,3 +64,32 @@ def test_from_one_folder_nothing_is_sent(tmp_path: Path, monkeypatch: pytest.Mon
     run([tmp_path] * 3)
     assert sizes == []
     assert set(content(tmp_path)) == {"part-0", "part-1", "part-2", "sub/0", "sub/1", "sub/2"}
+
+
+@pytest.mark.parametrize(("names", "seen"), [(("0", "0", "0"), [True] * 3), (("0", "0", "2"), [True, True, False])])
+def test_a_worker_that_does_not_see_the_first_ones_folder_says_so(
+    tmp_path: Path, names: tuple[str, ...], seen: list[bool]
+) -> None:
+    board = Switchboard(3, timeout_s=20)
+    found: dict[int, BaseException | None] = {}
+
+    def work(worker: int) -> None:
+        (tmp_path / names[worker]).mkdir(exist_ok=True)
+        try:
+            check_shared(RendezvousTransport(board, worker), tmp_path / names[worker], num_workers=3)
+            found[worker] = None
+        except (JobError, PeerLostError) as error:
+            found[worker] = error
+            board.leave(worker, "it has said so")
+
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [not isinstance(found[worker], JobError) for worker in range(3)] == seen
+    assert list(tmp_path.rglob(".shared-*")) == []
+    if not all(seen):
+        assert "give --output a folder that all machines see, or leave out --checkpoint-every" in str(found[2])
+        # Nobody goes on without it.
+        assert isinstance(found[0], PeerLostError)
