@@ -1,4 +1,4 @@
-"""Which transport a run uses: gloo on CPUs, NCCL with a GPU for each worker, staged gloo where workers share GPUs."""
+"""Which transport a run uses: gloo on CPUs; on GPUs staged, peer or NCCL, by who shares what."""
 
 import datetime
 import hashlib
@@ -7,10 +7,15 @@ import socket
 import torch
 import torch.distributed as dist
 
-from .gloo import open_gloo
+from .errors import EngineError
+from .gloo import GlooTransport, open_gloo
 from .nccl import NcclTransport
+from .peer import PeerTransport
+from .peer_memory import ADDRESS_BYTES, GpuMemory, Memory
 from .staged import StagedTransport
 from .transport import Transport
+
+_TRIAL_BYTES = 4096
 
 
 def open_transport(
@@ -23,23 +28,58 @@ def open_transport(
     host = open_gloo(num_stages=num_stages, num_replicas=num_replicas, timeout_s=timeout_s)
     if device is None or device.type == "cpu":
         return host
-    if not dist.is_nccl_available() or shares_gpu(host, device, num_workers=num_stages * num_replicas):
+    num_workers, timeout = num_stages * num_replicas, datetime.timedelta(seconds=timeout_s)
+    if not dist.is_nccl_available() or shares_gpu(host, device, num_workers=num_workers):
         return StagedTransport(host, device=device)
-    return NcclTransport(
-        host,
-        num_stages=num_stages,
-        num_replicas=num_replicas,
-        device=device,
-        timeout=datetime.timedelta(seconds=timeout_s),
-    )
+    memory = neighbours_memory(host, device, num_workers=num_workers)
+    if memory is not None:
+        return PeerTransport(host, memory, num_stages=num_stages, num_replicas=num_replicas, timeout=timeout)
+    return NcclTransport(host, num_stages=num_stages, num_replicas=num_replicas, device=device, timeout=timeout)
 
 
 def shares_gpu(host: Transport, device: torch.device, *, num_workers: int) -> bool:
     """Whether any two workers of the run compute on one GPU; all call it together and hear the same."""
     # By the GPUs' own names: which index a process knows its GPU by depends on what else it may see.
     name = f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}"
+    return len(set(_named_by_all(host, name, num_workers=num_workers))) < num_workers
+
+
+def neighbours_memory(host: GlooTransport, device: torch.device, *, num_workers: int) -> GpuMemory | None:
+    """This worker's GPU memory, if all workers are on one machine where each can write into its neighbours'.
+
+    All call it together and hear the same.
+    """
+    if len(set(_named_by_all(host, socket.gethostname(), num_workers=num_workers))) > 1:
+        return None
+    memory = GpuMemory(device)
+    return memory if reaches_neighbours(host, memory, num_workers=num_workers) else None
+
+
+def reaches_neighbours(host: GlooTransport, memory: Memory, *, num_workers: int) -> bool:
+    """Whether every worker can write into its neighbours' memory; all call it together and hear the same."""
+    # int64, which every backend adds up; all zeros from whoever cannot share at all.
+    addresses = torch.zeros(num_workers, ADDRESS_BYTES, dtype=torch.int64)
+    failures = torch.zeros(1, dtype=torch.int64)
+    try:
+        _, address = memory.room(_TRIAL_BYTES)
+        addresses[host.worker] = torch.tensor(list(address))
+    except EngineError:
+        failures += 1
+    host.reduce(addresses, workers=range(num_workers))
+    for peer in (host.worker - 1, host.worker + 1):
+        if 0 <= peer < num_workers:
+            try:
+                memory.reach(bytes(addresses[peer].tolist()))
+            except EngineError:
+                failures += 1
+    host.reduce(failures, workers=range(num_workers))
+    return not failures.any()
+
+
+def _named_by_all(host: Transport, name: str, *, num_workers: int) -> list[int]:
+    # A number for the name that each worker gives.
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     numbers = torch.zeros(num_workers, dtype=torch.int64)
     numbers[host.worker] = int.from_bytes(digest, "little") >> 1
     host.reduce(numbers, workers=range(num_workers))
-    return len(set(numbers.tolist())) < num_workers
+    return [int(number) for number in numbers.tolist()]

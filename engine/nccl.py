@@ -22,11 +22,9 @@ from torch import Tensor
 
 from .gloo import MAX_OUTSTANDING_SENDS, GlooTransport
 from .lifeline import Lifeline, OnLost, end_process
+from .nccl_sums import NcclSums, communicator
 from .over_host import OverHost
 from .transport import Edge, edges
-
-MAX_CTAS = 8
-"""Thread blocks that a waiting receive occupies: a message of 64 MiB needs no more, and a GPU has 132 for them all."""
 
 
 class NcclReceive:
@@ -73,15 +71,12 @@ class NcclTransport(OverHost):
         self._receiving: dict[Edge, dist.ProcessGroup] = {}
         self._sending: dict[Edge, _Way] = {}
         for edge in edges(num_stages=num_stages, num_replicas=num_replicas):
-            process_group = _communicator((edge.source, edge.target), timeout)
+            process_group = communicator((edge.source, edge.target), timeout)
             if host.worker == edge.source:
                 self._sending[edge] = _Way(process_group, torch.cuda.Stream(device), deque())
             elif host.worker == edge.target:
                 self._receiving[edge] = process_group
-        self._sums: dict[tuple[int, ...], dist.ProcessGroup] = {}
-        for stage in range(num_stages if num_replicas > 1 else 0):
-            peers = tuple(replica * num_stages + stage for replica in range(num_replicas))
-            self._sums[peers] = _communicator(peers, timeout)
+        self._sums = NcclSums(host, num_stages=num_stages, num_replicas=num_replicas, device=device, timeout=timeout)
         self._lifeline = Lifeline(on_lost=on_lost)
         self._connect(num_stages=num_stages, num_replicas=num_replicas)
 
@@ -108,10 +103,7 @@ class NcclTransport(OverHost):
         return left
 
     def reduce(self, tensor: Tensor, *, workers: Sequence[int]) -> None:
-        if tensor.device.type == "cpu":
-            self._host.reduce(tensor, workers=workers)
-        else:
-            dist.all_reduce(tensor, group=self._sums[tuple(workers)])
+        self._sums.add_up(tensor, workers=workers)
 
     def finish(self) -> None:
         for way in self._sending.values():
@@ -133,17 +125,5 @@ class NcclTransport(OverHost):
             elif edge in self._receiving:
                 self.post(edge, 1).wait()
                 torch.cuda.synchronize(self._device)
-        for peers in self._sums:
-            if self.worker in peers:
-                self.reduce(torch.zeros(1, device=self._device), workers=peers)
         torch.cuda.synchronize(self._device)
         self.barrier()
-
-
-def _communicator(workers: Sequence[int], timeout: datetime.timedelta) -> "dist.ProcessGroup":
-    # new_group is collective: everyone makes every process group, in one order.
-    options = dist.ProcessGroupNCCL.Options()
-    options._timeout = timeout
-    options.config.max_ctas = MAX_CTAS
-    made: dist.ProcessGroup = dist.new_group(list(workers), timeout=timeout, backend="nccl", pg_options=options)
-    return made

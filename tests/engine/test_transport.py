@@ -1,4 +1,4 @@
-"""What every transport promises, asked of each: threads over rendezvous, processes over gloo, staged and NCCL.
+"""What every transport promises, asked of each: threads over rendezvous, processes over gloo, staged, peer and NCCL.
 
 Tests of a GPU fork too, which CUDA forgives only while this process has not started it: run this file alone there,
 `pytest -m gpu tests/engine/test_transport.py`.
@@ -16,6 +16,8 @@ from loraplex.tests.engine.transports import (
     message,
     run_gloo,
     run_nccl,
+    run_peer,
+    run_peer_gpu,
     run_staged,
     run_staged_gpu,
     run_threads,
@@ -28,10 +30,12 @@ from loraplex.tests.engine.transports import (
         run_threads,
         run_gloo,
         run_staged,
+        run_peer,
         pytest.param(run_staged_gpu, marks=pytest.mark.gpu),
+        pytest.param(run_peer_gpu, marks=pytest.mark.gpu),
         pytest.param(run_nccl, marks=pytest.mark.gpu),
     ],
-    ids=["rendezvous", "gloo", "staged", "staged-gpu", "nccl"],
+    ids=["rendezvous", "gloo", "staged", "peer", "staged-gpu", "peer-gpu", "nccl"],
 )
 def run(request: pytest.FixtureRequest) -> Run:
     chosen: Run = request.param

@@ -3,23 +3,29 @@
 import datetime
 import multiprocessing
 import os
+import shutil
 import socket
+import tempfile
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import pytest
 import torch
 from torch import Tensor
 
-from loraplex.engine.connect import shares_gpu
+from loraplex.engine.connect import neighbours_memory, reaches_neighbours, shares_gpu
 from loraplex.engine.devices import choose_device
 from loraplex.engine.errors import PeerLostError
-from loraplex.engine.gloo import open_gloo
+from loraplex.engine.gloo import GlooTransport, open_gloo
 from loraplex.engine.nccl import NcclTransport
+from loraplex.engine.peer import PeerTransport
+from loraplex.engine.peer_memory import Memory
 from loraplex.engine.rendezvous import RendezvousTransport, Switchboard
 from loraplex.engine.staged import StagedTransport
 from loraplex.engine.transport import Direction, Edge, Transport
+from loraplex.tests.engine.host_memory import HostMemory
 
 Work = Callable[[Transport], object]
 Run = Callable[..., list[object]]
@@ -136,12 +142,59 @@ def run_staged_gpu(work: Work, *, num_stages: int = 2, num_replicas: int = 1) ->
     return run_processes(work, connect=connect, num_stages=num_stages, num_replicas=num_replicas)
 
 
+def run_peer(work: Work, *, num_stages: int = 2, num_replicas: int = 1) -> list[object]:
+    """On a CPU: offers, notices and rooms, with slow copies between files that two processes map."""
+    folder = Path(tempfile.mkdtemp(prefix="peer-", dir="/tmp"))
+
+    def connect(*, num_stages: int, num_replicas: int, on_lost: Callable[[PeerLostError], None]) -> Transport:
+        host = open_gloo(num_stages=num_stages, num_replicas=num_replicas, timeout_s=20)
+        memory: Memory = HostMemory(folder, host.worker)
+        assert reaches_neighbours(host, memory, num_workers=num_stages * num_replicas)
+        return peer_transport(host, memory, num_stages=num_stages, num_replicas=num_replicas, on_lost=on_lost)
+
+    try:
+        return run_processes(work, connect=connect, num_stages=num_stages, num_replicas=num_replicas)
+    finally:
+        shutil.rmtree(folder)
+
+
+def run_peer_gpu(work: Work, *, num_stages: int = 2, num_replicas: int = 1) -> list[object]:
+    """A GPU for each worker."""
+    num_workers = num_stages * num_replicas
+    needs_gpus(num_workers)
+
+    def connect(*, num_stages: int, num_replicas: int, on_lost: Callable[[PeerLostError], None]) -> Transport:
+        device = choose_device("cuda")
+        host = open_gloo(num_stages=num_stages, num_replicas=num_replicas, timeout_s=20)
+        memory = neighbours_memory(host, device, num_workers=num_workers)
+        assert memory is not None
+        return peer_transport(host, memory, num_stages=num_stages, num_replicas=num_replicas, on_lost=on_lost)
+
+    return run_processes(work, connect=connect, num_stages=num_stages, num_replicas=num_replicas)
+
+
+def peer_transport(
+    host: GlooTransport,
+    memory: Memory,
+    *,
+    num_stages: int,
+    num_replicas: int,
+    on_lost: Callable[[PeerLostError], None],
+) -> Transport:
+    return PeerTransport(
+        host,
+        memory,
+        num_stages=num_stages,
+        num_replicas=num_replicas,
+        timeout=datetime.timedelta(seconds=20),
+        on_lost=on_lost,
+    )
+
+
 def run_nccl(work: Work, *, num_stages: int = 2, num_replicas: int = 1) -> list[object]:
     """A GPU for each worker."""
-    cuda_has_not_started()
     num_workers = num_stages * num_replicas
-    if torch.cuda.device_count() < num_workers:
-        pytest.skip(f"{num_workers} workers over NCCL need as many GPUs; here are {torch.cuda.device_count()}")
+    needs_gpus(num_workers)
 
     def connect(*, num_stages: int, num_replicas: int, on_lost: Callable[[PeerLostError], None]) -> Transport:
         device = choose_device("cuda")
@@ -157,6 +210,12 @@ def run_nccl(work: Work, *, num_stages: int = 2, num_replicas: int = 1) -> list[
         )
 
     return run_processes(work, connect=connect, num_stages=num_stages, num_replicas=num_replicas)
+
+
+def needs_gpus(count: int) -> None:
+    cuda_has_not_started()
+    if torch.cuda.device_count() < count:
+        pytest.skip(f"{count} workers need as many GPUs; here are {torch.cuda.device_count()}")
 
 
 def cuda_has_not_started() -> None:
