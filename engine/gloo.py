@@ -13,6 +13,9 @@ from .errors import PeerLostError
 from .recorder import now_ns
 from .transport import Direction, Edge, Transport, edges
 
+PATIENCE = datetime.timedelta(days=7)
+"""For a barrier: others may be loading weights, or looking at validation samples, for longer than a message may take. A
+worker that has ended is missed at once all the same."""
 MAX_OUTSTANDING_SENDS = 4
 """On each edge. Enough that a stage never waits for a receiver one microbatch behind, few enough to bound memory."""
 
@@ -124,9 +127,12 @@ class GlooTransport:
 
 
 def open_gloo(*, num_stages: int, num_replicas: int = 1, timeout_s: float = 1800.0) -> GlooTransport:
-    """Join the run that torchrun has started. Raises PlanError for a wrong number of processes."""
+    """Join the run that torchrun has started; `timeout_s` is for a message that does not come.
+
+    Raises PlanError for a wrong number of processes.
+    """
     timeout = datetime.timedelta(seconds=timeout_s)
-    dist.init_process_group("gloo", timeout=timeout)
+    dist.init_process_group("gloo", timeout=max(timeout, PATIENCE))
     check_num_workers(dist.get_world_size(), num_stages=num_stages, num_replicas=num_replicas)
     return GlooTransport(num_stages=num_stages, num_replicas=num_replicas, timeout=timeout)
 

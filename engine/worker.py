@@ -97,6 +97,8 @@ def run_worker(settings: RunSettings, prepared: Prepared, listener: Listener) ->
     position.move("validation", -1)
     if validation is not None:
         _note(prepared, "after", validation.losses(stage, transport))
+    # Other replicas wait here, not for a message.
+    transport.barrier()
     position.move("the export", -1)
     with writing(prepared.output_dir):
         hand_in(prepared, stage, recorder, transport)

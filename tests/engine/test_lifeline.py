@@ -27,6 +27,18 @@ def test_who_leaves_in_good_order_is_not_missed() -> None:
     assert run_watched(lambda transport: time.sleep(0.2 * transport.worker), num_stages=3) == [None, None, None]
 
 
+def test_a_barrier_waits_for_longer_than_a_message_may_take() -> None:
+    def connect(*, num_stages: int, num_replicas: int, on_lost: Callable[[PeerLostError], None]) -> Transport:
+        return open_gloo(num_stages=num_stages, num_replicas=num_replicas, timeout_s=1)
+
+    def work(transport: Transport) -> None:
+        # As a replica that looks at its validation samples while the others have nothing to do.
+        time.sleep(2.5 * transport.worker)
+        transport.barrier()
+
+    assert run_processes(work, connect=connect, num_stages=2, num_replicas=1) == [None, None]
+
+
 def test_a_lost_worker_ends_all_others_whatever_they_wait_for() -> None:
     def work(transport: Transport) -> object:
         if transport.worker == 2:
