@@ -42,6 +42,17 @@ class Comparison:
     actions: tuple[ActionComparison, ...]
     first_difference: str | None
     """Where the executed order first leaves the simulated one; None where it never does."""
+    num_unmeasured: int = 0
+    """Microbatches that were simulated and are not in the measured timeline: those before a resume."""
+
+    def note(self) -> str:
+        """What keeps the two from being compared as wholes; empty where nothing does."""
+        if not self.num_unmeasured:
+            return ""
+        return (
+            f"{self.num_unmeasured} simulated microbatches were not executed here: of a run that was resumed, the "
+            "timeline is that of its last part; compare the actions, not the wholes"
+        )
 
     def same_order(self) -> bool:
         """Whether every worker ran the same actions in the same order, span for span."""
@@ -70,6 +81,7 @@ class Comparison:
             "bubble_ratio_difference": self.bubble_ratio_difference(),
             "same_order": self.same_order(),
             "first_difference": self.first_difference,
+            "num_unmeasured": self.num_unmeasured,
             "actions": [
                 {name: getattr(action, name) for name in action.__dataclass_fields__} | {"error": action.error()}
                 for action in self.actions
@@ -103,7 +115,12 @@ def compare(
         measured=summarize(measured, plan=plan, last_steps=last_steps),
         actions=tuple(_compare_actions(_means(simulated), _means(measured))),
         first_difference=_first_difference(simulated, measured),
+        num_unmeasured=len(_microbatches(simulated) - _microbatches(measured)),
     )
+
+
+def _microbatches(timeline: Timeline) -> set[int]:
+    return {int(place) for place in timeline.compute()["microbatch"].unique()}
 
 
 def action_times(simulated: Timeline, measured: Timeline) -> pd.DataFrame:

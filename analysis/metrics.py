@@ -175,7 +175,9 @@ def _with_plan(
         )
         for job, waste, completion_ms in zip(plan.jobs, wastes, completions, strict=True)
     )
-    num_tokens = trained_tokens(plan, last_steps=last_steps)
+    # Of a run that was resumed, the timeline is that of the last part.
+    ran = {int(place) for place in timeline.compute()["microbatch"].unique()}
+    num_tokens = trained_tokens(plan, last_steps=last_steps, microbatches=ran)
     padding, capacity = waste_ratios(wastes, plan)
     return replace(
         summary,

@@ -135,7 +135,7 @@ def _body(run: Run, summaries: Sequence[Summary], comparison: Comparison | None,
         order = "Every stage ran the same actions in the same order, span for span."
         if not comparison.same_order():
             order = f"The order differs: {comparison.first_difference}."
-        yield f"<p>{escape(order)}</p>"
+        yield f"<p>{escape(' '.join(filter(None, (order, comparison.note()))))}</p>"
         yield action_table(comparison)
     if run.facts.get("systems"):
         yield "<h2>Systems on this workload</h2>"

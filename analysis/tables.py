@@ -68,7 +68,8 @@ def comparison_table(comparison: Comparison) -> RenderableType:
             signed_percent(action.error()),
         )
     order = "the same on every stage, span for span" if comparison.same_order() else comparison.first_difference or ""
-    return Group(whole, kinds, Text(f"order of actions: {order}"))
+    notes = [Text(comparison.note())] if comparison.note() else []
+    return Group(whole, kinds, Text(f"order of actions: {order}"), *notes)
 
 
 def systems_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:

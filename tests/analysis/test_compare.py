@@ -46,6 +46,19 @@ def test_a_run_a_tenth_slower_than_foretold(make_1f1b: MakeTimeline) -> None:
     assert [action.error() for action in comparison.actions] == [pytest.approx(-0.2)] * 4
 
 
+def test_of_a_resumed_run_the_last_part_alone_is_counted_and_it_is_said(
+    make_1f1b: MakeTimeline, two_adapters: Plan
+) -> None:
+    simulated = make_1f1b(num_stages=2, num_microbatches=3)
+    rest = simulated.frame[simulated.frame["microbatch"] == 2]
+    comparison = compare(simulated, measured=changed(simulated, rest), plan=two_adapters)
+    assert comparison.num_unmeasured == 2
+    assert "2 simulated microbatches were not executed here: of a run that was resumed" in comparison.note()
+    assert comparison.note()[:40] in printed(comparison_table(comparison)).replace("\n", " ")
+    assert (comparison.simulated.num_tokens, comparison.measured.num_tokens) == (170, 10)
+    assert compare(simulated, measured=simulated).note() == ""
+
+
 def changed(timeline: Timeline, frame: pd.DataFrame) -> Timeline:
     return Timeline.from_frame(frame, source="measured", origin="changed", num_stages=timeline.num_stages)
 
