@@ -159,22 +159,27 @@ class StageAdapter:
         return changes
 
     def tensors(self) -> dict[str, Tensor]:
-        """Copies of what a resume needs, on the device.
+        """Copies on the host of what a resume needs: beside what trains there is no room counted on for them.
 
         `alive`, `alive_before`, `weight/NAME`, `best/NAME`, `grad/NAME`, `closed/K/NAME`, `optimizer/FIELD/NAME`,
         `evaluated/FIELD`.
         """
-        found = {f"weight/{name}": parameter.detach().clone() for name, parameter in self.parameters.items()}
-        found |= {"alive": self.alive.clone(), "alive_before": self.alive_before.clone()}
-        found |= {f"best/{name}": weight.clone() for name, weight in (self.best or {}).items()}
-        found |= {f"evaluated/{field}": value.clone() for field, value in self.evaluated.items()}
-        found |= {f"grad/{name}": gradient.clone() for name, gradient in self.gradients.gathered().items()}
+        found = {"alive": _on_host(self.alive), "alive_before": _on_host(self.alive_before)}
+        wholes = {"weight": self._flat_weight.detach()}
+        if self.best is not None:
+            wholes["best"] = self.best.whole
+        wholes |= {f"closed/{global_batch}": gradients.whole for global_batch, gradients in self.closed.items()}
+        found |= {f"evaluated/{field}": _on_host(value) for field, value in self.evaluated.items()}
+        found |= {f"grad/{name}": _on_host(gradient) for name, gradient in self.gradients.gathered().items()}
         for field, value in self.optimizer.state[self._flat_weight].items():
             # The moments by matrix; the count of steps, one for all, with each, since stages may be cut anew.
-            by_name = self._cut(value) if value.numel() > 1 else dict.fromkeys(self.parameters, value)
-            found |= {f"optimizer/{field}/{name}": part.clone() for name, part in by_name.items()}
-        for global_batch, gradients in self.closed.items():
-            found |= {f"closed/{global_batch}/{name}": gradient.clone() for name, gradient in gradients.items()}
+            if value.numel() > 1:
+                wholes[f"optimizer/{field}"] = value
+            else:
+                count = _on_host(value)
+                found |= {f"optimizer/{field}/{name}": count.clone() for name in self.parameters}
+        for kind, whole in wholes.items():
+            found |= {f"{kind}/{name}": part for name, part in self._cut(_on_host(whole)).items()}
         return found
 
     def load(self, tensors: Mapping[str, Tensor], *, version: int) -> None:
@@ -218,6 +223,10 @@ class StageAdapter:
 
     def _cut(self, whole: Tensor) -> FlatTensors:
         return FlatTensors(whole, {name: parameter.shape for name, parameter in self.parameters.items()})
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    return tensor.to("cpu", copy=True)
 
 
 def _laid_flat(parameters: Mapping[str, nn.Parameter]) -> FlatTensors:

@@ -224,6 +224,23 @@ def test_state_goes_out_and_comes_back_whole() -> None:
     assert not torch.equal(saved["weight/a"], adapter.parameters["a"])
 
 
+@pytest.mark.gpu
+def test_what_is_saved_of_a_gpus_adapter_takes_none_of_its_memory() -> None:
+    parameters = {"a": nn.Parameter(torch.randn(1024, 1024, device="cuda"))}
+    adapter = StageAdapter(job(learning_rate=1e-2), parameters)
+    parameters["a"].grad = torch.ones_like(parameters["a"])
+    zero = ZERO.cuda()
+    adapter.step(total_squares=adapter.close(0, after=zero), update_squares=zero)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    saved = adapter.tensors()
+    assert {tensor.device.type for tensor in saved.values()} == {"cpu"}
+    assert torch.cuda.max_memory_allocated() == before
+    other = StageAdapter(job(learning_rate=1e-2), {"a": nn.Parameter(torch.zeros(1024, 1024, device="cuda"))})
+    other.load(saved, version=1)
+    assert all(torch.equal(value, other.tensors()[key]) for key, value in saved.items())
+
+
 def test_the_start_depends_on_seed_and_name_alone(model_folder: Path, three_jobs: Any, alone: Any) -> None:
     jobs = three_jobs()
     together: dict[str, torch.Tensor] = {}
