@@ -1,12 +1,15 @@
-"""Which transport a run uses: gloo on CPUs; on GPUs staged, peer or NCCL, by who shares what."""
+"""Which transport a run uses: gloo on CPUs; on GPUs the staged one, or that which the environment asks for."""
 
 import datetime
 import hashlib
+import os
 import socket
 
 import torch
 import torch.distributed as dist
 
+from ..planner.errors import PlanError
+from ..traces.errors import InputError
 from .errors import EngineError
 from .gloo import GlooTransport, open_gloo
 from .nccl import NcclTransport
@@ -15,7 +18,19 @@ from .peer_memory import ADDRESS_BYTES, GpuMemory, Memory
 from .staged import StagedTransport
 from .transport import Transport
 
+TRANSPORT = "LORAPLEX_TRANSPORT"
+"""Environment variable that asks for a transport between GPUs."""
+_CHOICES = ("staged", "peer", "nccl")
+"""The first is taken unless another is asked for: it alone has trained pipelines to their end on GPUs."""
 _TRIAL_BYTES = 4096
+
+
+def asked_transport() -> str:
+    """The transport between GPUs that the environment asks for. Raises InputError for an unknown one."""
+    name = os.environ.get(TRANSPORT, _CHOICES[0])
+    if name not in _CHOICES:
+        raise InputError(f"{TRANSPORT}={name} is unknown; choose from {', '.join(_CHOICES)}, or leave it out")
+    return name
 
 
 def open_transport(
@@ -23,18 +38,28 @@ def open_transport(
 ) -> Transport:
     """Join the run that torchrun has started, with messages on `device` (the CPU when absent).
 
-    All workers call it together. Raises PlanError for a wrong number of processes.
+    All workers call it together. Raises PlanError for a wrong number of processes, or a transport that cannot serve.
     """
     host = open_gloo(num_stages=num_stages, num_replicas=num_replicas, timeout_s=timeout_s)
     if device is None or device.type == "cpu":
         return host
     num_workers, timeout = num_stages * num_replicas, datetime.timedelta(seconds=timeout_s)
-    if not dist.is_nccl_available() or shares_gpu(host, device, num_workers=num_workers):
+    asked = asked_transport()
+    if asked == "staged":
         return StagedTransport(host, device=device)
+    if not dist.is_nccl_available() or shares_gpu(host, device, num_workers=num_workers):
+        raise PlanError(
+            f"{TRANSPORT}={asked} needs NCCL and a GPU for each worker; leave it out, or start fewer workers"
+        )
+    if asked == "nccl":
+        return NcclTransport(host, num_stages=num_stages, num_replicas=num_replicas, device=device, timeout=timeout)
     memory = neighbours_memory(host, device, num_workers=num_workers)
-    if memory is not None:
-        return PeerTransport(host, memory, num_stages=num_stages, num_replicas=num_replicas, timeout=timeout)
-    return NcclTransport(host, num_stages=num_stages, num_replicas=num_replicas, device=device, timeout=timeout)
+    if memory is None:
+        raise PlanError(
+            f"{TRANSPORT}=peer needs all workers on one machine, each seeing its neighbours' GPUs, and memory that "
+            "CUDA can share (no expandable_segments); leave it out"
+        )
+    return PeerTransport(host, memory, num_stages=num_stages, num_replicas=num_replicas, timeout=timeout)
 
 
 def shares_gpu(host: Transport, device: torch.device, *, num_workers: int) -> bool:

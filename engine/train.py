@@ -20,6 +20,7 @@ from .base_check import check_base
 from .base_folder import base_model_folder, check_has_weights
 from .base_identity import base_identity
 from .checkpoint import newest_position
+from .connect import asked_transport
 from .cut import check_can_cut
 from .device_memory import free_gpus
 from .devices import check_device, resolved_device
@@ -136,6 +137,7 @@ def train(
     that, EngineError when the run breaks.
     """
     check_device(settings.device)
+    asked_transport()
     if settings.plan_file is None:
         (_plan_rest if settings.resume else _plan)(settings, progress=progress)
     prepared = prepare(settings, progress=progress)

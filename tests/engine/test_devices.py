@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from loraplex.engine.connect import open_transport, shares_gpu
+from loraplex.engine.connect import TRANSPORT, asked_transport, open_transport, shares_gpu
 from loraplex.engine.devices import choose_device
 from loraplex.engine.gloo import GlooTransport
 from loraplex.engine.rendezvous import RendezvousTransport, Switchboard
@@ -74,6 +74,16 @@ def test_gpus_are_told_apart_by_their_own_names(monkeypatch: pytest.MonkeyPatch,
     for thread in threads:
         thread.join()
     assert found == [shared] * 3
+
+
+def test_a_transport_that_nobody_knows_is_told_with_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TRANSPORT, raising=False)
+    assert asked_transport() == "staged"
+    monkeypatch.setenv(TRANSPORT, "peer")
+    assert asked_transport() == "peer"
+    monkeypatch.setenv(TRANSPORT, "nvlink")
+    with pytest.raises(InputError, match="LORAPLEX_TRANSPORT=nvlink is unknown; choose from staged, peer, nccl"):
+        asked_transport()
 
 
 def test_on_a_cpu_a_run_goes_over_gloo_with_as_many_processes_as_the_plan_has_stages(
