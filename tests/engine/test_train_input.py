@@ -19,7 +19,7 @@ def no_plan(folder: Path, text: str) -> None:
 
 def a_plan_for_other_data(folder: Path, text: str) -> None:
     line = '{"prompt": "1", "completion": "2"}\n'
-    (folder / "sums.jsonl").write_text(line * 5, encoding="utf-8")
+    (folder / "sums.jsonl").write_text(line * 70, encoding="utf-8")
 
 
 def a_plan_for_another_rate(folder: Path, text: str) -> None:
