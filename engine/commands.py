@@ -65,7 +65,12 @@ def train(
     )
     try:
         with LoadBars() as bars:
-            done = run(settings, progress=bars.advance, before_launch=bars.close)
+            done = run(
+                settings,
+                progress=bars.advance,
+                before_launch=bars.close,
+                tell=lambda text: print(f"loraplex: {text}", file=sys.stderr),
+            )
     except EngineError as error:
         print(f"loraplex: {error}", file=sys.stderr)
         if checkpoint_every is not None:

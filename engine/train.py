@@ -30,7 +30,7 @@ from .fit_check import settled_recompute
 from .launch import launch
 from .loggers import check_loggers
 from .metrics import StepRecord, read_metrics
-from .output import ADAPTERS, WORK, evaluations_name, read_validation
+from .output import ADAPTERS, CHECKPOINTS, WORK, evaluations_name, read_validation
 from .prepare import Prepared, RunSettings, prepare
 from .reports import what_broke
 
@@ -128,13 +128,14 @@ def train(
     *,
     progress: Callable[[str, float], None] | None = None,
     before_launch: Callable[[], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> TrainedRun:
     """Train all adapters of a job file on this machine, one process per stage and replica.
 
     A plan is made when none is given. On resume it is that of the run so far; where the job file asks for another
     pipeline or microbatch_tokens than that has, what is left is planned anew for them. `before_launch` is called when
-    all is checked and the processes start, which draw their own bars. Raises JobError or PlanError for bad input before
-    that, EngineError when the run breaks.
+    all is checked and the processes start, which draw their own bars; `tell` hears where a resumed run goes on. Raises
+    JobError or PlanError for bad input before that, EngineError when the run breaks.
     """
     check_device(settings.device)
     asked_transport()
@@ -147,7 +148,9 @@ def train(
     identity = _check_base(prepared)
     if settings.resume:
         # Here, so that it is told once and before any process starts.
-        newest_position(prepared.output_dir, prepared.plan, base=identity)
+        slot = newest_position(prepared.output_dir, prepared.plan, base=identity)
+        if tell is not None:
+            tell(_where_it_goes_on(prepared, slot))
     if settings.plan_file is not None:
         prepared.output_dir.mkdir(parents=True, exist_ok=True)
         save_plan(prepared.plan, prepared.output_dir / PLAN)
@@ -161,6 +164,12 @@ def train(
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)
     return _result(prepared, recompute=recompute)
+
+
+def _where_it_goes_on(prepared: Prepared, slot: int | None) -> str:
+    if slot is None:
+        return f"no whole checkpoint in {prepared.output_dir / CHECKPOINTS}: training from the beginning"
+    return f"going on behind slot {slot + 1} of {prepared.plan.num_slots()}"
 
 
 def _check_base(prepared: Prepared) -> str:

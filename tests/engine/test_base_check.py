@@ -87,6 +87,18 @@ def test_transformers_may_refuse_a_config_that_it_can_read(tmp_path: Path) -> No
     assert len(whole_linears(folder)) == 21
 
 
+def test_a_resumed_run_says_that_there_is_nothing_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"prompt": "1", "completion": "2"}\n', encoding="utf-8")
+    (tmp_path / "jobs.yaml").write_text(JOB.replace("base_model: base", "base_model: tiny"), encoding="utf-8")
+    monkeypatch.setattr(train_module, "launch", lambda *_, **__: None)
+    told: list[str] = []
+    for resume in (False, True):
+        # Nothing is trained, so nothing is there to be read afterwards.
+        with pytest.raises(FileNotFoundError):
+            train(RunSettings(job_file=tmp_path / "jobs.yaml", device="cpu", resume=resume), tell=told.append)
+    assert told == [f"no whole checkpoint in {tmp_path}/output/checkpoints: training from the beginning"]
+
+
 def test_train_refuses_before_any_process_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_all_random(tmp_path / "base", "llama", changes={"vocab_size": 262})
     tiny_tokenizer().save_pretrained(folder)

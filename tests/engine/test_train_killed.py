@@ -1,6 +1,7 @@
 """`loraplex train`, killed, stopped and resumed."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -103,6 +104,7 @@ def test_a_stopped_run_goes_on_with_other_stages_and_microbatches(
     code, _, err = finish(start(command(*LORAPLEX, "train", "jobs.yaml", "--resume"), folder), seconds=120)
     assert code == 0, err
     plan = load_plan(folder / "output" / "plan.json")
+    assert re.search(rf"^loraplex: going on behind slot \d+ of {plan.num_slots()}$", err, re.MULTILINE)
     assert (begun.num_stages, plan.num_stages) == (2, 3)
     assert (begun.microbatch_tokens, plan.microbatch_tokens) == (96, 128)
     assert plan.microbatches[:5] == begun.microbatches[:5]
