@@ -25,16 +25,16 @@ def check_shared(transport: Transport, folder: Path, *, num_workers: int) -> Non
     """
     host = transport.host
     sign = _agreed_sign(host, folder, num_workers=num_workers)
-    if not sign.exists():
+    sees = sign.exists()
+    # All have looked before it goes.
+    host.barrier()
+    if host.worker == 0:
+        sign.unlink()
+    if not sees:
         raise JobError(
             f"{folder}: is not the folder of that name which worker 0 writes to, and checkpoints have a part of every "
             "worker; give --output a folder that all machines see, or leave out --checkpoint-every and --resume"
         )
-    try:
-        host.barrier()
-    finally:
-        if host.worker == 0:
-            sign.unlink()
 
 
 def _agreed_sign(host: Transport, folder: Path, *, num_workers: int) -> Path:

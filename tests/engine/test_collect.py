@@ -7,7 +7,6 @@ import pytest
 
 from loraplex.engine import collect as collect_module
 from loraplex.engine.collect import check_shared, collect
-from loraplex.engine.errors import PeerLostError
 from loraplex.engine.rendezvous import RendezvousTransport, Switchboard
 from loraplex.planner.errors import JobError
 
@@ -78,9 +77,8 @@ def test_a_worker_that_does_not_see_the_first_ones_folder_says_so(
         try:
             check_shared(RendezvousTransport(board, worker), tmp_path / names[worker], num_workers=3)
             found[worker] = None
-        except (JobError, PeerLostError) as error:
+        except JobError as error:
             found[worker] = error
-            board.leave(worker, "it has said so")
 
     threads = [threading.Thread(target=work, args=(worker,)) for worker in range(3)]
     for thread in threads:
@@ -91,5 +89,3 @@ def test_a_worker_that_does_not_see_the_first_ones_folder_says_so(
     assert list(tmp_path.rglob(".shared-*")) == []
     if not all(seen):
         assert "give --output a folder that all machines see, or leave out --checkpoint-every" in str(found[2])
-        # Nobody goes on without it.
-        assert isinstance(found[0], PeerLostError)
