@@ -192,7 +192,7 @@ WRECKS = [
 ]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, len(JOBS)), cut=st.integers(0, 20), wreck=st.sampled_from(WRECKS))
 def test_a_job_file_wrecked_anywhere_is_read_or_named(tmp_path: Path, at: int, cut: int, wreck: str) -> None:
     path = tmp_path / "jobs.yaml"

@@ -107,7 +107,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=cases())
 def test_random_calls_are_the_references(case: Case, device: str) -> None:
     errors = relative_errors(call(case, torch.float32, device), expected(case, torch.float32))

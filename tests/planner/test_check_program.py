@@ -115,7 +115,7 @@ def test_a_forward_that_nobody_feeds_is_named() -> None:
         program_graph(Program.from_text("0F0 0B0\n1F0 1B0 1F1\n", num_stages=2))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     plan=plans(max_stages=5), schedule=st.sampled_from(["1f1b-slots", "1f1b-greedy", "gpipe"]), seed=st.integers(0, 999)
 )
@@ -133,7 +133,7 @@ def test_a_program_with_one_action_dropped_or_doubled_never_passes(plan: Plan, s
         check_program(broken, plan)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(plan=plans(max_stages=5), seed=st.integers(0, 999))
 def test_two_neighbours_swapped_pass_only_if_the_graph_still_has_an_order(plan: Plan, seed: int) -> None:
     lines = [line.split() for line in build_program(plan, schedule="1f1b-slots").to_text().splitlines()]

@@ -48,7 +48,7 @@ def uneven_jobs(*, seed: int = 1) -> tuple[Job, ...]:
 
 
 @pytest.mark.parametrize("strategy", ["greedy", "stream", "auto"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(request=requests(max_replicas=2))
 def test_every_plan_verifies_and_its_gap_is_never_negative(strategy: str, request: Request) -> None:
     plan = plan_of(request, strategy=strategy)
@@ -56,7 +56,7 @@ def test_every_plan_verifies_and_its_gap_is_never_negative(strategy: str, reques
     assert plan_slots(plan) >= plan.lower_bound_slots > 0
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(request=requests(max_adapters=3, max_batches=2, max_replicas=2))
 def test_milp_plans_verify(request: Request) -> None:
     plan = plan_of(request, strategy="milp", time_limit_s=5.0)
@@ -65,7 +65,7 @@ def test_milp_plans_verify(request: Request) -> None:
     assert plan.solver
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(request=requests(max_adapters=3, max_batches=3, max_samples=3))
 def test_small_plans_take_the_fewest_slots_there_are(request: Request) -> None:
     workload = request.workload()
@@ -76,7 +76,7 @@ def test_small_plans_take_the_fewest_slots_there_are(request: Request) -> None:
         assert plan_slots(plan_of(request)) == workload.num_slots(bins)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(request=requests())
 def test_auto_is_never_worse_than_any_other_strategy_or_the_published_planner(request: Request) -> None:
     best = plan_slots(plan_of(request))

@@ -71,7 +71,7 @@ def test_what_cannot_be(num_entered: int, withdraw: list[str], message: str) -> 
         replan(small_plan(), num_entered=num_entered, withdraw=withdraw)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(request=requests(max_replicas=2), data=st.data())
 def test_random_changes_keep_every_rule(request: Request, data: st.DataObject) -> None:
     plan = make_plan(

@@ -53,7 +53,7 @@ def test_a_plan_comes_back_as_it_was(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(plan=plans(max_replicas=3))
 def test_random_plans_come_back_and_keep_their_fingerprint(plan: Plan, tmp_path: Path) -> None:
     save_plan(plan, tmp_path / "plan.json")

@@ -118,7 +118,7 @@ def longest_path_ms(program: Program, costs: ProgramCosts) -> float:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(plan=plans(max_stages=5, max_replicas=2), overlapped=st.booleans())
 def test_it_is_the_longest_path(schedule: str, plan: Plan, overlapped: bool) -> None:
     program = build_program(plan, schedule=schedule)
@@ -127,7 +127,7 @@ def test_it_is_the_longest_path(schedule: str, plan: Plan, overlapped: bool) -> 
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(plan=plans(max_stages=8, max_replicas=3))
 def test_bounds_are_never_violated(schedule: str, plan: Plan) -> None:
     program = build_program(plan, schedule=schedule)
@@ -148,7 +148,7 @@ def test_bounds_are_never_violated(schedule: str, plan: Plan) -> None:
     assert (found.end_ms == found.start_ms + costs.duration_ms).all()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(plan=plans(max_stages=5, max_replicas=2), overlapped=st.booleans())
 def test_plain_python_and_batched_numpy_give_the_same(plan: Plan, overlapped: bool) -> None:
     program = build_program(plan, schedule="1f1b-slots")
@@ -219,7 +219,7 @@ def exact_makespan(plan: Plan, schedule: str, *, forward: Fraction, backward: Fr
     return max(end)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
     num_stages=st.integers(2, 6),

@@ -26,7 +26,7 @@ def test_later_microbatches_run_anew_and_steps_that_were_still_to_come_remain() 
     assert program_after(program, plan, slot=-1) == program
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     plan=plans(max_stages=5, max_replicas=2),
     schedule=st.sampled_from(["1f1b-slots", "1f1b-greedy", "gpipe", "interleaved-2", "zb-h1"]),

@@ -71,7 +71,7 @@ def test_every_part_by_arithmetic() -> None:
     assert first.peak_bytes() == 1300 + 50 + 128 + 56 + 5000
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     plan=plans(max_stages=4, max_replicas=2),
     schedule=st.sampled_from(["1f1b-slots", "1f1b-greedy", "gpipe", "zb-h1", "interleaved-2"]),

@@ -68,7 +68,7 @@ def rules_broken(run: SystemRun) -> set[str]:
     return {violation.rule for plan in run.plans for violation in verify(plan)}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(requests())
 def test_every_rival_keeps_the_rules_but_for_its_dummies(request: Request) -> None:
     runs = all_systems(

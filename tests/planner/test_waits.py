@@ -97,7 +97,7 @@ def test_uneven_microbatches_are_imbalance() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["1f1b-slots", "1f1b-greedy", "gpipe", "zb-h1", "interleaved-2"])
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(plan=plans(max_stages=5, max_replicas=2))
 def test_work_and_gaps_fill_every_workers_time(schedule: str, plan: Plan) -> None:
     program = build_program(plan, schedule=schedule)

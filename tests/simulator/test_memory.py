@@ -133,7 +133,7 @@ def held_by_hand(program: Program, plan: Plan, found: dict[str, tuple[float, flo
     return total
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     plan=plans(max_stages=5, max_replicas=2),
     schedule=st.sampled_from(["1f1b-slots", "gpipe", "zb-h1", "interleaved-2"]),

@@ -127,7 +127,7 @@ def uneven(plan: Plan, num_parts: int, *, overlapped: bool) -> CostProfile:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(plan=plans(max_stages=8, max_replicas=3), overlapped=st.booleans())
 def test_simpy_and_the_recurrence_agree_on_every_start_end_and_arrival(
     schedule: str, plan: Plan, overlapped: bool
@@ -140,7 +140,7 @@ def test_simpy_and_the_recurrence_agree_on_every_start_end_and_arrival(
         assert np.abs(getattr(simulated, name) - getattr(computed, name)).max(initial=0.0) <= 1e-9 * scale
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(plan=plans(max_stages=5, max_replicas=2), seed=st.integers(0, 999))
 def test_contention_and_pauses_only_ever_delay(plan: Plan, seed: int) -> None:
     program = build_program(plan, schedule="1f1b-slots")

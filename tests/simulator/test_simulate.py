@@ -48,7 +48,7 @@ def test_a_timeline_holds_compute_transfers_and_waits() -> None:
     ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(plan=plans(max_stages=5, max_replicas=2))
 def test_simpy_and_recurrence_give_the_same_timeline(plan: Plan) -> None:
     hardware = Hardware(
@@ -61,7 +61,7 @@ def test_simpy_and_recurrence_give_the_same_timeline(plan: Plan) -> None:
     assert simpy.frame.equals(recurrence.frame)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(plan=plans(max_stages=5, max_replicas=2))
 def test_the_fast_numbers_of_a_sweep_are_those_of_the_timeline(plan: Plan) -> None:
     hardware = Hardware(profile=load_profile("llama-70b-h100-published"), cluster=Cluster(jitter=0.1, seed=3))

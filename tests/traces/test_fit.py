@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loraplex.traces.costs import CostTerms
@@ -22,7 +22,6 @@ def points(terms: CostTerms, *, count: int = 40, noise: float = 0.0, seed: int =
 costs = st.floats(0, 10)
 
 
-@settings(deadline=None)
 @given(fixed=costs, token=costs, square=costs, adapter=costs)
 def test_exact_points_give_the_terms_back(fixed: float, token: float, square: float, adapter: float) -> None:
     terms = CostTerms(

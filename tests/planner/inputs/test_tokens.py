@@ -114,7 +114,7 @@ talks = st.lists(st.tuples(contents, contents), min_size=1, max_size=3).map(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(examples=st.lists(talks, min_size=1, max_size=3), merges=st.booleans())
 def test_growing_prefixes_and_marks_agree(examples: list[Example], merges: bool) -> None:
     found = tokenize(examples, tokenizer(chat_template=CHATML, merges=merges))
@@ -175,7 +175,7 @@ def test_a_thought_before_the_last_answer_only_is_no_hindrance() -> None:
     assert learned == ["<think></think>a$", "a$<think></think> b $"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pairs=st.lists(st.tuples(contents, st.text(alphabet="aeos<>", min_size=1, max_size=4)), min_size=1, max_size=3))
 def test_a_thought_before_the_last_answer_hides_no_answer(pairs: list[tuple[str, str]]) -> None:
     turns = [turn for ask, answer in pairs for turn in (("user", ask), ("assistant", answer))]

@@ -30,7 +30,7 @@ def test_one_replica_needs_no_balance() -> None:
     assert balance(workload, [[0, 1]], cost_of=[1.0, 1.0]) == [[0, 1]]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(requests(max_replicas=3))
 def test_the_costliest_replica_never_gets_worse(request: Request) -> None:
     workload = request.workload()

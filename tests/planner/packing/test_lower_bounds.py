@@ -70,7 +70,7 @@ def test_replicas_share_a_slot() -> None:
     assert lower_bounds(workload).slots() == 2
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(requests(max_adapters=3, max_batches=3, max_samples=3))
 def test_no_plan_takes_fewer_slots_than_the_bound(request: Request) -> None:
     workload = request.workload()
@@ -82,7 +82,7 @@ def test_no_plan_takes_fewer_slots_than_the_bound(request: Request) -> None:
         assert lower_bounds(workload, bounds=bounds).slots() <= workload.num_slots(bins)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(requests(max_adapters=2, max_batches=2, max_samples=2))
 def test_the_exact_search_equals_trying_every_placement(request: Request) -> None:
     workload = request.workload()

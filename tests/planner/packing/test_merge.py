@@ -38,7 +38,7 @@ def test_the_wait_across_an_emptied_microbatch_is_kept() -> None:
     assert workload.num_slots(merged) == 3
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(requests(max_replicas=3))
 def test_random_merges_keep_every_rule(request: Request) -> None:
     workload = request.workload()

@@ -41,7 +41,7 @@ def best_packing(workload: Workload) -> tuple[int, int]:
     return best
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     chains=st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=3), min_size=1, max_size=3),
     pad_multiple=st.sampled_from((1, 1, 4)),

@@ -48,7 +48,7 @@ def test_an_adapter_due_earlier_goes_first() -> None:
     assert stream(workload, policy=EAGER, due=[100, 1]) == [[3], [0], [1], [2]]
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     requests(max_replicas=3),
     st.sampled_from((-(10**9), 0, 2, 10**9)),

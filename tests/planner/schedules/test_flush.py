@@ -96,7 +96,7 @@ def test_zb_h1_puts_weight_gradients_where_the_drain_would_idle() -> None:
 
 
 @pytest.mark.parametrize("schedule", FLUSHED)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(plan=plans(max_stages=8, max_replicas=3))
 def test_every_program_passes_the_check(schedule: str, plan: Plan) -> None:
     ahead = 2 if schedule == "zb-h1" and plan.num_replicas > 1 else None

@@ -57,7 +57,7 @@ def test_replicas_reduce_after_the_same_slot_and_skip_empty_microbatches() -> No
 
 
 @pytest.mark.parametrize("schedule", CONTINUOUS)
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(plan=plans(max_stages=8, max_replicas=3))
 def test_every_program_passes_the_check(schedule: str, plan: Plan) -> None:
     # Wide warm-up with replicas needs receives posted two ahead, lest a Reduce's norm hold up a forward.
@@ -65,7 +65,7 @@ def test_every_program_passes_the_check(schedule: str, plan: Plan) -> None:
     check_program(build_program(plan, schedule=schedule), plan, ahead=ahead)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(plan=plans(max_stages=8))
 def test_at_equal_costs_the_slot_rule_takes_exactly_the_plans_slots_and_greedy_never_fewer(plan: Plan) -> None:
     profile = uniform_profile(forward_ms=3, backward_ms=5, num_stages=plan.num_stages)
@@ -77,7 +77,7 @@ def test_at_equal_costs_the_slot_rule_takes_exactly_the_plans_slots_and_greedy_n
     assert slots["1f1b-greedy"] > plan_slots(plan) - 1e-9
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(plan=plans(max_stages=8))
 def test_stage_s_never_holds_more_than_its_width(plan: Plan) -> None:
     for schedule, factor in (("1f1b-slots", 1), ("1f1b-greedy", 1), ("1f1b-wide", 2)):
@@ -91,7 +91,7 @@ def test_stage_s_never_holds_more_than_its_width(plan: Plan) -> None:
             assert most <= width
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(plan=plans(max_stages=6))
 def test_the_default_is_the_better_of_the_two_rules(plan: Plan) -> None:
     costs = [
