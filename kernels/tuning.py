@@ -15,7 +15,7 @@ import triton
 
 from .layout import DEFAULT_CONFIG, GemmConfig, KernelConfig, PassConfig
 
-FORMAT = 1
+FORMAT = 2
 SHIPPED = Path(__file__).parent / "tuned"
 
 HOPPER_CONFIG = replace(
