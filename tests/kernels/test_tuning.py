@@ -57,7 +57,7 @@ def test_a_file_keeps_its_entries_and_its_versions(tmp_path: Path, monkeypatch: 
     assert read_tuned(path, same_versions=False) == tuple(entries)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 0}', '{"format": 1, "versions": {}, "entries": [{}]}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 0}', '{"format": 2, "versions": {}, "entries": [{}]}'])
 def test_a_damaged_file_is_as_good_as_none(text: str, tmp_path: Path) -> None:
     path = tmp_path / "gpu.json"
     path.write_text(text, encoding="utf-8")
