@@ -87,6 +87,9 @@ def train(
         console = Console(soft_wrap=True)
         console.print(train_table(done))
         console.print(f"PEFT adapters: {done.adapters[0].folder.parent}", markup=False, highlight=False)
+    if all(adapter.quarantined_at is not None for adapter in done.adapters):
+        print("loraplex: every adapter was quarantined: nothing is trained to its end", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def profile(

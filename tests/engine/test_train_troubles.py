@@ -76,6 +76,13 @@ def test_a_quarantined_adapter_is_saved_and_named_and_the_run_succeeds(tmp_path:
     assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
+def test_a_run_of_which_every_adapter_was_quarantined_has_not_succeeded(tmp_path: Path) -> None:
+    done = train(tmp_path, job=JOB.replace("  - {name: calm, learning_rate: 1e-3}\n", ""))
+    assert done.returncode == 1
+    assert done.stderr.endswith("loraplex: every adapter was quarantined: nothing is trained to its end\n")
+    assert (tmp_path / "output" / "adapters" / "wild" / "adapter_model.safetensors").is_file()
+
+
 def test_an_adapter_without_a_single_good_step_points_at_the_base_model_too() -> None:
     record = StepRecord(
         adapter="one",
