@@ -11,7 +11,7 @@ from ..kernels.ordered_sum import ordered_sum
 from ..planner.jobs import Job
 from .flat import FlatTensors
 from .gradient_store import GradientStore, ParameterGradients
-from .host_flag import HostFlag
+from .host_copy import HostCopy
 from .learning_rate import learning_rate_at
 
 # torch's clip_grad_norm_ adds this to the norm it divides by; the same here, so that clipping is the same.
@@ -65,7 +65,7 @@ class StageAdapter:
         self.evaluated: dict[str, Tensor] = {}
         """What the last stage knows of its evaluations (evaluations.py): float64 scalars."""
         self.alive = self.alive_before = torch.ones((), dtype=torch.bool, device=self._flat_weight.device)
-        self._known = deque([HostFlag(self.alive)] * 2, maxlen=2)
+        self._known = deque([HostCopy(self.alive)] * 2, maxlen=2)
 
     def close(self, global_batch: int, *, after: Tensor, reduce: Callable[[Tensor], None] | None = None) -> Tensor:
         """Set the gradients of a batch aside for its step; `after` plus their squared norm, float64.
@@ -87,7 +87,7 @@ class StageAdapter:
         What the last step did may be known only when the device has come to it, which no host should wait for. So the
         first batch after the halt still passes, and those after it do not.
         """
-        return self._known[0].get()
+        return bool(self._known[0].get())
 
     @torch.no_grad()
     def keep_best(self, improved: Tensor) -> None:
@@ -127,7 +127,7 @@ class StageAdapter:
         taken = self.alive & torch.isfinite(total_squares)
         if forever:
             self.alive = taken
-        self._known.append(HostFlag(self.alive))
+        self._known.append(HostCopy(self.alive))
         grad_norm = total_squares.sqrt()
         gradients = self.closed.pop(self.version)
         if settings.max_grad_norm is not None:
@@ -187,7 +187,7 @@ class StageAdapter:
         self.version = version
         self.alive = tensors.get("alive", self.alive).to(self.alive.device, copy=True)
         self.alive_before = tensors.get("alive_before", self.alive).to(self.alive.device, copy=True)
-        self._known.extend(HostFlag(flag) for flag in (self.alive_before, self.alive))
+        self._known.extend(HostCopy(flag) for flag in (self.alive_before, self.alive))
         for name, parameter in self.parameters.items():
             parameter.data.copy_(tensors[f"weight/{name}"])
         partial: dict[str, Tensor] = {}

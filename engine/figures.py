@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .host_copy import HostCopy
 from .recorder import now_ns
 
 _LONGEST = 64
@@ -17,9 +18,7 @@ Tell = Callable[[list[float], float], None]
 
 @dataclass(frozen=True, slots=True)
 class _UnderWay:
-    values: Tensor
-    """On the host once `ready` has come."""
-    ready: torch.cuda.Event | None
+    values: HostCopy
     sent_ns: int
     tell: Tell
 
@@ -36,23 +35,19 @@ class Figures:
         """Count milliseconds from now on; `device` is where the figures will come from."""
         self._begin_ns = now_ns()
         if device.type == "cuda":
-            self._begin = _event(device)
+            self._begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            self._begin.record(torch.cuda.current_stream(device))
 
     def send(self, values: Tensor, tell: Tell) -> None:
         """`values` float64 `[n]` on the device are on their way."""
-        ready = None
-        if values.device.type == "cuda":
-            host = torch.empty(values.shape, dtype=torch.float64, pin_memory=True)
-            host.copy_(values, non_blocking=True)
-            values, ready = host, _event(values.device)
-        self._queue.append(_UnderWay(values, ready, now_ns(), tell))
+        self._queue.append(_UnderWay(HostCopy(values), now_ns(), tell))
         self.tell()
         while len(self._queue) > _LONGEST:
             self._tell_oldest()
 
     def tell(self) -> None:
         """Tell what is known by now."""
-        while self._queue and _is_past(self._queue[0].ready):
+        while self._queue and self._queue[0].values.is_there():
             self._tell_oldest()
 
     def flush(self) -> None:
@@ -62,18 +57,7 @@ class Figures:
 
     def _tell_oldest(self) -> None:
         sent = self._queue.popleft()
-        ms = (sent.sent_ns - self._begin_ns) / 1e6
-        if sent.ready is not None:
-            sent.ready.synchronize()
-            ms = self._begin.elapsed_time(sent.ready) if self._begin is not None else ms
-        sent.tell(sent.values.tolist(), ms)
-
-
-def _is_past(ready: torch.cuda.Event | None) -> bool:
-    return ready is None or bool(ready.query())  # type: ignore[no-untyped-call]
-
-
-def _event(device: torch.device) -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record(torch.cuda.current_stream(device))
-    return event
+        values, ready, ms = sent.values.get().tolist(), sent.values.ready, (sent.sent_ns - self._begin_ns) / 1e6
+        if ready is not None and self._begin is not None:
+            ms = self._begin.elapsed_time(ready)
+        sent.tell(values, ms)

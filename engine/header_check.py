@@ -7,9 +7,9 @@ plans ends a microbatch late, and nothing of it is kept.
 
 from collections import deque
 
-import torch
 from torch import Tensor
 
+from .host_copy import HostCopy
 from .message import HEADER_BYTES, Message, Wire
 from .transport import Receive
 
@@ -19,7 +19,7 @@ class HeaderCheck:
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
-        self._open: deque[tuple[Message, Tensor, torch.cuda.Event]] = deque()
+        self._open: deque[tuple[Message, HostCopy]] = deque()
 
     def note(self, message: Message, receive: Receive, buffer: Tensor) -> None:
         """A message has come. Raises EngineError if it, or an earlier one, is another than was due."""
@@ -28,19 +28,13 @@ class HeaderCheck:
         if on_host is not None:
             self._wire.check(message, on_host)
             return
-        header = torch.empty(HEADER_BYTES, dtype=torch.uint8, pin_memory=True)
-        header.copy_(buffer[:HEADER_BYTES], non_blocking=True)
-        done = torch.cuda.Event()
-        done.record(torch.cuda.current_stream(buffer.device))
-        self._open.append((message, header, done))
+        self._open.append((message, HostCopy(buffer[:HEADER_BYTES])))
 
     def settle(self, *, wait: bool) -> None:
         """Check what has reached the host, or all that is open. Raises EngineError as `note`."""
         while self._open:
-            message, header, done = self._open[0]
-            if wait:
-                done.synchronize()
-            elif not done.query():
+            message, header = self._open[0]
+            if not wait and not header.is_there():
                 return
             self._open.popleft()
-            self._wire.check(message, header)
+            self._wire.check(message, header.get())
