@@ -8,11 +8,9 @@ from torch import nn
 
 from ..planner.errors import JobError
 from ..planner.inputs.base_model import BaseModel
+from ..planner.model_shapes import NF4_BLOCK
 from .model import read_config, whole_linears, without_weights
-from .weights import EMBEDDING, HEAD, open_weights, weight_files
-
-_BLOCK = 64
-"""Weights of a row that NF4 rounds together."""
+from .weights import open_weights, stored_name, weight_files
 
 
 def check_base(folder: Path, model: BaseModel) -> None:
@@ -25,18 +23,18 @@ def check_base(folder: Path, model: BaseModel) -> None:
         files = weight_files(folder)
         shapes = _shapes(folder, files)
         for name, parameter in whole.named_parameters(remove_duplicate=False):
-            tied = name == HEAD and config.tie_word_embeddings and HEAD not in files
-            _check_weight(folder, EMBEDDING if tied else name, tuple(parameter.shape), files, shapes)
+            key = stored_name(name, files, folder, tied_head=bool(config.tie_word_embeddings))
+            _check_weight(folder, key, tuple(parameter.shape), files, shapes)
 
 
 def _check_blocks(folder: Path, whole: nn.Module) -> None:
     for name in whole_linears(folder):
         linear: Any = whole.get_submodule(name)
         width: int = linear.in_features
-        if width % _BLOCK:
+        if width % NF4_BLOCK:
             raise JobError(
                 f"base_model '{folder}': {name} reads {width} features, which load_in_4bit cannot cut into blocks of "
-                f"{_BLOCK}; leave load_in_4bit out"
+                f"{NF4_BLOCK}; leave load_in_4bit out"
             )
 
 
@@ -55,8 +53,6 @@ def _check_weight(
     files: Mapping[str, str],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
-    if key not in files:
-        raise JobError(f"base_model '{folder}' has no weight '{key}'; it is not complete or of another family")
     if key not in shapes:
         raise JobError(f"{folder / files[key]} has no weight '{key}'; download the model anew")
     # In 4 bits a weight lies there packed: what it stands for is checked when it is read.

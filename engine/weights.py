@@ -119,11 +119,20 @@ def _wanted(
     # file -> key in the file -> names in the module (two where embedding and tied head lie on one stage)
     wanted: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name, _ in module.named_parameters(remove_duplicate=False):
-        key = EMBEDDING if name == HEAD and tied_head and HEAD not in files else name
-        if key not in files:
-            raise JobError(f"base_model '{folder}' has no weight '{key}'; it is not complete or of another family")
+        key = stored_name(name, files, folder, tied_head=tied_head)
         wanted[files[key]][key].append(name)
     return wanted
+
+
+def stored_name(name: str, files: Mapping[str, str], folder: Path, *, tied_head: bool) -> str:
+    """What a parameter is called in the files: a tied head may lie there as the embedding alone.
+
+    Raises JobError where they do not have it.
+    """
+    key = EMBEDDING if name == HEAD and tied_head and HEAD not in files else name
+    if key not in files:
+        raise JobError(f"base_model '{folder}' has no weight '{key}'; it is not complete or of another family")
+    return key
 
 
 def _stored_parts(
