@@ -35,8 +35,9 @@ def packed_attention(
 def _variable_length(
     query: Tensor, key: Tensor, value: Tensor, *, rows: PackedRows, scaling: float, window: int | None
 ) -> Tensor:
-    everything = window is None or rows.longest <= window
-    flash = flash_attention_4(query.device) if everything and query.shape[-1] in HEAD_DIMS else None
+    # Tokens back; -1: all. A window of w tokens holds the token itself and w - 1 before it.
+    back = -1 if window is None or rows.longest <= window else window - 1
+    flash = flash_attention_4(query.device) if back == -1 and query.shape[-1] in HEAD_DIMS else None
     if flash is not None:
         output, _ = flash(
             query,
@@ -63,8 +64,7 @@ def _variable_length(
         rows.longest,
         rows.longest,
         scale=scaling,
-        # (tokens back, tokens ahead); -1: all. A window of w tokens holds the token itself and w - 1 before it.
-        window_size=(-1 if everything or window is None else window - 1, 0),
+        window_size=(back, 0),
         **told,
     )
     assert isinstance(attended, Tensor)  # a pair only where more is asked for
