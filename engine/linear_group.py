@@ -41,8 +41,6 @@ class LinearGroup:
 
     def __call__(self, x: Tensor, routing: Routing | None) -> Tensor:
         """`x [T, K]` -> outputs side by side `[T, sum of N]`, the rows with their adapters as `routing` says."""
-        weights = [linear.weight for linear in self.linears]
-        biases = [linear.bias for linear in self.linears]
         # A bank is there for adapters only, so that they need not be looked through at every call.
         if self.bank is None and self.is_frozen():
             if self._joined is not None:
@@ -52,7 +50,7 @@ class LinearGroup:
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
         if routing is None:
             raise RuntimeError(f"{self.names[0]} was called without a routing; give the microbatch's")
-        masks = [self.mask_id] * len(weights)
+        weights, biases, masks = self._frozen()
         if self.bank is not None:
             return banked_linears(x, weights, biases, self.bank, routing=routing, targets=masks)
         return multi_lora_linears(x, weights, biases, self.lora_a, self.lora_b, routing=routing, targets=masks)
@@ -60,14 +58,17 @@ class LinearGroup:
     def of_gated(self, gate_up: Tensor, routing: Routing | None) -> Tensor:
         """The same of SwiGLU's product of `gate_up [T, 2 K]`, which is made again in the backward and not kept."""
         if self.bank is not None and routing is not None:
-            weights = [linear.weight for linear in self.linears]
-            biases = [linear.bias for linear in self.linears]
-            masks = [self.mask_id] * len(weights)
+            weights, biases, masks = self._frozen()
             return banked_gated_linears(gate_up, weights, biases, self.bank, routing=routing, targets=masks)
         product = swiglu(gate_up)
         kept = gate_up.detach()
         with remade(product, lambda: swiglu(kept)):
             return self(product, routing)
+
+    def _frozen(self) -> tuple[list[Tensor], list[Tensor | None], list[int]]:
+        # Weights, biases and dropout masks of the linears, as the kernels take them.
+        weights = [linear.weight for linear in self.linears]
+        return weights, [linear.bias for linear in self.linears], [self.mask_id] * len(weights)
 
 
 def _joined_bias(linears: Sequence[nn.Linear]) -> Tensor | None:
