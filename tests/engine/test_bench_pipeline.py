@@ -37,9 +37,10 @@ def test_every_system_is_foretold_and_executed(tmp_path: Path, capsys: pytest.Ca
         model="tiny",
         layers=2,
         stages=2,
-        microbatch_tokens=96,
-        batches=2,
-        global_batch_size=2,
+        # The smallest at which the published planner puts in empty microbatches.
+        microbatch_tokens=2048,
+        batches=3,
+        global_batch_size=4,
         device="cpu",
         # Of another model: what it foretells is wrong, but it saves measuring one.
         profile=ROOT / "traces" / "data" / "profile-llama-70b-h100-published.json",
