@@ -44,6 +44,7 @@ def _settings() -> RunSettings:
     parser.add_argument("--plan", type=Path, help="its plan; plan.json in the output folder by default")
     parser.add_argument("--output", type=Path, help="output folder; the job file's output_dir by default")
     parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="start anew, and remove an earlier run's checkpoints")
     parser.add_argument("--checkpoint-every", type=int, metavar="N", help="microbatches between checkpoints")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--recompute", choices=(*RECOMPUTE_MODES, "auto"), help="the job file's by default")
@@ -56,6 +57,7 @@ def _settings() -> RunSettings:
         plan_file=given.plan,
         output_dir=given.output,
         resume=given.resume,
+        overwrite=given.overwrite,
         checkpoint_every=given.checkpoint_every,
         device=given.device,
         recompute=given.recompute,

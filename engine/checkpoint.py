@@ -180,12 +180,18 @@ def forget_unfinished(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def newest_whole(folder: Path) -> Path | None:
+    """The newest complete checkpoint's own folder below an output folder; None where there is none."""
+    complete = _complete(folder / CHECKPOINTS)
+    return folder / CHECKPOINTS / f"microbatch-{complete[-1]}" if complete else None
+
+
 def newest_position(folder: Path, plan: Plan, *, base: str = "") -> int | None:
     """The slot of the plan behind which the newest complete checkpoint is cut; None where there is none.
 
     Raises PlanError as `newest_checkpoint` does.
     """
-    path = _newest(folder)
+    path = newest_whole(folder)
     return None if path is None else _slot(_metadata(_parts(path)[0]), plan, path, base=base)
 
 
@@ -195,7 +201,7 @@ def newest_checkpoint(folder: Path, plan: Plan, *, base: str = "") -> Restored |
     Raises PlanError where the plan never comes to its position, where it was trained on another base model than `base`
     says (where it says anything), and where it cannot be read.
     """
-    path = _newest(folder)
+    path = newest_whole(folder)
     if path is None:
         return None
     parts = _parts(path)
@@ -270,11 +276,6 @@ def _opened(part: Path) -> Any:
         return safe_open(part, framework="pt")
     except SafetensorError as error:
         raise PlanError(f"{part} cannot be read ({error}); remove {part.parent} to resume from an older one") from None
-
-
-def _newest(folder: Path) -> Path | None:
-    complete = _complete(folder / CHECKPOINTS)
-    return folder / CHECKPOINTS / f"microbatch-{complete[-1]}" if complete else None
 
 
 def _complete(folder: Path) -> list[int]:

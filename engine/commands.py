@@ -15,6 +15,9 @@ def train(
         Path | None, typer.Option("--output", "-o", help="Output folder.", show_default="the job file's output_dir")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew where the output folder has checkpoints, and remove them.")
+    ] = False,
     checkpoint_every: Annotated[
         int | None, typer.Option(help="Microbatches between checkpoints.", min=1, show_default="none are written")
     ] = None,
@@ -56,6 +59,7 @@ def train(
         plan_file=plan,
         output_dir=output,
         resume=resume,
+        overwrite=overwrite,
         checkpoint_every=checkpoint_every,
         device=device,
         recompute=None if recompute is None else recompute_choice(recompute),
@@ -75,7 +79,7 @@ def train(
         print(f"loraplex: {error}", file=sys.stderr)
         if checkpoint_every is not None:
             # All that was asked: without --checkpoint-every, say, the next interruption would lose everything.
-            words = ["loraplex", "train", *replace(settings, resume=True).arguments()]
+            words = ["loraplex", "train", *replace(settings, resume=True, overwrite=False).arguments()]
             words += [] if profile is None else ["--profile", profile]
             print(f"loraplex: go on with {shlex.join(words)}", file=sys.stderr)
         raise typer.Exit(STOPPED if isinstance(error, InterruptedRunError) else 1) from None

@@ -18,6 +18,7 @@ from ..planner.program import Program
 from ..traces.memory_costs import RecomputeChoice
 from ..traces.run_folder import PLAN
 from .base_folder import check_has_weights
+from .checkpoint import newest_whole
 from .init_adapter import check_init_adapters
 from .itinerary import check_runnable
 
@@ -34,6 +35,8 @@ class RunSettings:
     output_dir: Path | None = None
     """The job file's when absent."""
     resume: bool = False
+    overwrite: bool = False
+    """Start anew where the output folder has checkpoints of an earlier run, which are removed."""
     checkpoint_every: int | None = None
     """Microbatches between checkpoints; none are written when absent."""
     device: str = "auto"
@@ -61,6 +64,7 @@ class RunSettings:
         for name in self.report_to:
             words += ["--report-to", name]
         words += self.override.arguments()
+        words += ["--overwrite"] if self.overwrite else []
         return [*words, "--resume"] if self.resume else words
 
 
@@ -80,6 +84,7 @@ def prepare(settings: RunSettings, *, progress: ProgressCallback | None = None) 
     check_has_weights(loaded.settings.base_model)
     check_init_adapters(loaded)
     output_dir = settings.output_dir or loaded.settings.output_dir
+    check_nothing_lost(settings, output_dir)
     path = settings.plan_file or output_dir / PLAN
     if settings.resume and not path.is_file():
         raise PlanError(f"{path} does not exist, so there is no run to go on with; train without --resume")
@@ -91,3 +96,15 @@ def prepare(settings: RunSettings, *, progress: ProgressCallback | None = None) 
     check_program(program, plan)
     check_runnable(program)
     return Prepared(loaded=loaded, plan=plan, program=program, output_dir=output_dir)
+
+
+def check_nothing_lost(settings: RunSettings, output_dir: Path) -> None:
+    """Raise PlanError where a run that starts anew would remove checkpoints and nobody has said that it may."""
+    if settings.resume and settings.overwrite:
+        raise PlanError("--resume goes on and --overwrite starts anew; give one of them")
+    newest = None if settings.resume or settings.overwrite else newest_whole(output_dir)
+    if newest is not None:
+        raise PlanError(
+            f"{newest} is a checkpoint of an earlier run; go on from it with --resume, start anew with --overwrite, "
+            "which removes it, or give another --output"
+        )

@@ -31,7 +31,7 @@ from .launch import launch
 from .loggers import check_loggers
 from .metrics import StepRecord, read_metrics
 from .output import ADAPTERS, CHECKPOINTS, WORK, evaluations_name, read_validation
-from .prepare import Prepared, RunSettings, prepare
+from .prepare import Prepared, RunSettings, check_nothing_lost, prepare
 from .reports import what_broke
 
 
@@ -196,8 +196,10 @@ def _recompute(settings: RunSettings, prepared: Prepared) -> RecomputeMode:
 def _plan(settings: RunSettings, *, progress: Callable[[str, float], None] | None) -> None:
     loaded = load_jobs(settings.job_file, override=settings.override, progress=progress)
     check_has_weights(loaded.settings.base_model)
-    plan = plan_jobs(loaded, progress=progress)
     folder = settings.output_dir or loaded.settings.output_dir
+    # Before the earlier run's plan is gone.
+    check_nothing_lost(settings, folder)
+    plan = plan_jobs(loaded, progress=progress)
     folder.mkdir(parents=True, exist_ok=True)
     save_plan(plan, folder / PLAN)
 

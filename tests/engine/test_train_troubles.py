@@ -140,6 +140,18 @@ def test_a_full_disk_ends_the_run_with_the_path_and_the_last_checkpoint_whole(tm
     assert not list(kept.glob("*/.*.tmp"))
     assert len(list((kept / "microbatch-2").iterdir())) == 2
     (tmp_path / "site" / "sitecustomize.py").unlink()
+    # Who forgets --resume loses nothing.
+    before = {path: path.read_bytes() for path in (tmp_path / "output").rglob("*") if path.is_file()}
+    done = train(tmp_path, job=job)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "loraplex: error: output/checkpoints/microbatch-2 is a checkpoint of an earlier run; go on from it with "
+        "--resume, start anew with --overwrite, which removes it, or give another --output\n"
+    )
+    assert before == {path: path.read_bytes() for path in (tmp_path / "output").rglob("*") if path.is_file()}
     done = train(tmp_path, "--resume", "--json", job=job)
     assert done.returncode == 0, done.stderr
     assert [adapter["steps"] for adapter in json.loads(done.stdout)["adapters"]] == [8, 8]
+    done = train(tmp_path, "--overwrite", job=job)
+    assert done.returncode == 0, done.stderr
+    assert not kept.exists()
