@@ -6,7 +6,7 @@ Everything is a plain sum of terms, so that another GPU's numbers or another ker
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import TraceError
+from .fit_error import FitError as FitError
 from .memory_costs import MemoryCosts as MemoryCosts
 from .memory_costs import RecomputeMode as RecomputeMode
 
@@ -58,6 +59,10 @@ class CostTerms:
     def __add__(self, other: "CostTerms") -> "CostTerms":
         return CostTerms(**{name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__})
 
+    def less_per_token(self, ms: float) -> "CostTerms":
+        """The cost of work that takes so much less for each token, and as long to launch."""
+        return replace(self, per_token_ms=max(0.0, self.per_token_ms - ms))
+
     def scaled(self, factor: float) -> "CostTerms":
         """The cost of `factor` times the work."""
         return CostTerms(**{name: getattr(self, name) * factor for name in self.__dataclass_fields__})
@@ -89,6 +94,9 @@ class EndCosts:
     embedding_backward: CostTerms = field(default_factory=CostTerms)
     head_forward: CostTerms = field(default_factory=CostTerms)
     head_backward: CostTerms = field(default_factory=CostTerms)
+    first_layer_saved_ms_per_token: float = 0.0
+    """What the first stage's backward takes less: nobody asks for the gradient of a frozen embedding, and so the first
+    layer makes none for its input."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +178,8 @@ class CostProfile:
     recomputation: Mapping[RecomputeMode, CostTerms] = field(default_factory=dict)
     """What one layer's backward takes more under a way of recomputing. A way that is not here costs, if full, one more
     forward of the layer, and if selective, one more forward of its elementwise kernels."""
+    checkpointing: Mapping[RecomputeMode, CostTerms] = field(default_factory=dict)
+    """What one layer's forward takes longer to launch under a way of recomputing, which the host prepares."""
     ends: EndCosts = field(default_factory=EndCosts)
     step_ms_per_layer: float = 0.0
     """One adapter's optimizer step over one layer."""
@@ -179,6 +189,8 @@ class CostProfile:
     fit_error_median: float | None = None
     """Median relative error of the fit on held-out points; None where nothing was fitted."""
     fit_error_worst: float | None = None
+    fit_errors: Mapping[str, FitError] = field(default_factory=dict)
+    """The same by size of the microbatch."""
 
     def save(self, path: Path | str) -> None:
         """Write it as JSON, atomically. Raises TraceError at a value that breaks a rule."""
@@ -219,12 +231,14 @@ class CostProfile:
                 f"{self.num_layers} layers"
             )
         chosen = kernels or self.fastest_kernels()
-        forward = self.forward.layer(chosen)
+        forward = self.forward.layer(chosen) + self.checkpointing.get(recompute, CostTerms())
         backward = self.backward.layer(chosen) + self._recomputed(recompute, chosen)
         return tuple(
             StageCost(
                 forward_terms=forward.scaled(count) + self.stage_forward,
-                backward_terms=backward.scaled(count) + self.stage_backward,
+                backward_terms=(backward.scaled(count) + self.stage_backward).less_per_token(
+                    self.ends.first_layer_saved_ms_per_token if stage == 0 else 0.0
+                ),
                 weight_share=self.weight_share,
                 end_forward=_ends_of(stage, num_stages, self.ends.embedding_forward, self.ends.head_forward),
                 end_backward=_ends_of(stage, num_stages, self.ends.embedding_backward, self.ends.head_backward),

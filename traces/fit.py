@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +14,9 @@ Float = NDArray[np.float64]
 TERMS = ("fixed_ms", "per_token_ms", "per_square_ms", "per_adapter_ms", "per_dropped_ms")
 _COLUMNS = ("tokens", "squares", "adapters", "dropped", "closes", "ms")
 NUM_FOLDS = 5
+_STEADY_TURNS = 8
+_STEADY_ERROR = 0.02
+"""Relative errors below it count as in least squares: measured passes scatter by about as much (docs/estimate.md)."""
 _ROUNDING = 1e-12
 """Gains below it are none, so that columns that say the same are not split at will."""
 
@@ -65,6 +69,12 @@ class CostPoints:
 Fitter = Callable[[CostPoints], CostTerms]
 
 
+class Solver(Protocol):
+    """Coefficients of columns from what points took: `least_relative` or `steady_relative`."""
+
+    def __call__(self, columns: Float, ms: Float, *, known_ms: ArrayLike = 0.0) -> Float: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
     """Fitted terms, and their relative errors on points that were held out of the fit."""
@@ -90,6 +100,20 @@ def least_relative(columns: Float, ms: Float, *, known_ms: ArrayLike = 0.0) -> F
     """Coefficients of `columns [points, terms]`, none negative, that foretell `ms - known_ms` best relative to `ms`."""
     wanted = 1.0 - np.broadcast_to(np.asarray(known_ms, dtype=np.float64), ms.shape) / ms
     return nonnegative(columns / ms[:, None], wanted)
+
+
+def steady_relative(columns: Float, ms: Float, *, known_ms: ArrayLike = 0.0) -> Float:
+    """As `least_relative`, but errors count by their size and not its square: one stall of the host bends nothing.
+
+    By least squares weighted with one over the size that each error had in the turn before.
+    """
+    rows = columns / ms[:, None]
+    wanted = 1.0 - np.broadcast_to(np.asarray(known_ms, dtype=np.float64), ms.shape) / ms
+    found = nonnegative(rows, wanted)
+    for _ in range(_STEADY_TURNS):
+        weight = 1.0 / np.sqrt(np.maximum(np.abs(rows @ found - wanted), _STEADY_ERROR))
+        found = nonnegative(rows * weight[:, None], wanted * weight)
+    return found
 
 
 def nonnegative(rows: Float, wanted: Float) -> Float:

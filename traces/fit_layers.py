@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .costs import CostTerms
 from .errors import TraceError
-from .fit import TERMS, CostPoints, Float, least_relative
+from .fit import TERMS, CostPoints, Float, Solver, least_relative, steady_relative
 
 _TURNS = 4
 """Times that points are dealt anew between floor and work; they settle in two or three."""
@@ -39,9 +39,10 @@ class LayerFit:
             close_floor_ms=self.close_floor_ms + other.close_floor_ms,
         )
 
-    def ms(self, points: CostPoints, *, layers: Float) -> Float:
-        """What stages of so many layers take."""
-        return np.maximum(self.work_ms(points, layers=layers), self.floor_ms(points, layers=layers))
+    def ms(self, points: CostPoints, *, layers: Float, saved_ms: Float | float = 0.0) -> Float:
+        """What stages of so many layers take; `saved_ms` of their work is left out, and takes as long to launch."""
+        work = self.work_ms(points, layers=layers) - saved_ms
+        return np.maximum(work, self.floor_ms(points, layers=layers))
 
     def work_ms(self, points: CostPoints, *, layers: Float) -> Float:
         """The work of it, however long it takes to launch."""
@@ -62,32 +63,40 @@ def fit_layers(
     layers: Float,
     known: LayerFit | None = None,
     terms: Sequence[str] = TERMS,
+    like: CostTerms | None = None,
     beside: bool = True,
     by_adapters: bool = True,
 ) -> LayerFit:
     """Fit stages of `layers[i]` layers that took `points.ms[i]`: what they take more than `known`.
 
-    `terms` names those of a layer that are fitted (floors always are); without `beside`, nothing stands beside the
-    layers; without `by_adapters`, as many launches serve all adapters as one. Raises TraceError without points.
+    `terms` names those of a layer that are fitted (floors always are); with `like`, a layer's work is a multiple of
+    these instead; without `beside`, nothing stands beside the layers; without `by_adapters`, as many launches serve all
+    adapters as one. Work is fitted by the size of errors, so that a stall bends nothing, launching by their squares,
+    since it scatters evenly. Raises TraceError without points.
     """
     if not len(points.ms):
         raise TraceError("0 stages were measured; a fit needs at least one")
     given = known or LayerFit()
-    best, best_error = LayerFit(), np.inf
+
+    shapes = np.eye(len(TERMS))[[TERMS.index(name) for name in terms]] if like is None else _coefficients(like)[None]
+
+    def fitted(bound: NDArray[np.bool_], solve: Solver) -> LayerFit:
+        work = _fit_work(points.chosen(~bound), layers[~bound], given, shapes=shapes, beside=beside, solve=solve)
+        return work + _fit_floor(points.chosen(bound), layers[bound], given, beside=beside, by_adapters=by_adapters)
+
+    best, best_error = np.zeros(len(points.ms), dtype=bool), np.inf
     for most in (0.0, *_cuts(points.tokens)):
         bound = points.tokens <= most
         for _ in range(_TURNS):
-            found = _fit_work(points.chosen(~bound), layers[~bound], given, terms=terms, beside=beside)
-            found += _fit_floor(points.chosen(bound), layers[bound], given, beside=beside, by_adapters=by_adapters)
-            whole = found + given
+            whole = fitted(bound, least_relative) + given
             error = float(((whole.ms(points, layers=layers) / points.ms - 1.0) ** 2).sum())
             if error < best_error - 1e-12:
-                best, best_error = found, error
+                best, best_error = bound, error
             again = whole.floor_ms(points, layers=layers) > whole.work_ms(points, layers=layers)
             if (again == bound).all() or again.all():
                 break
             bound = again
-    return best
+    return fitted(best, steady_relative)
 
 
 def _cuts(tokens: Float) -> Float:
@@ -98,16 +107,19 @@ def _cuts(tokens: Float) -> Float:
     return np.unique(np.quantile(sizes, np.linspace(0.0, 1.0, _CUTS), method="nearest"))
 
 
-def _fit_work(points: CostPoints, layers: Float, known: LayerFit, *, terms: Sequence[str], beside: bool) -> LayerFit:
+def _fit_work(
+    points: CostPoints, layers: Float, known: LayerFit, *, shapes: Float, beside: bool, solve: Solver
+) -> LayerFit:
+    # shapes [ways, terms]: a layer's work is a sum of multiples of them.
     columns = points.features()
-    own = columns[:, [TERMS.index(name) for name in terms]] * layers[:, None]
+    own = columns @ shapes.T * layers[:, None]
     # Beside the layers a fixed part, one by tokens and one by ends of global batches.
     around = np.concatenate([columns[:, :2], points.closes[:, None]], axis=1)[:, : 3 * beside]
     every = np.concatenate([own, around], axis=1)
-    found = least_relative(every, points.ms, known_ms=known.work_ms(points, layers=layers)).tolist()
-    fixed, token, close = found[len(terms) :] if beside else (0.0, 0.0, 0.0)
+    found = solve(every, points.ms, known_ms=known.work_ms(points, layers=layers))
+    fixed, token, close = found[len(shapes) :].tolist() if beside else (0.0, 0.0, 0.0)
     return LayerFit(
-        layer=CostTerms(**dict(zip(terms, found[: len(terms)], strict=True))),
+        layer=CostTerms(**dict(zip(TERMS, (found[: len(shapes)] @ shapes).tolist(), strict=True))),
         stage=CostTerms(fixed_ms=fixed, per_token_ms=token),
         close_ms=close,
     )

@@ -6,7 +6,7 @@ linears alone were measured, and what remains beside them and attention is eleme
 layer's: it stands with its linears.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from .costs import CostProfile, CostTerms, EndCosts, Float, Kernels, PassCosts
-from .fit import TERMS, CostPoints, folds, least_relative, nonnegative
+from .fit import TERMS, CostPoints, folds, least_relative, nonnegative, steady_relative
+from .fit_error import FitError, errors_by_size
 from .fit_layers import LayerFit, fit_layers
 from .memory_costs import RecomputeMode
 from .profile_points import WHOLE
@@ -24,8 +25,7 @@ _HELD_OUT_FOLDS = 3
 """A random third of the microbatches is kept out of a fit, each in turn."""
 _BY_TOKEN = ("fixed_ms", "per_token_ms")
 _BY_LENGTH = (*_BY_TOKEN, "per_square_ms")
-_AGAIN: Mapping[RecomputeMode, Sequence[str]] = {"selective": _BY_TOKEN, "full": TERMS}
-"""What may be in the cost of computing again: norms and a product know tokens only."""
+_AGAIN: tuple[RecomputeMode, ...] = ("selective", "full")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +37,11 @@ class FittedPass:
     costs: PassCosts
     stage: CostTerms
     recomputation: dict[RecomputeMode, CostTerms]
-    """What a layer's backward takes more; empty for the forward."""
+    """What a layer takes more under a way of recomputing."""
     embedding: CostTerms
     head: CostTerms
+    first_saved_ms_per_token: float = 0.0
+    """What the first stage takes less (`EndCosts`)."""
     close_ms: float = 0.0
     close_floor_ms: float = 0.0
     """What the end of an adapter's global batch adds (`LayerFit`)."""
@@ -57,10 +59,11 @@ class FittedPass:
     def ms(self, table: pd.DataFrame) -> Float:
         """What rows of whole stages (`stage`, `first`, `last`) take, by these costs."""
         points, layers = _points(table), _layers_of(table)
+        saved = self.first_saved_ms_per_token * points.tokens * (table["piece"] == "first").to_numpy()
         found = np.zeros(len(table))
         for mode in table["recompute"].unique():
             own = (table["recompute"] == mode).to_numpy()
-            found[own] = self.whole(mode).ms(points.chosen(own), layers=layers[own])
+            found[own] = self.whole(mode).ms(points.chosen(own), layers=layers[own], saved_ms=saved[own])
         for piece, terms, column in (("first", self.embedding, "tokens"), ("last", self.head, "targets")):
             own = (table["piece"] == piece).to_numpy()
             found[own] += terms.ms(tokens=table[column].to_numpy()[own], adapters=0.0)
@@ -77,6 +80,8 @@ class FittedProfile:
     step_ms_per_layer: float
     errors: pd.Series
     """One a row of a whole stage: foretold over measured, minus 1, by a fit that had not seen its microbatch."""
+    by_size: dict[str, FitError]
+    """The same in sum, by size of the microbatch."""
 
     def onto(self, profile: CostProfile) -> CostProfile:
         """The profile with these costs and errors in it."""
@@ -88,16 +93,19 @@ class FittedProfile:
             stage_forward=self.forward.stage,
             stage_backward=self.backward.stage,
             recomputation=self.backward.recomputation,
+            checkpointing=self.forward.recomputation,
             ends=EndCosts(
                 embedding_forward=self.forward.embedding,
                 embedding_backward=self.backward.embedding,
                 head_forward=self.forward.head,
                 head_backward=self.backward.head,
+                first_layer_saved_ms_per_token=self.backward.first_saved_ms_per_token,
             ),
             step_fixed_ms=self.step_fixed_ms,
             step_ms_per_layer=self.step_ms_per_layer,
             fit_error_median=float(sizes.median()),
             fit_error_worst=float(sizes.max()),
+            fit_errors=self.by_size,
         )
 
 
@@ -127,6 +135,7 @@ def fit_profile(table: pd.DataFrame, *, kernels: Kernels = "fused") -> FittedPro
         step_fixed_ms=step_fixed_ms + backward.close_ms,
         step_ms_per_layer=step_ms_per_layer,
         errors=errors,
+        by_size=errors_by_size(table, errors),
     )
 
 
@@ -136,19 +145,17 @@ def _fit_pass(table: pd.DataFrame, which: Pass, kernels: Kernels) -> FittedPass:
     plain = stages[stages["recompute"] == "none"]
     layer = _fit(plain, by_adapters=kernels == "eager")
     attention = _attention(own, layer.layer)
-    fitted = FittedPass(
+    return FittedPass(
         kernels=kernels,
         costs=_parts(own, layer.layer, attention, kernels=kernels),
         stage=layer.stage,
-        recomputation={},
+        recomputation=_recomputation(table, which, layer, kernels=kernels),
         # The embedding is frozen, and nothing runs backward behind the first layer.
         embedding=_end(own, "first", layer, by="tokens") if which == "forward" else CostTerms(),
         head=_end(own, "last", layer, by="targets"),
+        first_saved_ms_per_token=_saved(own, layer) if which == "backward" else 0.0,
         close_ms=layer.close_ms,
         close_floor_ms=layer.close_floor_ms,
-    )
-    return (
-        fitted if which == "forward" else replace(fitted, recomputation=_recomputation(stages, layer, kernels=kernels))
     )
 
 
@@ -180,13 +187,36 @@ def _parts(own: pd.DataFrame, layer: CostTerms, attention: CostTerms, *, kernels
     return PassCosts(linears=linears, attention=attention, elementwise=elementwise)
 
 
-def _recomputation(stages: pd.DataFrame, plain: LayerFit, *, kernels: Kernels) -> dict[RecomputeMode, CostTerms]:
+def _recomputation(
+    table: pd.DataFrame, which: Pass, plain: LayerFit, *, kernels: Kernels
+) -> dict[RecomputeMode, CostTerms]:
+    stages, by_adapters = table[table["piece"] == "stage"], kernels == "eager"
+    own, forward = (stages[stages["pass"] == name] for name in (which, "forward"))
     found = {}
-    for mode, terms in _AGAIN.items():
-        rows = stages[stages["recompute"] == mode]
-        if len(rows):
-            found[mode] = _fit(rows, terms=terms, known=plain, beside=False, by_adapters=kernels == "eager").layer
+    for mode in _AGAIN:
+        rows = own[own["recompute"] == mode]
+        if not len(rows):
+            continue
+        terms: Sequence[str] = _BY_TOKEN
+        like = None
+        if which == "forward":
+            # The GPU does nothing more, the host does: it notes how to come back.
+            terms = ()
+        elif mode == "full":
+            # The forward over again, with more or less around it; norms and a product know tokens only.
+            like = _fit(forward[forward["recompute"] == "none"], by_adapters=by_adapters).layer
+        found[mode] = _fit(rows, terms=terms, like=like, known=plain, beside=False, by_adapters=by_adapters).layer
     return found
+
+
+def _saved(own: pd.DataFrame, plain: LayerFit) -> float:
+    # By those first stages that wait for work, since nothing is launched the sooner.
+    rows = own[own["piece"] == "first"]
+    points, layers = _points(rows), _layers_of(rows)
+    worked = plain.work_ms(points, layers=layers) > plain.floor_ms(points, layers=layers)
+    less = plain.ms(points, layers=layers) - points.ms
+    column = (points.tokens * worked)[:, None]
+    return float(steady_relative(column, points.ms, known_ms=points.ms - less)[0])
 
 
 def _end(own: pd.DataFrame, piece: str, plain: LayerFit, *, by: str) -> CostTerms:
@@ -209,13 +239,20 @@ def _fit(
     rows: pd.DataFrame,
     *,
     terms: Sequence[str] = TERMS,
+    like: CostTerms | None = None,
     known: LayerFit | None = None,
     beside: bool = True,
     by_adapters: bool,
 ) -> LayerFit:
     # Only plain PyTorch launches anew for every adapter.
     return fit_layers(
-        _points(rows), layers=_layers_of(rows), known=known, terms=terms, beside=beside, by_adapters=by_adapters
+        _points(rows),
+        layers=_layers_of(rows),
+        known=known,
+        terms=terms,
+        like=like,
+        beside=beside,
+        by_adapters=by_adapters,
     )
 
 

@@ -7,9 +7,10 @@ A row is a microbatch (`condition`) run through a `piece` of the model:
 - of one layer: `attention`, and its linears as `linears-frozen` and `linears-eager`;
 - `step`: one adapter's optimizer step over so many layers.
 
-`closes` counts the adapters whose global batch ends with the backward, which then sets their gradients aside; a table
-without it has none. `kept_bytes` is what the forward left for its backward, `passing_bytes` the most that the pass held
-beside that; NaN where no device counts them.
+`ms` is the median of `rounds` measurements, half of which lay between `low_ms` and `high_ms`; 0 and NaN where nobody
+wrote them down. `closes` counts the adapters whose global batch ends with the backward, which then sets their gradients
+aside; a table without it has none. `kept_bytes` is what the forward left for its backward, `passing_bytes` the most
+that the pass held beside that; NaN where no device counts them.
 """
 
 import io
@@ -35,9 +36,14 @@ COLUMNS: Mapping[str, str] = {
     "dropped": "int64",
     "closes": "int64",
     "ms": "float64",
+    "rounds": "int64",
+    "low_ms": "float64",
+    "high_ms": "float64",
     "kept_bytes": "float64",
     "passing_bytes": "float64",
 }
+_LATER = ("closes", "rounds", "low_ms", "high_ms")
+"""Columns that older tables lack."""
 PIECES = ("stage", "first", "last", "frozen", "attention", "linears-frozen", "linears-eager", "step")
 WHOLE = ("stage", "first", "last")
 """Pieces that are a stage as it runs in training."""
@@ -46,7 +52,7 @@ PASSES = ("forward", "backward", "step")
 
 def points_table(rows: Sequence[Mapping[Any, object]]) -> pd.DataFrame:
     """A table of these rows; what a row leaves out is NaN. Raises TraceError for a piece or pass that is unknown."""
-    table = pd.DataFrame(list(rows), columns=list(COLUMNS)).fillna({"closes": 0}).astype(dict(COLUMNS))
+    table = pd.DataFrame(list(rows), columns=list(COLUMNS)).fillna({"closes": 0, "rounds": 0}).astype(dict(COLUMNS))
     for column, known in (("piece", PIECES), ("pass", PASSES)):
         unknown = sorted(set(table[column]) - set(known))
         if unknown:
@@ -74,7 +80,7 @@ def load_points(path: Path) -> pd.DataFrame:
         raise TraceError(
             f"{path}: cannot be read as a table of points ({error}); write it with loraplex profile"
         ) from None
-    missing = [column for column in COLUMNS if column not in table and column != "closes"]
+    missing = [column for column in COLUMNS if column not in table and column not in _LATER]
     if missing:
         raise TraceError(f"{path}: lacks the column {missing[0]}; write it with loraplex profile")
     return points_table(table.to_dict(orient="records"))

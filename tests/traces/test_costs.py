@@ -53,6 +53,27 @@ def test_a_stage_costs_its_layers_and_its_ends() -> None:
     assert [stage.step_ms for stage in (first, last)] == [1.375, 1.25]
 
 
+def test_a_first_stage_makes_no_gradient_of_its_input() -> None:
+    saving = replace(
+        PROFILE,
+        backward=PassCosts(linears={"fused": CostTerms(per_token_ms=2.0, floor_ms=10.0)}),
+        ends=EndCosts(first_layer_saved_ms_per_token=0.5),
+    )
+    stages = saving.stages(num_stages=5)
+    found = [stage.backward_ms(tokens=[100, 6], squares=0, targets=1, adapters=1).tolist() for stage in stages[:2]]
+    # Small ones take as long to launch.
+    assert found == [[150.0, 10.0], [200.0, 12.0]]
+    assert CostTerms(per_token_ms=1.0, fixed_ms=2.0).less_per_token(3.0) == CostTerms(fixed_ms=2.0)
+
+
+def test_a_forward_pays_for_preparing_to_recompute() -> None:
+    profile = replace(PROFILE, checkpointing={"full": CostTerms(floor_ms=7.0)})
+    load = {"tokens": 1, "squares": 0, "targets": 0, "adapters": 0}
+    assert [
+        float(profile.stages(num_stages=5, recompute=mode)[1].forward_ms(**load)) for mode in RECOMPUTE_MODES
+    ] == pytest.approx([7.0 if mode == "full" else 1.01 for mode in RECOMPUTE_MODES])
+
+
 def test_other_kernels_and_uneven_layers_can_be_swapped_in() -> None:
     stages = PROFILE.stages(num_stages=2, kernels="eager", layers_per_stage=(1, 4))
     assert [float(s.backward_ms(tokens=1, squares=1, targets=1, adapters=1)) for s in stages] == [4.0, 16.0 + 3.0]

@@ -64,6 +64,25 @@ def test_where_one_launch_serves_all_adapters_the_floor_knows_none() -> None:
     assert found.layer.floor_ms == pytest.approx(flat.floor_ms, rel=0.1)
 
 
+def test_a_layer_may_be_a_multiple_of_known_work() -> None:
+    points, layers = measured(LayerFit(layer=LAYER.scaled(1.5)), count=12)
+    found = fit_layers(points, layers=layers, known=ATTENTION, like=replace(LAYER, floor_ms=9.0), beside=False)
+    for name in LAYER.__dataclass_fields__:
+        assert getattr(found.layer, name) == pytest.approx(getattr(LAYER.scaled(1.5), name), rel=1e-6), name
+
+
+def test_stalls_bend_no_work() -> None:
+    points, layers = measured(LayerFit(layer=LAYER, stage=STAGE), noise=0.01, count=90)
+    stalled = (points.tokens > 4000) & (np.arange(90) % 10 == 0)
+    found = fit_layers(
+        replace(points, ms=np.where(stalled, 1.7 * points.ms, points.ms)), layers=layers, known=ATTENTION
+    )
+    large = points.tokens > 4000
+    errors = (found + ATTENTION).ms(points, layers=layers)[large] / points.ms[large] - 1
+    assert stalled.sum() > 2
+    assert abs(errors.mean()) < 0.005
+
+
 def test_what_is_not_known_of_attention_is_fitted_by_squares() -> None:
     points, layers = measured(LayerFit(layer=LAYER, stage=STAGE))
     found = fit_layers(points, layers=layers)

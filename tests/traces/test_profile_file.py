@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from loraplex.traces.costs import CostProfile, CostTerms, Kernels, LinkCosts, MemoryCosts, PassCosts
 from loraplex.traces.errors import TraceError
+from loraplex.traces.fit_error import FitError
 from loraplex.traces.profile_file import load_profile_file, save_profile
 from loraplex.traces.profiles import load_profile, profile_names
 
@@ -36,6 +37,12 @@ def profiles(draw: st.DrawFn) -> CostProfile:
         weight_share=draw(st.floats(0, 1)),
         stage_forward=draw(terms),
         recomputation=draw(st.dictionaries(st.sampled_from(["selective", "full"]), terms)),
+        checkpointing=draw(st.dictionaries(st.sampled_from(["selective", "full"]), terms)),
+        fit_errors=draw(
+            st.dictionaries(
+                st.text(), st.builds(FitError, passes=costs, median=costs, worst=costs, spread=st.none() | costs)
+            )
+        ),
         link=LinkCosts(latency_ms=draw(costs), bytes_per_ms=draw(costs | st.just(float("inf"))), overlapped=False),
         memory=MemoryCosts(capacity_bytes=draw(costs | st.just(float("inf")))),
         fit_error_median=draw(st.none() | costs),

@@ -25,6 +25,8 @@ EMBEDDING = CostTerms(per_token_ms=1e-5)
 HEAD = CostTerms(fixed_ms=0.2, per_token_ms=1e-3)
 AROUND = ATTENTION + ELEMENTWISE
 AGAIN = {"none": CostTerms(), "selective": ELEMENTWISE, "full": FUSED + AROUND}
+PREPARED = {"none": CostTerms(), "selective": CostTerms(floor_ms=0.05), "full": CostTerms(floor_ms=0.1)}
+SAVED_MS_PER_TOKEN = 3e-5
 BLANK = CostProfile(
     name="made-up",
     origin="textbook",
@@ -36,7 +38,8 @@ BLANK = CostProfile(
 
 
 def made_up(*, noise: float = 0.0, count: int = 40, seed: int = 0) -> pd.DataFrame:
-    """What the profiler would write down. A backward takes twice a forward, and what it runs again."""
+    """What the profiler would write down. A backward takes twice a forward, and what it runs again; under the way of
+    recomputing a forward takes longer to launch, and the first stage's backward makes no gradient of its input."""
     random = np.random.default_rng(seed)
     rows: list[dict[str, object]] = []
     for condition in range(count):
@@ -51,9 +54,12 @@ def made_up(*, noise: float = 0.0, count: int = 40, seed: int = 0) -> pd.DataFra
         }
         for piece, layers, recompute, terms, end in pieces(load):
             for name, factor in (("forward", 1.0), ("backward", 2.0)):
-                again = AGAIN[recompute].scaled(layers * (factor - 1.0))
-                ms = (terms.scaled(factor) + again).ms(
-                    tokens=tokens, squares=load["squares"], adapters=load["adapters"], dropped=load["dropped"]
+                again = (AGAIN if name == "backward" else PREPARED)[recompute].scaled(layers)
+                saved = SAVED_MS_PER_TOKEN * ((piece, name) == ("first", "backward"))
+                ms = (
+                    (terms.scaled(factor) + again)
+                    .less_per_token(saved)
+                    .ms(tokens=tokens, squares=load["squares"], adapters=load["adapters"], dropped=load["dropped"])
                 )
                 # Behind a frozen embedding nothing runs backward.
                 end_factor = 0.0 if (piece, name) == ("first", "backward") else factor
@@ -100,7 +106,10 @@ def test_exact_points_give_every_piece_back() -> None:
     same(fitted.forward.embedding, EMBEDDING)
     # It is frozen, whatever was measured of it.
     same(fitted.backward.embedding, CostTerms())
-    assert fitted.forward.recomputation == {}
+    assert fitted.forward.first_saved_ms_per_token == 0.0
+    assert fitted.backward.first_saved_ms_per_token == pytest.approx(SAVED_MS_PER_TOKEN, rel=1e-3)
+    for mode in ("selective", "full"):
+        same(fitted.forward.recomputation[mode], PREPARED[mode])
     same(fitted.backward.recomputation["selective"], AGAIN["selective"])
     same(fitted.backward.recomputation["full"], AGAIN["full"])
     assert [fitted.step_fixed_ms, fitted.step_ms_per_layer] == pytest.approx([0.2, 0.05])
@@ -116,7 +125,9 @@ def test_a_profile_foretells_stages_of_any_depth() -> None:
     assert float(last.backward_ms(**load)) == pytest.approx(3 * 4 * layer + 0.2 + 2 * (0.2 + 4.096), rel=1e-3)
     # A small microbatch waits for its launches.
     small = {"tokens": 64, "squares": 4096, "targets": 32, "adapters": 1}
-    assert float(first.forward_ms(**small)) == pytest.approx(4 * 0.5 + 0.3 + 64 * 1e-5, rel=1e-3)
+    assert float(first.forward_ms(**small)) == pytest.approx(4 * (0.5 + 0.1) + 0.3 + 64 * 1e-5, rel=1e-3)
+    less = SAVED_MS_PER_TOKEN * 8192
+    assert float(first.backward_ms(**load)) == pytest.approx(3 * 4 * layer + 0.2 - less, rel=1e-3)
 
 
 def test_errors_are_those_of_microbatches_the_fit_has_not_seen() -> None:
@@ -133,6 +144,21 @@ def test_errors_are_those_of_microbatches_the_fit_has_not_seen() -> None:
     odd = table["condition"] == 7
     off = fit_profile(table.assign(ms=table["ms"].where(~odd, 1.5 * table["ms"])))
     assert off.errors[off.errors.index.isin(table.index[odd])].abs().min() > 0.2
+
+
+def test_errors_are_told_by_size_with_what_measuring_alone_scatters() -> None:
+    table = made_up(noise=0.02, count=60)
+    large = table["tokens"] >= 4096
+    errors = fit_profile(table.assign(rounds=5, low_ms=0.99 * table["ms"], high_ms=1.01 * table["ms"])).onto(BLANK)
+    assert set(errors.fit_errors) == {"of 4,096 tokens or more", "below 4,096 tokens"}
+    trained = table["piece"].isin(WHOLE)
+    assert errors.fit_errors["of 4,096 tokens or more"].passes == (large & trained).sum()
+    assert errors.fit_errors["below 4,096 tokens"].passes == (~large & trained).sum()
+    assert max(one.worst for one in errors.fit_errors.values()) == errors.fit_error_worst
+    assert [one.spread for one in errors.fit_errors.values()] == pytest.approx([0.01, 0.01])
+    only_large = fit_profile(table[large])
+    assert list(only_large.by_size) == ["of 4,096 tokens or more"]
+    assert only_large.by_size["of 4,096 tokens or more"].spread is None
 
 
 def test_the_end_of_a_batch_belongs_to_its_step() -> None:
@@ -194,5 +220,8 @@ def test_what_is_no_table_of_points_is_named(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match=r"points\.csv: lacks the column pass"):
         load_points(path)
     row = made_up(count=1).iloc[0].to_dict()
+    older = points_table([row]).drop(columns=["closes", "rounds", "low_ms", "high_ms"])
+    save_points(older, path, source="before rounds were written down")
+    assert load_points(path)[["closes", "rounds"]].to_numpy().tolist() == [[0, 0]]
     with pytest.raises(TraceError, match="piece='engine' is unknown; it must be one of stage, first"):
         points_table([row | {"piece": "engine"}])
