@@ -156,9 +156,10 @@ def profile(
         print(json_module.dumps(json_module.loads(output.read_text(encoding="utf-8")), allow_nan=False))
     else:
         median, worst = 100 * (made.fit_error_median or 0.0), 100 * (made.fit_error_worst or 0.0)
+        by_size = "".join(f"\n  {size}: {one.told()}" for size, one in made.fit_errors.items())
         Console(soft_wrap=True).print(
             f"Wrote {output}: {made.source}. Microbatches that the fit had not seen are foretold within {median:.1f} % "
-            f"(median; worst {worst:.1f} %).",
+            f"(median; worst {worst:.1f} %).{by_size}",
             markup=False,
             highlight=False,
         )
