@@ -18,11 +18,12 @@ from ..traces.fit import CostPoints, fit_terms
 from ..traces.profile_fit import fit_profile
 from .device_memory import DeviceBytes, sharing_processes
 from .measure import measure_link
-from .measure_points import Measured, Setup, measure_points
+from .measure_points import Measured, measure_points
 from .message import Wire
 from .model import read_config
 from .profile_conditions import DEFAULT_LORAS, NUM_CONDITIONS, draw_conditions
 from .profile_memory import memory_costs
+from .stage_kinds import Setup
 from .transport import Transport
 from .weight_source import WeightSource
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from .measure import agreed_rounds
 from .recorder import now_ns
@@ -14,7 +14,7 @@ _MOST_ROUNDS = 7
 
 
 def repeat(
-    one_round: Callable[[], None],
+    parts: Sequence[Callable[[], None]],
     transport: Transport,
     *,
     num_workers: int,
@@ -23,12 +23,19 @@ def repeat(
 ) -> None:
     """Once to compile, then at least three times, and for about `seconds`. All workers call it together.
 
-    `tell` hears what it took.
+    A round is every part once, in turn. `tell` hears what it took.
     """
+
+    def one_round() -> None:
+        for part in parts:
+            transport.barrier()
+            part()
+
     with _without_old_garbage():
         begin_ns = now_ns()
-        transport.barrier()
         one_round()
+        # What compiling left is old now, too.
+        _put_aside()
         transport.barrier()
         first, begin_ns = seconds_since(begin_ns), now_ns()
         one_round()
@@ -37,7 +44,6 @@ def repeat(
         rounds = agreed_rounds(afforded, transport, num_workers)
         tell(f"  a first round of {first} s, then {rounds} of about {took_s:.1f} s")
         for _ in range(rounds - 1):
-            transport.barrier()
             one_round()
 
 
@@ -50,9 +56,13 @@ def seconds_since(begin_ns: int) -> str:
 def _without_old_garbage() -> Iterator[None]:
     # A collection that looks at all objects of the process stops the host for tens of ms, at the same place of each
     # round. What is there already need not be looked at.
-    gc.collect()
-    gc.freeze()
+    _put_aside()
     try:
         yield
     finally:
         gc.unfreeze()
+
+
+def _put_aside() -> None:
+    gc.collect()
+    gc.freeze()

@@ -18,6 +18,12 @@ _LONGEST = (128, 512, 2048, None)
 """Length that the samples of a microbatch are cut to; None: one sample."""
 _ADAPTERS = (1, 2, 4, 8, 16)
 MAX_ADAPTERS = max(_ADAPTERS)
+_UPPER = 0.25
+"""Part of the capacity from which on most microbatches of a plan lie."""
+_AGAIN = 3
+"""Measurements of a smaller one in each round: it waits for the host, which scatters more than a GPU does."""
+_JITTER = 1.3
+"""Factor by which sizes may be out of order in a round."""
 _TARGETS = (0.25, 0.5, 0.95)
 """Shares of a sample that are learned."""
 NUM_CONDITIONS = 36
@@ -39,11 +45,11 @@ class Condition:
 def draw_conditions(
     loras: Sequence[LoraSettings], *, capacity_tokens: int, count: int = NUM_CONDITIONS, seed: int = 0
 ) -> tuple[Condition, ...]:
-    """Half of them spread log-evenly over all sizes, half over the upper half, where most of a plan's lie."""
+    """Half of them spread log-evenly over all sizes, half evenly over those from a quarter of the capacity on."""
     generator = np.random.default_rng(seed)
     smallest = min(_SMALLEST, capacity_tokens)
     spread = np.geomspace(smallest, capacity_tokens, (count + 1) // 2)
-    upper = generator.uniform(capacity_tokens / 2, capacity_tokens, count // 2)
+    upper = generator.uniform(_UPPER * capacity_tokens, capacity_tokens, count // 2)
     sizes = np.concatenate([spread, upper]).astype(int).tolist()
     pools = _pools(loras)
     # Each list of choices is gone through in an order of its own, so that all of them meet.
@@ -119,6 +125,18 @@ def conditions_plan(conditions: Sequence[Condition], loras: Sequence[LoraSetting
     # Rates are so small that random gradients over many rounds keep the weights sane.
     gentle = tuple(replace(job, optimizer=replace(job.optimizer, learning_rate=1e-6)) for job in plan.jobs)
     return replace(plan, jobs=gentle)
+
+
+def round_order(conditions: Sequence[Condition], generator: np.random.Generator) -> list[int]:
+    """Places of the conditions in the order of one round: by size, about, and the small ones several times.
+
+    Behind a large microbatch the host is ahead, and what follows seems to be launched in no time. Small ones that come
+    first all wait for the host, as in a plan of such; sizes are a little out of order so that neighbours change.
+    """
+    sizes = np.array([sum(condition.lengths) for condition in conditions])
+    places = np.repeat(np.arange(len(sizes)), np.where(sizes < _UPPER * sizes.max(), _AGAIN, 1))
+    keys = np.log(sizes[places]) + np.log(_JITTER) * generator.uniform(-0.5, 0.5, len(places))
+    return [int(place) for place in places[np.argsort(keys)]]
 
 
 @dataclass(frozen=True, slots=True)

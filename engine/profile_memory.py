@@ -9,7 +9,8 @@ import pandas as pd
 from ..traces.costs import MemoryCosts
 from ..traces.fit import Float, nonnegative
 from .device_memory import DeviceBytes
-from .measure_points import Measured, StaticBytes
+from .measure_points import Measured
+from .stage_kinds import StaticBytes
 
 
 def memory_costs(measured: Measured, *, device: DeviceBytes, boundary_bytes_per_token: float) -> MemoryCosts:

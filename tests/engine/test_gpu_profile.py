@@ -47,14 +47,12 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> GpuProfile:
     found = measure_gpu_profile(base, folder, transport, request, device=torch.device("cpu"))
     kinds = [line.split(":")[0] for line in told if not line.startswith(" ")]
     assert kinds == [
-        "stage of 1 layers, recompute none",
-        "stage of 1 layers, recompute selective",
-        "stage of 1 layers, recompute full",
-        "stage of 2 layers, recompute none",
-        "first of 1 layers, recompute none",
-        "last of 1 layers, recompute none",
-        "frozen of 1 layers, recompute none",
-        "frozen of 2 layers, recompute none",
+        "stage of 1 layers",
+        "stage of 2 layers",
+        "first of 1 layers",
+        "last of 1 layers",
+        "frozen of 1 layers",
+        "frozen of 2 layers",
     ]
     assert all("then 3 of about" in line for line in told if line.startswith(" "))
     return found
@@ -79,6 +77,10 @@ def test_every_piece_is_measured_on_the_microbatches_it_needs(measured: GpuProfi
     }
     assert set(measured.points["piece"]) == set(PIECES)
     assert (measured.points["ms"] > 0).all()
+    assert (measured.points["low_ms"] <= measured.points["ms"]).all()
+    assert (measured.points["ms"] <= measured.points["high_ms"]).all()
+    # Of a stage, three rounds that have the small microbatches (below 24 tokens there are none) once.
+    assert (measured.points["rounds"] == 3).all()
     # No microbatch pays for the end of a global batch.
     assert (measured.points["closes"] == 0).all()
     # The same microbatch is the same everywhere.

@@ -6,7 +6,13 @@ import numpy as np
 
 from loraplex.engine.batch import IGNORED, Packer
 from loraplex.engine.itinerary import itinerary
-from loraplex.engine.profile_conditions import DEFAULT_LORAS, PoolTokens, conditions_plan, draw_conditions
+from loraplex.engine.profile_conditions import (
+    DEFAULT_LORAS,
+    PoolTokens,
+    conditions_plan,
+    draw_conditions,
+    round_order,
+)
 from loraplex.engine.profile_plan import measuring_program
 from loraplex.planner.jobs import LoraSettings
 from loraplex.planner.loads import Loads
@@ -19,8 +25,9 @@ def test_sizes_mixes_adapters_and_dropout_all_meet() -> None:
     assert len(conditions) == 36
     assert min(sizes) == 256
     assert 16300 < max(sizes) <= 16384
-    # Half of them in the upper half, as in a plan.
-    assert sum(size > 8192 for size in sizes) >= 18
+    # Most of them are as large as a plan's.
+    assert sum(size > 4096 for size in sizes) >= 18
+    assert sum(size > 8192 for size in sizes) >= 12
     assert {max(condition.lengths) for condition in conditions} >= {128, 512, 2048}
     assert {len(set(condition.adapters)) for condition in conditions} >= {1, 2, 4, 8, 16}
     kinds = Counter(
@@ -36,6 +43,18 @@ def test_a_small_capacity_and_a_single_adapter_are_measured_too() -> None:
     conditions = draw_conditions([LoraSettings(r=4)], capacity_tokens=60, count=5)
     assert [max(sum(condition.lengths) for condition in conditions) <= 60] == [True]
     assert {condition.adapters[0] for condition in conditions} == {0}
+
+
+def test_a_round_goes_from_small_to_large_and_thrice_through_the_small() -> None:
+    conditions = draw_conditions(DEFAULT_LORAS, capacity_tokens=16384)
+    sizes = np.array([sum(condition.lengths) for condition in conditions])
+    generator = np.random.default_rng(0)
+    orders = [round_order(conditions, generator) for _ in range(2)]
+    for order in orders:
+        assert Counter(order) == {place: 3 if size < 4096 else 1 for place, size in enumerate(sizes)}
+        # None comes behind one that is more than 1.3 times as large.
+        assert (sizes[order] * 1.3 >= np.maximum.accumulate(sizes[order])).all()
+    assert orders[0] != orders[1]
 
 
 def test_each_condition_is_a_microbatch_of_its_own() -> None:

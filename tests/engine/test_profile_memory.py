@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 
 from loraplex.engine.device_memory import DeviceBytes
-from loraplex.engine.measure_points import Measured, StageKind, StaticBytes
+from loraplex.engine.measure_points import Measured
 from loraplex.engine.profile_memory import memory_costs
+from loraplex.engine.stage_kinds import StageKind, StaticBytes
 from loraplex.traces.costs import RecomputeMode
 from loraplex.traces.profile_points import points_table
 
