@@ -1,59 +1,133 @@
 """Transport over NCCL: one GPU for each worker, on one machine or several.
 
-Each directed edge has a communicator of its own. A communicator runs what it is given in order, on one stream, and a
-receive occupies it until its message has come. A worker in the middle of the pipeline posts the receive of the next
-activation before it sends the one at hand; were both on one communicator, the send would wait for that receive, hence
-for the stage before, which may itself wait for our gradient: a deadlock that no order of sends and receives in the
-Program causes. With a communicator that carries one edge only, what is ahead of a message is nothing but earlier
-messages of the same edge, which the Program's check for deadlocks already counts. Grouped calls (batch_isend_irecv)
-would not do: a receive posted ahead and a send that comes later belong to no common moment.
+Each half of an NCCL transfer is a kernel that runs until the other half does its share. A host that loads a kernel
+may have to wait for all that runs on its GPU, and may hold up every other thread of its process meanwhile. Receives
+posted ahead have therefore hung: each of two hosts was loading, behind a receive that only the other could have ended
+(docs/log.md). So nothing is launched ahead here. A message is computed and its room is made, and both are known on
+the host, before a thread at each end launches its half; the next one of these two workers begins when both halves
+have ended (nccl_pair.py).
 
-Nothing here makes the host wait for the GPU, except a fifth message on an edge of which the first has not left.
+Why no circle of waits can close. NCCL cannot launch two halves at one moment, so for a while one half runs alone and
+a host must end it. Take the worst: a host that loads does nothing else, in no thread, until every kernel on its GPU
+has ended. Say a half runs alone on worker A, and its neighbour B cannot launch the other since B loads. All that B
+needs of A was said before A launched. B then waits for what runs on its own GPU: work that ends by itself, transfers
+of which both halves are launched, or another half that is alone. That is none of A and B, who have one transfer at a
+time, of which B's half is missing. So it belongs to B and its other neighbour C, further along the path that the
+workers form, and of C the same is true. The path has an end, and who stands there has no further neighbour to wait
+for. A transfer that has been agreed on, but of which no half is launched, keeps no GPU busy; whoever holds it up
+loads, and the same walk begins there. Computing a message needs only receives that were launched before, as `wait`
+returns no earlier. A worker in a sum over replicas launches nothing else until that has ended (nccl_sums.py), so no
+worker that loads has one running.
+
+What remains. It is taken for granted that a launch waits for no other host once both directions of a pair have been
+used, which is done at the start, and that kernels find room beside each other on a GPU or take turns; NCCL promises
+neither. The walk ends on paths, not in a ring of workers. A half alone is short, not gone: while one host loads, its
+neighbour's GPU may spin on up to MAX_CTAS thread blocks. A worker lost in that time leaves a half that never ends,
+and the lifeline ends the process. Both directions share one turn, so a link that could carry both at once carries
+one, and each message costs four notes between hosts. None of this has run on GPUs.
 """
 
 import datetime
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .gloo import MAX_OUTSTANDING_SENDS, GlooTransport
+from .gloo import GlooTransport
 from .lifeline import Lifeline, OnLost, end_process
+from .nccl_pair import NOTE, LowerEnd, PairEnd, Room, Shared, UpperEnd, Wire
 from .nccl_sums import NcclSums, communicator
+from .notes import Notes
 from .over_host import OverHost
-from .transport import Edge, edges
+from .peer_memory import Moment
+from .recorder import Later
+from .transport import Direction, Edge, edges
+
+_ALWAYS = datetime.timedelta(days=3650)
+"""For notes, which a thread awaits as long as the run lasts; who waits for a message has a time of its own."""
+
+
+class NcclWire:
+    """One worker's GPU and its communicators, one with each neighbour; all workers make theirs together."""
+
+    def __init__(
+        self, worker: int, *, num_stages: int, num_replicas: int, device: torch.device, timeout: datetime.timedelta
+    ) -> None:
+        self._device = device
+        self._process_groups: dict[int, dist.ProcessGroup] = {}
+        # NCCL's own stream waits for the current one at each call: here for one on which nothing runs.
+        self._streams: dict[int, torch.cuda.Stream] = {}
+        for edge in edges(num_stages=num_stages, num_replicas=num_replicas):
+            if edge.direction is Direction.DOWN:
+                process_group = communicator((edge.source, edge.target), timeout)
+                if worker in (edge.source, edge.target):
+                    peer = edge.source + edge.target - worker
+                    self._process_groups[peer] = process_group
+                    self._streams[peer] = torch.cuda.Stream(device)
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def enter_thread(self) -> None:
+        # A thread begins on GPU 0, and would take memory there for nothing.
+        torch.cuda.set_device(self._device)
+
+    def room(self, peer: int, num_bytes: int) -> Tensor:
+        # Made on this stream, so that the receive need not wait for whoever used the memory before.
+        with torch.cuda.stream(self._streams[peer]):
+            return torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
+
+    def computed(self) -> torch.cuda.Event:
+        return self._after(torch.cuda.current_stream(self._device))
+
+    def launch_send(self, peer: int, message: Tensor) -> torch.cuda.Event:
+        with torch.cuda.stream(self._streams[peer]):
+            return self._end_of(dist.isend(message, dst=peer, group=self._process_groups[peer]), peer)
+
+    def launch_receive(self, peer: int, room: Tensor) -> torch.cuda.Event:
+        with torch.cuda.stream(self._streams[peer]):
+            return self._end_of(dist.irecv(room, src=peer, group=self._process_groups[peer]), peer)
+
+    def hand_over(self, room: Tensor, arrived: Moment) -> None:
+        assert isinstance(arrived, torch.cuda.Event)
+        current = torch.cuda.current_stream(self._device)
+        current.wait_event(arrived)
+        room.record_stream(current)
+
+    def finish(self) -> None:
+        torch.cuda.synchronize(self._device)
+
+    def _end_of(self, work: "dist.Work | None", peer: int) -> torch.cuda.Event:
+        assert work is not None
+        # Makes the stream wait, not the host.
+        work.wait()
+        return self._after(self._streams[peer])
+
+    def _after(self, stream: torch.cuda.Stream) -> torch.cuda.Event:
+        # Who waits for it sleeps: threads that spin would take the host's cores from the one that launches.
+        event = torch.cuda.Event(blocking=True)
+        event.record(stream)
+        return event
 
 
 class NcclReceive:
-    """A receive that occupies its edge's stream until the message has come."""
+    """A message whose room has been made."""
 
-    def __init__(self, work: "dist.Work", buffer: Tensor) -> None:
-        self._work = work
-        self._buffer = buffer
+    def __init__(self, end: PairEnd, room: Room) -> None:
+        self._end = end
+        self._room = room
 
     def wait(self) -> Tensor:
-        # Makes the current stream wait, not the host.
-        self._work.wait()
-        self._buffer.record_stream(torch.cuda.current_stream(self._buffer.device))
-        return self._buffer
+        return self._end.wait(self._room)
 
     def on_host(self) -> Tensor | None:
         return None
 
 
-@dataclass(slots=True)
-class _Way:
-    # One edge's communicator as its sender knows it: `after` is the stream that waits for each message to leave.
-    process_group: "dist.ProcessGroup"
-    after: torch.cuda.Stream
-    under_way: deque[tuple[torch.cuda.Event, Tensor]]
-
-
 class NcclTransport(OverHost):
-    """One worker's end; all workers make theirs together, in the same order."""
+    """One worker's end; all workers make theirs together, in the same order. `wire` is NCCL's unless given."""
 
     def __init__(
         self,
@@ -64,66 +138,55 @@ class NcclTransport(OverHost):
         device: torch.device,
         timeout: datetime.timedelta,
         on_lost: OnLost = end_process,
+        wire: Wire | None = None,
     ) -> None:
         super().__init__(host, device=device)
-        # Nothing ever runs on it: what is made there may be filled at once.
-        self._idle = torch.cuda.Stream(device)
-        self._receiving: dict[Edge, dist.ProcessGroup] = {}
-        self._sending: dict[Edge, _Way] = {}
-        for edge in edges(num_stages=num_stages, num_replicas=num_replicas):
-            process_group = communicator((edge.source, edge.target), timeout)
-            if host.worker == edge.source:
-                self._sending[edge] = _Way(process_group, torch.cuda.Stream(device), deque())
-            elif host.worker == edge.target:
-                self._receiving[edge] = process_group
+        self._wire = wire or NcclWire(
+            host.worker, num_stages=num_stages, num_replicas=num_replicas, device=device, timeout=timeout
+        )
+        notes = Notes(num_bytes=NOTE.size, timeout=_ALWAYS)
         self._sums = NcclSums(host, num_stages=num_stages, num_replicas=num_replicas, device=device, timeout=timeout)
         self._lifeline = Lifeline(on_lost=on_lost)
-        self._connect(num_stages=num_stages, num_replicas=num_replicas)
+        shared = Shared(timeout_s=timeout.total_seconds())
+        self._ends: dict[int, PairEnd] = {}
+        for edge in edges(num_stages=num_stages, num_replicas=num_replicas):
+            if self.worker in (edge.source, edge.target):
+                self._connect(edge)
+        self.barrier()
+        stage = self.worker % num_stages
+        if stage > 0:
+            self._ends[self.worker - 1] = UpperEnd(self.worker - 1, wire=self._wire, notes=notes, shared=shared)
+        if stage + 1 < num_stages:
+            self._ends[self.worker + 1] = LowerEnd(self.worker + 1, wire=self._wire, notes=notes, shared=shared)
 
     def post(self, edge: Edge, num_bytes: int) -> NcclReceive:
-        # NCCL's stream waits for the current one when it is called: here for one that has nothing to do.
-        with torch.cuda.stream(self._idle):
-            buffer = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
-            work = dist.irecv(buffer, src=edge.source, group=self._receiving[edge])
-        assert work is not None
-        return NcclReceive(work, buffer)
+        end = self._ends[edge.source]
+        return NcclReceive(end, end.post(num_bytes))
 
-    def send(self, edge: Edge, message: Tensor) -> torch.cuda.Event:
-        way = self._sending[edge]
-        # A message's memory is ours to keep until it has left; what has left is let go here.
-        while way.under_way and (len(way.under_way) >= MAX_OUTSTANDING_SENDS or way.under_way[0][0].query()):
-            way.under_way.popleft()[0].synchronize()
-        work = dist.isend(message, dst=edge.target, group=way.process_group)
-        assert work is not None
-        left = torch.cuda.Event(enable_timing=True)
-        with torch.cuda.stream(way.after):
-            work.wait()
-            left.record(way.after)
-        way.under_way.append((left, message))
-        return left
+    def send(self, edge: Edge, message: Tensor) -> Later:
+        return self._ends[edge.target].send(message)
 
     def reduce(self, tensor: Tensor, *, workers: Sequence[int]) -> None:
         self._sums.add_up(tensor, workers=workers)
 
     def finish(self) -> None:
-        for way in self._sending.values():
-            while way.under_way:
-                way.under_way.popleft()[0].synchronize()
+        for end in self._ends.values():
+            end.drain()
         self._host.finish()
 
     def close(self) -> None:
-        torch.cuda.synchronize(self._device)
+        for end in self._ends.values():
+            end.close()
+        self._wire.finish()
         self._lifeline.leave()
         self._host.close()
 
-    def _connect(self, *, num_stages: int, num_replicas: int) -> None:
-        # NCCL connects at the first use: over every edge in a fixed order, so that nobody waits in a circle.
-        for edge in edges(num_stages=num_stages, num_replicas=num_replicas):
-            if edge in self._sending:
-                self.send(edge, torch.zeros(1, dtype=torch.uint8, device=self._device))
-                self.finish()
-            elif edge in self._receiving:
-                self.post(edge, 1).wait()
-                torch.cuda.synchronize(self._device)
-        torch.cuda.synchronize(self._device)
-        self.barrier()
+    def _connect(self, edge: Edge) -> None:
+        # NCCL connects, and loads its kernel, at the first use, for which both hosts meet: over every edge in a fixed
+        # order, before any thread launches anything, so that no later launch waits for another host.
+        if self.worker == edge.source:
+            message = torch.zeros(1, dtype=torch.uint8, device=self.device)
+            self._wire.computed().synchronize()
+            self._wire.launch_send(edge.target, message).synchronize()
+        else:
+            self._wire.launch_receive(edge.source, self._wire.room(edge.source, 1)).synchronize()

@@ -11,7 +11,7 @@ from loraplex.tests.engine.runs import ADAPTERS, LORAPLEX, command, finish, star
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("transport", ["staged", "peer"])
+@pytest.mark.parametrize("transport", ["staged", "peer", "nccl"])
 def test_two_stages_on_two_gpus_train_to_their_end_while_kernels_are_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str
 ) -> None:

@@ -16,6 +16,7 @@ from loraplex.tests.engine.transports import (
     message,
     run_gloo,
     run_nccl,
+    run_nccl_host,
     run_peer,
     run_peer_gpu,
     run_staged,
@@ -31,11 +32,12 @@ from loraplex.tests.engine.transports import (
         run_gloo,
         run_staged,
         run_peer,
+        run_nccl_host,
         pytest.param(run_staged_gpu, marks=pytest.mark.gpu),
         pytest.param(run_peer_gpu, marks=pytest.mark.gpu),
         pytest.param(run_nccl, marks=pytest.mark.gpu),
     ],
-    ids=["rendezvous", "gloo", "staged", "peer", "staged-gpu", "peer-gpu", "nccl"],
+    ids=["rendezvous", "gloo", "staged", "peer", "nccl-host", "staged-gpu", "peer-gpu", "nccl"],
 )
 def run(request: pytest.FixtureRequest) -> Run:
     chosen: Run = request.param

@@ -26,6 +26,7 @@ from loraplex.engine.rendezvous import RendezvousTransport, Switchboard
 from loraplex.engine.staged import StagedTransport
 from loraplex.engine.transport import Direction, Edge, Transport
 from loraplex.tests.engine.host_memory import HostMemory
+from loraplex.tests.engine.host_wire import HostWire
 
 Work = Callable[[Transport], object]
 Run = Callable[..., list[object]]
@@ -189,6 +190,26 @@ def peer_transport(
         timeout=datetime.timedelta(seconds=20),
         on_lost=on_lost,
     )
+
+
+def run_nccl_host(
+    work: Work, *, num_stages: int = 2, num_replicas: int = 1, compute_s: float = 0.001, launch_s: float = 0.0
+) -> list[object]:
+    """On a CPU: who launches what and when, with threads that meet over gloo in place of NCCL's kernels."""
+
+    def connect(*, num_stages: int, num_replicas: int, on_lost: Callable[[PeerLostError], None]) -> Transport:
+        host = open_gloo(num_stages=num_stages, num_replicas=num_replicas, timeout_s=20)
+        return NcclTransport(
+            host,
+            num_stages=num_stages,
+            num_replicas=num_replicas,
+            device=host.device,
+            timeout=datetime.timedelta(seconds=20),
+            on_lost=on_lost,
+            wire=HostWire(compute_s=compute_s, launch_s=launch_s),
+        )
+
+    return run_processes(work, connect=connect, num_stages=num_stages, num_replicas=num_replicas)
 
 
 def run_nccl(work: Work, *, num_stages: int = 2, num_replicas: int = 1) -> list[object]:
