@@ -20,7 +20,7 @@ _ADAPTERS = (1, 2, 4, 8, 16)
 MAX_ADAPTERS = max(_ADAPTERS)
 _UPPER = 0.25
 """Part of the capacity from which on most microbatches of a plan lie."""
-_AGAIN = 3
+AGAIN = 3
 """Measurements of a smaller one in each round: it waits for the host, which scatters more than a GPU does."""
 _JITTER = 1.3
 """Factor by which sizes may be out of order in a round."""
@@ -127,14 +127,14 @@ def conditions_plan(conditions: Sequence[Condition], loras: Sequence[LoraSetting
     return replace(plan, jobs=gentle)
 
 
-def round_order(conditions: Sequence[Condition], generator: np.random.Generator) -> list[int]:
-    """Places of the conditions in the order of one round: by size, about, and the small ones several times.
+def round_order(conditions: Sequence[Condition], generator: np.random.Generator, *, again: int = AGAIN) -> list[int]:
+    """Places of the conditions in the order of one round: by size, about, and the small ones `again` times.
 
     Behind a large microbatch the host is ahead, and what follows seems to be launched in no time. Small ones that come
     first all wait for the host, as in a plan of such; sizes are a little out of order so that neighbours change.
     """
     sizes = np.array([sum(condition.lengths) for condition in conditions])
-    places = np.repeat(np.arange(len(sizes)), np.where(sizes < _UPPER * sizes.max(), _AGAIN, 1))
+    places = np.repeat(np.arange(len(sizes)), np.where(sizes < _UPPER * sizes.max(), again, 1))
     keys = np.log(sizes[places]) + np.log(_JITTER) * generator.uniform(-0.5, 0.5, len(places))
     return [int(place) for place in places[np.argsort(keys)]]
 

@@ -9,7 +9,7 @@ from ..planner.plan import Plan
 from ..planner.program import ActionKind
 from .measure import run_round
 from .memory_recorder import Held, MemoryRecorder
-from .profile_conditions import Condition, PoolTokens, conditions_plan, round_order
+from .profile_conditions import AGAIN, Condition, PoolTokens, conditions_plan, round_order
 from .recorder import Recorder
 from .stage import Stage
 from .stage_kinds import Setup, StageKind
@@ -75,7 +75,7 @@ class StageRounds:
 
     def run(self) -> None:
         """Another round; the first compiles kernels, and does not count."""
-        order = round_order(self._conditions, self._generator)
+        order = round_order(self._conditions, self._generator, again=AGAIN if self._rounds else 1)
         plan = conditions_plan([self._conditions[place] for place in order], self._loras, num_stages=3)
         counting = MemoryRecorder(stage=self._stage.layout.stage, device=self._device)
         plain = Recorder(stage=self._stage.layout.stage, device=self._device)

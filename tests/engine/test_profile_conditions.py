@@ -55,6 +55,7 @@ def test_a_round_goes_from_small_to_large_and_thrice_through_the_small() -> None
         # None comes behind one that is more than 1.3 times as large.
         assert (sizes[order] * 1.3 >= np.maximum.accumulate(sizes[order])).all()
     assert orders[0] != orders[1]
+    assert sorted(round_order(conditions, generator, again=1)) == list(range(36))
 
 
 def test_each_condition_is_a_microbatch_of_its_own() -> None:
