@@ -1,6 +1,6 @@
 """One process of `loraplex bench pipeline`: a stage, for one plan after another.
 
-The processes stay the same from plan to plan; each plan gets fresh adapters and a few microbatches to warm up.
+The processes stay the same from plan to plan; each plan gets fresh adapters and is run once before it is measured.
 """
 
 import gc
@@ -37,7 +37,6 @@ from .transport import Transport
 from .watchdog import start_watchdog
 from .weight_source import WeightSource
 
-_WARMUP_MICROBATCHES = 3
 _SHARING_MICROBATCHES = 6
 _SHARING_ROUNDS = 3
 
@@ -102,29 +101,34 @@ def main() -> None:
 
 
 def _execute(bench: _Bench, plan: Plan, schedule: str, number: int) -> None:
-    bench.position.move(f"plan {number}, warming up", -1)
-    transport = bench.transport
-    stage = bench.stage(plan)
-    _alone(stage, _first(plan, _WARMUP_MICROBATCHES))
-    recorder = bench.recorder()
-    executor = Executor(
-        stage,
-        plan,
-        Packer(plan.jobs, PoolTokens(stage.model.config.vocab_size), device=bench.device),
-        transport,
-        recorder=recorder,
-        # On random weights one may run away; all of its work is to be timed all the same.
-        on_nonfinite="skip",
-        before_leg=lambda leg: bench.position.move(f"plan {number}, {leg.word}", leg.action.microbatch),
-    )
+    # Twice, and the second run counts: the first loads kernels and makes room for messages as no later one does.
+    transport, stage = bench.transport, bench.stage(plan)
     legs = itinerary(build_program(plan, schedule=schedule), plan, stage=transport.worker)
-    recorder.mark()
-    transport.barrier()
-    executor.run(legs)
+    for word in ("warming up", "measuring"):
+        for adapter in stage.adapters:
+            adapter.version = 0
+        recorder = bench.recorder()
+        executor = _executor(bench, stage, plan, recorder, said=f"plan {number}, {word}")
+        recorder.mark()
+        transport.barrier()
+        executor.run(legs)
     Timeline.from_spans(
         recorder.spans(origin_ns=0), source="measured", origin=_machine(bench.device), num_stages=plan.num_stages
     ).save(spans_path(bench.folder, number, transport.worker))
     transport.barrier()
+
+
+def _executor(bench: _Bench, stage: Stage, plan: Plan, recorder: Recorder, *, said: str) -> Executor:
+    return Executor(
+        stage,
+        plan,
+        Packer(plan.jobs, PoolTokens(stage.model.config.vocab_size), device=bench.device),
+        bench.transport,
+        recorder=recorder,
+        # On random weights one may run away; all of its work is to be timed all the same.
+        on_nonfinite="skip",
+        before_leg=lambda leg: bench.position.move(f"{said}, {leg.word}", leg.action.microbatch),
+    )
 
 
 def _measure_sharing(bench: _Bench, plan: Plan) -> None:

@@ -14,6 +14,7 @@ from .batch import PackedBatch, Packer
 from .errors import EngineError
 from .evaluations import IMPROVED, STOP, Evaluations
 from .figures import Figures
+from .garbage import collecting_at_steps
 from .itinerary import Batch, Leg
 from .loss import adapter_losses
 from .mailbox import Mailbox, Sums, zero
@@ -98,6 +99,16 @@ class Executor:
     def run(self, legs: Sequence[Leg]) -> None:
         """Walk the legs. Raises EngineError naming worker and microbatch when something breaks."""
         self._figures.begin(self._device)
+        with collecting_at_steps() as collect:
+            self._walk(legs, collect)
+        self._mailbox.finish()
+        self.flush()
+
+    def flush(self) -> None:
+        """Wait until all steps and evaluations so far have been told."""
+        self._figures.flush()
+
+    def _walk(self, legs: Sequence[Leg], collect: Callable[[], None]) -> None:
         for place, leg in enumerate(legs):
             microbatch = leg.action.microbatch
             if self._before_leg is not None:
@@ -116,12 +127,8 @@ class Executor:
             if self._after_leg is not None:
                 self._after_leg(place)
             self._figures.tell()
-        self._mailbox.finish()
-        self.flush()
-
-    def flush(self) -> None:
-        """Wait until all steps and evaluations so far have been told."""
-        self._figures.flush()
+            if leg.action.kind is ActionKind.STEP:
+                collect()
 
     def _act(self, leg: Leg) -> Tensor | None:
         payload = None

@@ -1,5 +1,6 @@
 """One process of a run: its stage, its part of the Program, its share of the output."""
 
+import gc
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -216,6 +217,8 @@ def _train(
         before_leg=lambda leg: position.move(leg.word, leg.action.microbatch),
         after_leg=checkpoint,
     )
+    # Of what loading left behind: from here on only what is new is looked at.
+    gc.collect()
     transport.barrier()
     executor.run(itinerary(looks.program, looks.plan, stage=index, replica=stage.replica))
     if evaluations is not None:

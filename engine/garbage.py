@@ -1,0 +1,32 @@
+"""Python's search for reference cycles, kept from interrupting the launching of kernels.
+
+It walks all objects that live, of which torch, transformers and Triton hold a million, whenever enough new ones have
+come: a tenth of the host's time where microbatches are small (docs/log.md). Training makes no cycles of its own; what
+libraries make is looked for at optimizer steps, among the objects that are new since.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def collecting_at_steps() -> Iterator[Callable[[], None]]:
+    """Nothing is collected inside but when the function that this yields is called, and then nothing older than this.
+
+    Whoever has collection off keeps it off.
+    """
+    if not gc.isenabled():
+        yield lambda: None
+        return
+    gc.freeze()
+    gc.disable()
+    try:
+        yield _collect_young
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+def _collect_young() -> None:
+    gc.collect(1)

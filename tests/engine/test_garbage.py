@@ -1,0 +1,47 @@
+"""Reference cycles are looked for at optimizer steps, not whenever Python likes."""
+
+import gc
+import weakref
+
+from loraplex.engine.garbage import collecting_at_steps
+
+
+class Cycle:
+    def __init__(self) -> None:
+        self.own = self
+
+
+def test_cycles_wait_for_a_step() -> None:
+    with collecting_at_steps() as collect:
+        assert not gc.isenabled()
+        seen = weakref.ref(Cycle())
+        many = [[] for _ in range(100_000)]  # type: ignore[var-annotated]
+        assert seen() is not None
+        collect()
+        assert seen() is None
+    assert gc.isenabled()
+    assert len(many) == 100_000
+
+
+def test_a_cycle_of_before_waits_for_the_end() -> None:
+    gc.disable()
+    seen = weakref.ref(Cycle())
+    gc.enable()
+    with collecting_at_steps() as collect:
+        collect()
+        assert seen() is not None
+    gc.collect()
+    assert seen() is None
+
+
+def test_collection_is_on_again_after_an_error_and_stays_off_where_it_was_off() -> None:
+    try:
+        with collecting_at_steps():
+            raise RuntimeError
+    except RuntimeError:
+        assert gc.isenabled()
+    gc.disable()
+    with collecting_at_steps() as collect:
+        collect()
+    assert not gc.isenabled()
+    gc.enable()
