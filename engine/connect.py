@@ -1,4 +1,4 @@
-"""Which transport a run uses: gloo on CPUs; on GPUs the staged one, or that which the environment asks for."""
+"""Which transport a run uses: gloo on CPUs; on GPUs copies from one to the other where they can be, or host memory."""
 
 import datetime
 import hashlib
@@ -21,14 +21,13 @@ from .transport import Transport
 TRANSPORT = "LORAPLEX_TRANSPORT"
 """Environment variable that asks for a transport between GPUs."""
 _CHOICES = ("staged", "peer", "nccl")
-"""The first is taken unless another is asked for: it alone has trained pipelines to their end on GPUs."""
 _TRIAL_BYTES = 4096
 
 
-def asked_transport() -> str:
-    """The transport between GPUs that the environment asks for. Raises InputError for an unknown one."""
-    name = os.environ.get(TRANSPORT, _CHOICES[0])
-    if name not in _CHOICES:
+def asked_transport() -> str | None:
+    """The transport between GPUs that the environment asks for, if any. Raises InputError for an unknown one."""
+    name = os.environ.get(TRANSPORT)
+    if name is not None and name not in _CHOICES:
         raise InputError(f"{TRANSPORT}={name} is unknown; choose from {', '.join(_CHOICES)}, or leave it out")
     return name
 
@@ -45,21 +44,24 @@ def open_transport(
         return host
     num_workers, timeout = num_stages * num_replicas, datetime.timedelta(seconds=timeout_s)
     asked = asked_transport()
-    if asked == "staged":
+    if asked == "staged" or (asked is None and num_workers == 1):
         return StagedTransport(host, device=device)
-    if not dist.is_nccl_available() or shares_gpu(host, device, num_workers=num_workers):
+    has_own_gpu = dist.is_nccl_available() and not shares_gpu(host, device, num_workers=num_workers)
+    if asked == "nccl" and has_own_gpu:
+        return NcclTransport(host, num_stages=num_stages, num_replicas=num_replicas, device=device, timeout=timeout)
+    memory = neighbours_memory(host, device, num_workers=num_workers) if has_own_gpu else None
+    if memory is not None:
+        return PeerTransport(host, memory, num_stages=num_stages, num_replicas=num_replicas, timeout=timeout)
+    if asked is None:
+        return StagedTransport(host, device=device)
+    if not has_own_gpu:
         raise PlanError(
             f"{TRANSPORT}={asked} needs NCCL and a GPU for each worker; leave it out, or start fewer workers"
         )
-    if asked == "nccl":
-        return NcclTransport(host, num_stages=num_stages, num_replicas=num_replicas, device=device, timeout=timeout)
-    memory = neighbours_memory(host, device, num_workers=num_workers)
-    if memory is None:
-        raise PlanError(
-            f"{TRANSPORT}=peer needs all workers on one machine, each seeing its neighbours' GPUs, and memory that "
-            "CUDA can share (no expandable_segments); leave it out"
-        )
-    return PeerTransport(host, memory, num_stages=num_stages, num_replicas=num_replicas, timeout=timeout)
+    raise PlanError(
+        f"{TRANSPORT}=peer needs all workers on one machine, each seeing its neighbours' GPUs, and memory that "
+        "CUDA can share (no expandable_segments); leave it out"
+    )
 
 
 def shares_gpu(host: Transport, device: torch.device, *, num_workers: int) -> bool:

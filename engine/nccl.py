@@ -24,7 +24,8 @@ used, which is done at the start, and that kernels find room beside each other o
 neither. The walk ends on paths, not in a ring of workers. A half alone is short, not gone: while one host loads, its
 neighbour's GPU may spin on up to MAX_CTAS thread blocks. A worker lost in that time leaves a half that never ends,
 and the lifeline ends the process. Both directions share one turn, so a link that could carry both at once carries
-one, and each message costs four notes between hosts. None of this has run on GPUs.
+one, and each message costs four notes between hosts. Two GPUs of one machine have trained over it; several machines,
+or more than two stages, have not.
 """
 
 import datetime
