@@ -29,8 +29,8 @@ from .ending import ends_process
 from .execute import Executor
 from .itinerary import itinerary
 from .measure import run_round
+from .pool_tokens import PoolTokens
 from .position import PositionFile, position_path
-from .profile_conditions import PoolTokens
 from .recorder import Recorder
 from .stage import Stage, make_stage
 from .transport import Transport

@@ -22,7 +22,7 @@ from .execute import Executor
 from .itinerary import Leg, itinerary
 from .loopback import LoopbackTransport
 from .message import Wire
-from .profile_plan import RandomTokens
+from .pool_tokens import PoolTokens
 from .recorder import Recorder
 from .stage import Stage, make_stage
 from .weight_source import WeightSource
@@ -104,7 +104,7 @@ def _pass(stage: Stage, plan: Plan, legs: Sequence[Leg], device: torch.device) -
     executor = Executor(
         stage,
         plan,
-        Packer(plan.jobs, RandomTokens(config.vocab_size), device=device),
+        Packer(plan.jobs, PoolTokens(config.vocab_size), device=device),
         LoopbackTransport(legs, wire, worker=0),
         recorder=Recorder(stage=0, device=device),
     )

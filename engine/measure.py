@@ -21,7 +21,8 @@ from .loopback import LoopbackTransport
 from .message import Message, Wire
 from .model import Layout
 from .nf4_linear import held_bytes
-from .profile_plan import RandomTokens, measuring_plan, measuring_program
+from .pool_tokens import PoolTokens
+from .profile_plan import measuring_plan, measuring_program
 from .recorder import Recorder, now_ns
 from .stage import Stage, make_stage_of
 from .transport import Direction, Edge, Transport
@@ -157,7 +158,7 @@ def run_round(
     Executor(
         stage,
         plan,
-        Packer(plan.jobs, tokens or RandomTokens(config.vocab_size), device=stage.device),
+        Packer(plan.jobs, tokens or PoolTokens(config.vocab_size), device=stage.device),
         LoopbackTransport(legs, wire, worker=index),
         recorder=recorder,
         # Made-up gradients may run away; a halted adapter would leave out the work that is measured.

@@ -20,7 +20,8 @@ from .measure_pieces import Call, EagerLora, attention, eager_linears, frozen_li
 from .measure_rounds import repeat, seconds_since
 from .model import StageModel
 from .nf4_linear import held_bytes
-from .profile_conditions import PoolTokens, conditions_plan
+from .pool_tokens import PoolTokens
+from .profile_conditions import conditions_plan
 from .recorder import Recorder, now_ns
 from .stage import Stage, make_stage_of
 from .stage_kinds import Setup, StageKind, StaticBytes, stage_kinds

@@ -1,14 +1,12 @@
 """Microbatches to measure on a GPU: of all sizes and length mixes, few and many adapters, with and without dropout."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..planner.jobs import Job, LoraSettings, Sample
 from ..planner.plan import Plan
-from .batch import IGNORED, Encoded
 from .profile_plan import numbered_plan
 
 _SMALLEST = 256
@@ -137,23 +135,3 @@ def round_order(conditions: Sequence[Condition], generator: np.random.Generator,
     places = np.repeat(np.arange(len(sizes)), np.where(sizes < _UPPER * sizes.max(), again, 1))
     keys = np.log(sizes[places]) + np.log(_JITTER) * generator.uniform(-0.5, 0.5, len(places))
     return [int(place) for place in places[np.argsort(keys)]]
-
-
-@dataclass(frozen=True, slots=True)
-class PoolTokens:
-    """Random tokens cut from one pool: as cheap to get as those of a training run, whose texts are tokens already."""
-
-    vocabulary: int
-    pool: NDArray[np.int64] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        drawn = np.random.default_rng(0).integers(0, self.vocabulary, 2**16)
-        object.__setattr__(self, "pool", drawn)
-
-    def tokens(self, sample: Sample) -> Encoded:
-        """The last `num_target_tokens` of each sample are learned."""
-        first = (sample.index * 977 + sample.adapter * 131) % (len(self.pool) // 2)
-        ids = np.resize(self.pool[first:], sample.num_tokens)
-        labels = ids.copy()
-        labels[: sample.num_tokens - sample.num_target_tokens] = IGNORED
-        return ids, labels

@@ -1,16 +1,14 @@
 """Microbatches to measure: of all sizes up to the capacity, of one adapter and of all."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..planner.jobs import Job, LoraSettings, Sample, job_from_lengths
 from ..planner.make_plan import make_plan
 from ..planner.plan import Microbatch, Plan, microbatch
 from ..planner.program import Action, ActionColumns, ActionKind, Program
-from .batch import IGNORED
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)
 """Parts of a plan's microbatch that are measured, so that small and large ones are foretold."""
@@ -18,19 +16,6 @@ _NUM_MICROBATCHES = 12
 """Microbatches of a plan that are measured, evenly spread over it."""
 _BATCH_MICROBATCHES = 2
 """Microbatches of an adapter to an optimizer step, about as in a plan."""
-
-
-@dataclass(frozen=True, slots=True)
-class RandomTokens:
-    """Random token ids; the last `num_target_tokens` of each sample are learned."""
-
-    vocabulary: int
-
-    def tokens(self, sample: Sample) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        ids = np.random.default_rng([sample.adapter, sample.index]).integers(0, self.vocabulary, sample.num_tokens)
-        labels = ids.copy()
-        labels[: sample.num_tokens - sample.num_target_tokens] = IGNORED
-        return ids, labels
 
 
 def default_jobs(*, sequence_len: int, seed: int = 0) -> tuple[Job, ...]:

@@ -9,7 +9,8 @@ from ..planner.plan import Plan
 from ..planner.program import ActionKind
 from .measure import run_round
 from .memory_recorder import Held, MemoryRecorder
-from .profile_conditions import AGAIN, Condition, PoolTokens, conditions_plan, round_order
+from .pool_tokens import PoolTokens
+from .profile_conditions import AGAIN, Condition, conditions_plan, round_order
 from .recorder import Recorder
 from .stage import Stage
 from .stage_kinds import Setup, StageKind

@@ -17,7 +17,8 @@ from loraplex.engine.measure_pieces import (
     time_pass,
 )
 from loraplex.engine.model import Layout, StageModel
-from loraplex.engine.profile_conditions import PoolTokens, conditions_plan, draw_conditions
+from loraplex.engine.pool_tokens import PoolTokens
+from loraplex.engine.profile_conditions import conditions_plan, draw_conditions
 from loraplex.engine.recorder import Recorder
 from loraplex.engine.stage import make_stage_of
 from loraplex.planner.jobs import LoraSettings

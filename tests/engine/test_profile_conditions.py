@@ -4,11 +4,9 @@ from collections import Counter
 
 import numpy as np
 
-from loraplex.engine.batch import IGNORED, Packer
 from loraplex.engine.itinerary import itinerary
 from loraplex.engine.profile_conditions import (
     DEFAULT_LORAS,
-    PoolTokens,
     conditions_plan,
     draw_conditions,
     round_order,
@@ -90,17 +88,3 @@ def test_all_global_batches_end_with_the_last_of_two_equal_microbatches() -> Non
         [16] * 2,
         [512] * 2,
     ]
-
-
-def test_tokens_are_those_the_packer_wants() -> None:
-    conditions = draw_conditions(DEFAULT_LORAS, capacity_tokens=300, count=6)
-    plan = conditions_plan(conditions, DEFAULT_LORAS, num_stages=3)
-    source = PoolTokens(64)
-    packer = Packer(plan.jobs, source)
-    for batch in plan.microbatches:
-        assert len(packer.pack(batch).target_ids) == batch.num_target_tokens()
-        for sample in batch.samples:
-            ids, labels = source.tokens(sample)
-            assert ids.max() < 64
-            learned = labels != IGNORED
-            assert (labels[learned] == ids[learned]).all()
