@@ -9,252 +9,16 @@ both could go. `nccl.py` says what that is good for.
 NOW is said before the launch, not behind it: once a half runs, nothing is left for its own host to do. Were it told
 behind, a host that stopped between the two to load a kernel would wait for a half of which nobody else knows.
 
-Each end has a thread that waits until messages are computed, and one that reads notes; at the upper end that one
-launches too, at the lower end a third does. What any of them meets, the main thread hears of at its next call.
+One thread reads the other end's notes; at the upper end it launches too, at the lower end another does.
 """
 
-import struct
-import threading
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import Protocol
 
-import torch
-from torch import Tensor
-
-from .errors import EngineError, PeerLostError
-from .gloo import MAX_OUTSTANDING_SENDS
-from .notes import Notes, SentNote
-from .peer_memory import Moment
-from .recorder import Later, now_ns
+from .errors import EngineError
+from .nccl_end import PairEnd, Parcel, Room, Shared, Word
+from .nccl_wire import Wire
+from .notes import Notes
 from .transport import Direction
-
-NOTE = struct.Struct("<qq")
-"""A word, and the bytes of the room or message that it is about."""
-_MAX_NOTES_UNDER_WAY = 16
-"""More than rooms, messages and answers that one pair can have, so that nobody waits for a note to be taken."""
-
-
-class Word(IntEnum):
-    """What a note says."""
-
-    ROOM = 0
-    READY = 1
-    DOWN = 2
-    UP = 3
-    NOW = 4
-    ENDED = 5
-    BYE = 6
-
-
-class Wire(Protocol):
-    """What launches the halves of a transfer on this worker's device. Launching returns at once."""
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def enter_thread(self) -> None:
-        """Called first in every thread that uses the wire."""
-        ...
-
-    def room(self, peer: int, num_bytes: int) -> Tensor:
-        """Memory that nobody uses, uint8 `[num_bytes]`, for a message from a neighbour."""
-        ...
-
-    def computed(self) -> Moment:
-        """When all current work will be done."""
-        ...
-
-    def launch_send(self, peer: int, message: Tensor) -> Moment:
-        """Send a message that is computed; when it will have left."""
-        ...
-
-    def launch_receive(self, peer: int, room: Tensor) -> Moment:
-        """Receive into a room; when the message will be there."""
-        ...
-
-    def hand_over(self, room: Tensor, arrived: Moment) -> None:
-        """Make the current work wait for that moment, and keep the memory for it."""
-        ...
-
-    def finish(self) -> None:
-        """Wait until everything launched is through."""
-        ...
-
-
-class Shared:
-    """What all threads of one worker wait at, and the first error that any of them met."""
-
-    def __init__(self, *, timeout_s: float) -> None:
-        self.changed = threading.Condition()
-        self._timeout_s = timeout_s
-        self._error: BaseException | None = None
-
-    @contextmanager
-    def when(self, ready: Callable[[], bool], *, silent_peer: int | None = None) -> Iterator[None]:
-        """Wait until something holds, and stay alone while the block runs; others look again after it.
-
-        Raises what a thread has met, and PeerLostError when this took too long and a peer is to blame.
-        """
-        with self.changed:
-            timeout_s = None if silent_peer is None else self._timeout_s
-            came = self.changed.wait_for(lambda: self._error is not None or ready(), timeout_s)
-            if self._error is not None:
-                raise self._error
-            if not came:
-                raise PeerLostError(f"worker {silent_peer} is gone (nothing came of it in {self._timeout_s:.0f} s)")
-            yield
-            self.changed.notify_all()
-
-    def fail(self, error: BaseException) -> None:
-        """Tell everybody, unless there was an error before."""
-        with self.changed:
-            self._error = self._error or error
-            self.changed.notify_all()
-
-
-@dataclass(frozen=True, slots=True)
-class _Parcel:
-    content: Tensor
-    computed: Moment
-    left: Later
-
-
-@dataclass(slots=True)
-class Room:
-    """Room for one message, and when that will be there, once its receive has been launched."""
-
-    content: Tensor
-    arrived: Moment | None = None
-
-
-class PairEnd(ABC):
-    """What both ends of a pair do alike."""
-
-    def __init__(self, peer: int, *, wire: Wire, notes: Notes, shared: Shared) -> None:
-        self._peer = peer
-        self._wire = wire
-        self._notes = notes
-        self._shared = shared
-        self._saying = threading.Lock()
-        self._said: deque[SentNote] = deque()
-        self._rooms: deque[Room] = deque()
-        """Whose receives have not been launched."""
-        self._parcels: deque[_Parcel] = deque()
-        """That have not left, of which the first so many are computed:"""
-        self._num_computed = 0
-        self._is_closed = False
-        self._num_threads = 0
-
-    def post(self, num_bytes: int) -> Room:
-        """Make room for the next message. Launches nothing."""
-        room = Room(self._wire.room(self._peer, num_bytes))
-        with self._shared.when(lambda: True):
-            self._rooms.append(room)
-        self._has_room(room)
-        return room
-
-    def wait(self, room: Room) -> Tensor:
-        """The message, for the current work; waits on the host until its receive has been launched."""
-        with self._shared.when(lambda: room.arrived is not None, silent_peer=self._peer):
-            arrived = room.arrived
-        assert arrived is not None
-        self._wire.hand_over(room.content, arrived)
-        return room.content
-
-    def send(self, message: Tensor) -> Later:
-        """Take a message that current work makes, waiting while too many are before it. Launches nothing."""
-        parcel = _Parcel(message, self._wire.computed(), Later())
-        with self._shared.when(lambda: len(self._parcels) < MAX_OUTSTANDING_SENDS, silent_peer=self._peer):
-            self._parcels.append(parcel)
-        return parcel.left
-
-    def drain(self) -> None:
-        """Wait until all messages have left."""
-        with self._shared.when(lambda: not self._parcels, silent_peer=self._peer):
-            pass
-
-    def close(self) -> None:
-        """End the threads; both ends call it, when everything has been received."""
-        with self._shared.when(lambda: True):
-            self._is_closed = True
-        with self._shared.when(lambda: not self._num_threads, silent_peer=self._peer):
-            pass
-        while self._said:
-            self._said.popleft().settle()
-
-    def _start(self, *bodies: Callable[[], None]) -> None:
-        self._num_threads = len(bodies)
-        for body in bodies:
-            name = f"loraplex-nccl-{self._peer}{body.__name__}"
-            threading.Thread(target=self._run, args=(body,), name=name, daemon=True).start()
-
-    def _run(self, body: Callable[[], None]) -> None:
-        try:
-            self._wire.enter_thread()
-            body()
-            with self._shared.when(lambda: True):
-                self._num_threads -= 1
-        except BaseException as error:
-            self._shared.fail(error)
-            with self._shared.changed:
-                # Nobody is to wait for the leaving of what will never leave.
-                for parcel in self._parcels:
-                    parcel.left.tell(0)
-
-    def _compute(self) -> None:
-        # Notes in order which messages are computed. It may wait for long, and so does nothing else.
-        while True:
-            with self._shared.when(lambda: self._is_closed or len(self._parcels) > self._num_computed):
-                if len(self._parcels) == self._num_computed:
-                    return
-                parcel = self._parcels[self._num_computed]
-            parcel.computed.synchronize()
-            with self._shared.when(lambda: True):
-                self._num_computed += 1
-            self._has_computed(parcel)
-
-    def _receive(self) -> None:
-        # This end's half of a message that comes.
-        room = self._rooms[0]
-        arrived = self._wire.launch_receive(self._peer, room.content)
-        with self._shared.when(lambda: True):
-            self._rooms.popleft()
-            room.arrived = arrived
-        arrived.synchronize()
-
-    def _send(self) -> None:
-        # This end's half of a message that goes.
-        parcel = self._parcels[0]
-        self._wire.launch_send(self._peer, parcel.content).synchronize()
-        parcel.left.tell(now_ns())
-        with self._shared.when(lambda: True):
-            self._parcels.popleft()
-            self._num_computed -= 1
-
-    def _say(self, word: Word, num_bytes: int = 0) -> None:
-        with self._saying:
-            self._said.append(self._notes.send(self._peer, NOTE.pack(word, num_bytes)))
-            while len(self._said) > _MAX_NOTES_UNDER_WAY:
-                self._said.popleft().settle()
-
-    def _heard(self) -> Iterator[tuple[Word, int]]:
-        # What the other end says, until it says no more.
-        while True:
-            word, num_bytes = NOTE.unpack(self._notes.post(self._peer).wait())
-            if word == Word.BYE:
-                return
-            yield Word(word), num_bytes
-
-    @abstractmethod
-    def _has_room(self, room: Room) -> None: ...
-
-    @abstractmethod
-    def _has_computed(self, parcel: _Parcel) -> None: ...
 
 
 class UpperEnd(PairEnd):
@@ -267,7 +31,7 @@ class UpperEnd(PairEnd):
     def _has_room(self, room: Room) -> None:
         self._say(Word.ROOM, len(room.content))
 
-    def _has_computed(self, parcel: _Parcel) -> None:
+    def _has_computed(self, parcel: Parcel) -> None:
         self._say(Word.READY, len(parcel.content))
 
     def _follow(self) -> None:
@@ -295,7 +59,7 @@ class LowerEnd(PairEnd):
     def _has_room(self, room: Room) -> None:
         pass
 
-    def _has_computed(self, parcel: _Parcel) -> None:
+    def _has_computed(self, parcel: Parcel) -> None:
         pass
 
     def _listen(self) -> None:

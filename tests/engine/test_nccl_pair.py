@@ -12,7 +12,8 @@ from torch import Tensor
 
 from loraplex.engine.errors import EngineError, PeerLostError
 from loraplex.engine.gloo import MAX_OUTSTANDING_SENDS
-from loraplex.engine.nccl_pair import NOTE, LowerEnd, PairEnd, Shared, UpperEnd, Word
+from loraplex.engine.nccl_end import NOTE, PairEnd, Shared, Word
+from loraplex.engine.nccl_pair import LowerEnd, UpperEnd
 from loraplex.engine.notes import Notes
 from loraplex.tests.engine.host_wire import Once
 from loraplex.tests.engine.transports import message
