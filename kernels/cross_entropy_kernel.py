@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launching import launch
 from .streams import on_device
 
 BLOCK, NUM_WARPS = 8192, 16
@@ -48,7 +49,8 @@ def fused_chunk_losses(logits: Tensor, target_ids: Tensor, losses: Tensor, *, gr
     num_rows, num_words = logits.shape
     block = min(BLOCK, triton.next_power_of_2(num_words))
     with on_device(logits.device):
-        cross_entropy_kernel[(num_rows,)](
-            logits, target_ids, losses, logits.stride(0), num_words,
-            GRADIENT=gradient, B=block, num_warps=NUM_WARPS if block == BLOCK else 4,
+        launch(
+            cross_entropy_kernel, (num_rows,), logits, target_ids, losses, logits.stride(0), num_words,
+            device=logits.device, constants={"GRADIENT": gradient, "B": block},
+            options={"num_warps": NUM_WARPS if block == BLOCK else 4},
         )  # fmt: skip

@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launching import launch
+
 
 @triton.jit
 def dequantize_kernel(
@@ -30,6 +32,7 @@ def dequantize_kernel(
 def dequantize(packed: Tensor, absmax: Tensor, code: Tensor, out: Tensor, *, block_size: int) -> None:
     """Write `out [rows, K]` from its bytes `[rows * K / 2]` and its blocks' maxima."""
     num_bytes = packed.numel()
-    dequantize_kernel[(triton.cdiv(num_bytes, 1024),)](
-        packed, absmax, code, out, num_bytes, BLOCK_SIZE=block_size, BYTES=1024, num_warps=4
-    )
+    launch(
+        dequantize_kernel, (triton.cdiv(num_bytes, 1024),), packed, absmax, code, out, num_bytes,
+        device=out.device, constants={"BLOCK_SIZE": block_size, "BYTES": 1024}, options={"num_warps": 4},
+    )  # fmt: skip

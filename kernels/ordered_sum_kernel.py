@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launching import launch
+
 
 @triton.jit(do_not_specialize=["size"])
 def ordered_sum_kernel(values_ptr, start_ptr, total_ptr, size):
@@ -21,5 +23,8 @@ def ordered_sum_kernel(values_ptr, start_ptr, total_ptr, size):
 def launch_ordered_sum(values: Tensor, start: Tensor) -> Tensor:
     """`start + values[0] + values[1] + ...` of contiguous float64 `values [n]`."""
     total = torch.empty_like(start)
-    ordered_sum_kernel[(1,)](values, start, total, values.numel(), num_warps=1)
+    launch(
+        ordered_sum_kernel, (1,), values, start, total, values.numel(),
+        device=values.device, constants={}, options={"num_warps": 1},
+    )  # fmt: skip
     return total

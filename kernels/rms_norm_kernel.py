@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launching import launch
 from .rows import as_rows, num_warps_for
 from .streams import on_device
 
@@ -95,10 +96,12 @@ def forward(x: Tensor, residual: Tensor | None, weight: Tensor, *, eps: float) -
     other = rows if residual is None else as_rows(residual)
     block, height, num_warps = _blocks(h)
     with on_device(x.device):
-        forward_kernel[(triton.cdiv(num_rows, height),)](
+        launch(
+            forward_kernel, (triton.cdiv(num_rows, height),),
             rows, other, weight, y, y if summed is None else summed, scale, num_rows, num_inner,
-            rows.stride(0), rows.stride(1), other.stride(0), other.stride(1), eps,
-            H=h, HAS_RESIDUAL=residual is not None, BR=height, BH=block, num_warps=num_warps,
+            rows.stride(0), rows.stride(1), other.stride(0), other.stride(1), eps, device=x.device,
+            constants={"H": h, "HAS_RESIDUAL": residual is not None, "BR": height, "BH": block},
+            options={"num_warps": num_warps},
         )  # fmt: skip
     return y, summed, scale
 
@@ -113,10 +116,12 @@ def backward(dy: Tensor, dsummed: Tensor | None, x: Tensor, weight: Tensor, scal
     others = grads if dsummed is None else as_rows(dsummed)
     block, height, num_warps = _blocks(h)
     with on_device(x.device):
-        backward_kernel[(triton.cdiv(scale.numel(), height),)](
+        launch(
+            backward_kernel, (triton.cdiv(scale.numel(), height),),
             grads, others, rows, weight, scale, dx, scale.numel(), rows.shape[1],
             grads.stride(0), grads.stride(1), others.stride(0), others.stride(1), rows.stride(0), rows.stride(1),
-            H=h, HAS_DSUMMED=dsummed is not None, BR=height, BH=block, num_warps=num_warps,
+            device=x.device, constants={"H": h, "HAS_DSUMMED": dsummed is not None, "BR": height, "BH": block},
+            options={"num_warps": num_warps},
         )  # fmt: skip
     return dx
 

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launching import launch
 from .rows import num_warps_for
 from .streams import on_device
 
@@ -105,9 +106,9 @@ def forward(qkv: Tensor, cos: Tensor, sin: Tensor, *, num_heads: int, num_kv_hea
     )
     if num_tokens:
         with on_device(qkv.device):
-            forward_kernel[(num_tokens,)](
-                qkv, cos, sin, q, k, v, qkv.stride(0), cos.stride(0), sin.stride(0),
-                **_blocks(num_heads, num_kv_heads, d),
+            launch(
+                forward_kernel, (num_tokens,), qkv, cos, sin, q, k, v, qkv.stride(0), cos.stride(0), sin.stride(0),
+                device=qkv.device, **_blocks(num_heads, num_kv_heads, d),
             )  # fmt: skip
     return q, k, v
 
@@ -119,20 +120,21 @@ def backward(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Te
     dqkv = torch.empty((num_tokens, (num_heads + 2 * num_kv_heads) * d), dtype=dq.dtype, device=dq.device)
     if num_tokens:
         with on_device(dq.device):
-            backward_kernel[(num_tokens,)](
-                dq, dk, dv, cos, sin, dqkv,
+            launch(
+                backward_kernel, (num_tokens,), dq, dk, dv, cos, sin, dqkv,
                 dq.stride(0), dq.stride(1), dk.stride(0), dk.stride(1), dv.stride(0), dv.stride(1),
-                cos.stride(0), sin.stride(0), **_blocks(num_heads, num_kv_heads, d),
+                cos.stride(0), sin.stride(0), device=dq.device, **_blocks(num_heads, num_kv_heads, d),
             )  # fmt: skip
     return dqkv
 
 
-def _blocks(num_heads: int, num_kv_heads: int, d: int) -> dict[str, int]:
+def _blocks(num_heads: int, num_kv_heads: int, d: int) -> dict[str, dict[str, int]]:
     block, half = triton.next_power_of_2(num_heads), triton.next_power_of_2(d // 2)
-    return {
+    constants = {
         "HQ": num_heads, "HKV": num_kv_heads, "HALF": d // 2, "BQ": block,
-        "BKV": triton.next_power_of_2(num_kv_heads), "BHALF": half, "num_warps": num_warps_for(block * half),
+        "BKV": triton.next_power_of_2(num_kv_heads), "BHALF": half,
     }  # fmt: skip
+    return {"constants": constants, "options": {"num_warps": num_warps_for(block * half)}}
 
 
 class FusedSplitAndRotate(torch.autograd.Function):

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launching import launch
 from .streams import on_device
 from .tape import Tape
 
@@ -62,7 +63,10 @@ def forward(gate_up: Tensor) -> Tensor:
     y = torch.empty((num_rows, size), dtype=gate_up.dtype, device=gate_up.device)
     if y.numel():
         with on_device(y.device):
-            forward_kernel[_grid(y)](gate_up, y, gate_up.stride(0), SIZE=size, B=BLOCK, num_warps=4)
+            launch(
+                forward_kernel, _grid(y), gate_up, y, gate_up.stride(0), device=y.device,
+                constants={"SIZE": size, "B": BLOCK}, options={"num_warps": 4},
+            )  # fmt: skip
     return y
 
 
@@ -71,9 +75,10 @@ def backward(dy: Tensor, gate_up: Tensor) -> Tensor:
     dgate_up = torch.empty(gate_up.shape, dtype=gate_up.dtype, device=gate_up.device)
     if dgate_up.numel():
         with on_device(dy.device):
-            backward_kernel[_grid(dy)](
-                dy, gate_up, dgate_up, dgate_up, dy.stride(0), gate_up.stride(0), SIZE=dy.shape[1], B=BLOCK,
-                WRITE_Y=False, num_warps=4,
+            launch(
+                backward_kernel, _grid(dy), dy, gate_up, dgate_up, dgate_up, dy.stride(0), gate_up.stride(0),
+                device=dy.device, constants={"SIZE": dy.shape[1], "B": BLOCK, "WRITE_Y": False},
+                options={"num_warps": 4},
             )  # fmt: skip
     return dgate_up
 

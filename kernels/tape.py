@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .launching import ALIGNMENT_BYTES, INTERPRETED, constants_in_order, current_stream, runner_of
 from .streams import side_stream, wait
-
-ALIGNMENT_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +115,7 @@ class Plan:
         missing = self.num_slots - len(inputs)
         run = Run(
             values=[*inputs, *[None] * missing], pointers=pointers + [None] * missing, device=device,
-            stream=_raw_stream(device),
+            stream=current_stream(device),
         )  # fmt: skip
         for step in self.steps:
             step(run)
@@ -133,7 +131,7 @@ class Tape:
         self.words = tuple(Hole(slot=slot) for slot in range(first_word, len(inputs)))
         self.device = device
         pointers, _ = pointers_of(inputs)
-        self.run = Run(values=list(inputs), pointers=pointers, device=device, stream=_raw_stream(device))
+        self.run = Run(values=list(inputs), pointers=pointers, device=device, stream=current_stream(device))
         self.steps: list[Step] = []
         self.slots = {id(value): slot for slot, value in enumerate(inputs) if value is not None}
         self.fixed_ids: dict[int, Tensor] = {}
@@ -164,9 +162,9 @@ class Tape:
         options: Mapping[str, Any],
     ) -> None:  # fmt: skip
         """`kernel[grid](*arguments, **constants, **options)`; `constants` holds the rest of its parameters."""
-        bound = [*arguments, *[constants[name] for name in kernel.arg_names[len(arguments) :]]]
-        template, holes, tiles, keep = list(bound), [], [], []
-        for place, argument in enumerate(bound):
+        bound, fixed = list(arguments), constants_in_order(kernel, arguments, constants)
+        template, holes, tiles, keep = [*arguments, *fixed], [], [], []
+        for place, argument in enumerate(arguments):
             if isinstance(argument, Hole):
                 holes.append((place, argument.slot))
                 bound[place] = self.run.values[argument.slot]
@@ -184,7 +182,7 @@ class Tape:
             template[place] = None
         self._do(
             Launch(
-                runner=_runner(kernel, (*grid, 1, 1)[:3], bound, dict(options)), template=template,
+                runner=_runner(kernel, grid, bound, fixed, device=self.device, options=options), template=template,
                 holes=tuple(holes), tiles=tuple(tiles), keep=tuple(keep),
                 stream=side_stream(self.device).cuda_stream if self.beside else None,
             )
@@ -256,13 +254,6 @@ def _pointer(tensor: Tensor) -> Any:
     return tensor if INTERPRETED else tensor.data_ptr()
 
 
-def _raw_stream(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 0
-    stream: int = triton.runtime.driver.active.get_current_stream(device.index)
-    return stream
-
-
 def _rebased(tile: TensorDescriptor, base: Tensor | None) -> TensorDescriptor:
     """The descriptor for another tensor of the same shape and alignment, without its checks."""
     moved = object.__new__(TensorDescriptor)
@@ -271,14 +262,11 @@ def _rebased(tile: TensorDescriptor, base: Tensor | None) -> TensorDescriptor:
     return moved
 
 
-def _runner(kernel: Any, grid: tuple[int, ...], bound: Sequence[Any], options: dict[str, Any]) -> Callable[..., None]:
-    """What launches the kernel that `kernel[grid](*bound, **options)` would, on any arguments of the same kinds."""
+def _runner(
+    kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: Sequence[Any], *, device: torch.device,
+    options: Mapping[str, Any],
+) -> Callable[..., None]:  # fmt: skip
+    """What launches the kernel that `kernel[grid](...)` would, on any arguments of the same kinds."""
     if INTERPRETED:
-        return lambda *arguments, stream: kernel[grid](*arguments, **options)
-    # as Triton's tutorial on persistent softmax does: compile ahead, then launch the compiled kernel by its grid
-    runner: Callable[..., None] = kernel.warmup(*bound, grid=grid, **options)[grid]
-    return runner
-
-
-INTERPRETED = triton.knobs.runtime.interpret
-"""Under Triton's interpreter kernels are Python functions of tensors."""
+        return lambda *given, stream: kernel[grid](*given, **options)
+    return runner_of(kernel, grid, arguments, constants, device=device, options=options)
