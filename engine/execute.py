@@ -99,7 +99,8 @@ class Executor:
     def run(self, legs: Sequence[Leg]) -> None:
         """Walk the legs. Raises EngineError naming worker and microbatch when something breaks."""
         self._figures.begin(self._device)
-        with collecting_at_steps() as collect:
+        # Backwards run in this thread: autograd's own would take turns with it for Python's lock.
+        with collecting_at_steps() as collect, torch.autograd.set_multithreading_enabled(False):
             self._walk(legs, collect)
         self._mailbox.finish()
         self.flush()
