@@ -14,6 +14,7 @@ from .gradients import REGISTERS_BESIDE, gradient_tile, input_gradients, output_
 from .layout import Layout
 from .reduce import Shares
 from .routing import Routing
+from .sizes import ceil_div, next_power_of_2
 from .tape import Tape
 from .tiles import can_use_tma, tile_source
 
@@ -58,7 +59,7 @@ def both_gradients(
     config = layout.config.gradient
     (parts_a, tiles_a), (parts_b, tiles_b) = ((share.parts, share.tiles) for share in shares)
     tma_x, tma_dy = config.tma and can_use_tma(x), config.tma and can_use_tma(dy)
-    chunks_a, chunks_b = triton.cdiv(k, 128), layout.chunk_ends(128)[-1]
+    chunks_a, chunks_b = ceil_div(k, 128), layout.chunk_ends(128)[-1]
     programs_a = chunks_a * tiles_a.num_owned
     beside = routing.has_dropout and layout.config.beside
     tape.launch(
@@ -69,7 +70,7 @@ def both_gradients(
         dy.stride(0), *layout.borders, chunks_b,
         routing.words, routing.thresholds, routing.token_index, tape.words[0],
         constants={
-            "C": c, "R": r, "BM": config.rows, "BC": triton.next_power_of_2(c), "DROPOUT": routing.has_dropout,
+            "C": c, "R": r, "BM": config.rows, "BC": next_power_of_2(c), "DROPOUT": routing.has_dropout,
             "TMA_X": tma_x, "TMA_DY": tma_dy,
         },
         options={

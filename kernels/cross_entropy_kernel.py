@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launching import launch
+from .sizes import next_power_of_2
 from .streams import on_device
 
 BLOCK, NUM_WARPS = 8192, 16
@@ -47,7 +48,7 @@ def cross_entropy_kernel(
 def fused_chunk_losses(logits: Tensor, target_ids: Tensor, losses: Tensor, *, gradient: bool) -> None:
     """Write `losses [rows]` (float32) of `logits [rows, V]`; with `gradient` turn the logits into theirs."""
     num_rows, num_words = logits.shape
-    block = min(BLOCK, triton.next_power_of_2(num_words))
+    block = min(BLOCK, next_power_of_2(num_words))
     with on_device(logits.device):
         launch(
             cross_entropy_kernel, (num_rows,), logits, target_ids, losses, logits.stride(0), num_words,

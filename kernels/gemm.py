@@ -23,6 +23,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .draws import draw_words, keep_high, keep_low, row_keys
 from .layout import GemmConfig, Layout
 from .routing import Routing
+from .sizes import ceil_div
 from .tape import Tape
 from .tiles import can_use_tma
 
@@ -225,7 +226,7 @@ def fused_forward(
     if blocks.borders.num_tiles:
         width = min(128, config.columns)
         tape.launch(
-            add_borders_kernel, (blocks.borders.num_tiles, triton.cdiv(n, width)),
+            add_borders_kernel, (blocks.borders.num_tiles, ceil_div(n, width)),
             y, s, b, tape.fixed(blocks.borders.table), routing.words, routing.thresholds, routing.token_index,
             tape.words[0], n, n_1, n_2, n_3, n * r, r, 1,
             constants={
@@ -266,7 +267,7 @@ def fused_backward(
     if blocks.borders.num_tiles:
         width = min(128, config.columns)
         tape.launch(
-            add_borders_kernel, (blocks.borders.num_tiles, triton.cdiv(k, width)),
+            add_borders_kernel, (blocks.borders.num_tiles, ceil_div(k, width)),
             dx, ds, a, tape.fixed(blocks.borders.table), routing.words, routing.thresholds, routing.token_index,
             tape.words[0], k, k, k, k, rows_of_a * k, 1, k,
             constants={

@@ -19,6 +19,7 @@ from .draws import draw_words, keep_high, keep_low, locate, row_keys
 from .layout import Layout
 from .reduce import Shares
 from .routing import Routing
+from .sizes import ceil_div, next_power_of_2
 from .tape import Tape
 from .tiles import can_use_tma, load_tile, tile_source
 
@@ -174,10 +175,10 @@ def input_gradients(
     beside = dx is None and routing.has_dropout and layout.config.beside
     written = False
     for mask_class in layout.mask_classes(targets, has_dropout=routing.has_dropout):
-        block = min(triton.next_power_of_2(mask_class.end_column - mask_class.first_column), 64)
+        block = min(next_power_of_2(mask_class.end_column - mask_class.first_column), 64)
         for first in range(mask_class.first_column, mask_class.end_column, block):
             tape.launch(
-                gradient_kernel, (triton.cdiv(k, 128), num_tiles),
+                gradient_kernel, (ceil_div(k, 128), num_tiles),
                 tile_source(x, (config.rows, 64), tma=tma), a, ds, x if dx is None else dx, parts,
                 tape.fixed(tiles.table), routing.words, routing.thresholds, routing.token_index,
                 x.stride(0), tape.words[mask_class.position], k, k, k, k, c * k, 1, k,

@@ -7,7 +7,9 @@ found under it is the one that Triton would have found.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,9 +22,21 @@ ALIGNMENT_BYTES = 16
 INTERPRETED = triton.knobs.runtime.interpret
 """Under Triton's interpreter kernels are Python functions of tensors."""
 
-_COMPILED: dict[tuple[Any, ...], Any] = {}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A compiled kernel on its GPU, and what its launcher is given before the kernel's arguments."""
+
+    compiled: Any
+    run: Callable[..., None]
+    function: int
+    metadata: Any
+
+
+_LOADED: dict[tuple[Any, ...], Loaded] = {}
 """By kernel, device, options and kinds of the arguments. Kernels are made once, at import, and so are few."""
-_INT32, _INT64 = 2**31, 2**63
+_LOADING = threading.Lock()
+"""Backward passes run in autograd's thread, and Triton loads a kernel in steps: another thread may see it half done."""
 
 
 def launch(
@@ -31,14 +45,16 @@ def launch(
 ) -> None:  # fmt: skip
     """`kernel[grid](*arguments, **constants, **options)` on the current stream of `device`, which is the current one.
 
-    `constants` are all of the kernel's parameters behind the arguments.
+    `constants` are all of the kernel's parameters behind the arguments. Tensors are taken as being on `device`.
     """
     if INTERPRETED:
         kernel[grid](*arguments, **constants, **options)
         return
     fixed = constants_in_order(kernel, arguments, constants)
     runner = runner_of(kernel, grid, arguments, fixed, device=device, options=options)
-    runner(*arguments, *fixed, stream=current_stream(device))
+    # addresses, since of a tensor Triton's launcher asks the driver at each launch whether the GPU may read it
+    given = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
+    runner(*given, *fixed, stream=current_stream(device))
 
 
 def runner_of(
@@ -50,12 +66,38 @@ def runner_of(
     Compiles it where it is the first of its kind.
     """
     key = (id(kernel), device.index, *options.items(), *constants, *map(kind, arguments))
-    found = _COMPILED.get(key)
+    found = _LOADED.get(key)
     if found is None:
-        # as Triton's tutorial on persistent softmax does: compile ahead, then launch the compiled kernel by its grid
-        found = _COMPILED[key] = kernel.warmup(*arguments, *constants, grid=grid, **options)
-    runner: Callable[..., None] = found[(*grid, 1, 1)[:3]]
+        with _LOADING:
+            found = _LOADED.get(key)
+            if found is None:
+                # as Triton's tutorial on persistent softmax does: compile ahead, then launch the compiled kernel
+                found = _LOADED[key] = load(kernel.warmup(*arguments, *constants, grid=grid, **options))
+    x, y, z = (*grid, 1, 1)[:3]
+    if is_watched():
+        watched: Callable[..., None] = found.compiled[x, y, z]
+        return watched
+    run, function, metadata = found.run, found.function, found.metadata
+
+    def runner(*given: Any, stream: int) -> None:
+        # what Triton's own runner does, less the three for hooks
+        run(x, y, z, stream, function, metadata, None, None, None, *given)
+
     return runner
+
+
+def load(compiled: Any) -> Loaded:
+    """Onto the current device."""
+    # asking for `run` is what loads it: `function` is there only afterwards
+    run = compiled.run
+    return Loaded(compiled=compiled, run=run, function=compiled.function, metadata=compiled.packed_metadata)
+
+
+def is_watched() -> bool:
+    """Whether someone, as Triton's profiler, hooks into launches; plans recorded before that go unseen."""
+    hooks = triton.knobs.runtime.launch_enter_hook, triton.knobs.runtime.launch_exit_hook
+    # a chain of hooks is there always, mostly an empty one
+    return any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
 
 
 def constants_in_order(kernel: Any, arguments: Sequence[Any], constants: Mapping[str, Any]) -> list[Any]:
@@ -73,12 +115,21 @@ def current_stream(device: torch.device) -> int:
 
 def kind(argument: Any) -> Any:
     """All of an argument that a compiled kernel may depend on, and more: equal kinds are one kind to Triton."""
+    if type(argument) is int:
+        return _kind_of_number(argument)
     if isinstance(argument, Tensor):
         return argument.dtype, argument.data_ptr() % ALIGNMENT_BYTES == 0
-    if type(argument) is int:
-        # Of 1 and of multiples of 16 it knows; the type follows from the size.
-        return int, argument == 1, argument % ALIGNMENT_BYTES == 0, -_INT32 <= argument < _INT32, argument < _INT64
     if isinstance(argument, TensorDescriptor):
         return argument.base.dtype, *argument.block_shape, argument.padding
     # Of a float it knows that it is one. Whatever else there may be is its own kind.
     return float if type(argument) is float else (type(argument), argument)
+
+
+def _kind_of_number(number: int) -> str:
+    # Of 1 and of multiples of 16 Triton knows; the type follows from the size.
+    if number == 1:
+        return "1"
+    if -(2**31) <= number < 2**31:
+        return "i32" if number % ALIGNMENT_BYTES else "i32, aligned"
+    width = "i64" if number < 2**63 else "u64"
+    return width if number % ALIGNMENT_BYTES else f"{width}, aligned"

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launching import launch
+from .sizes import ceil_div
 
 
 @triton.jit
@@ -33,6 +34,6 @@ def dequantize(packed: Tensor, absmax: Tensor, code: Tensor, out: Tensor, *, blo
     """Write `out [rows, K]` from its bytes `[rows * K / 2]` and its blocks' maxima."""
     num_bytes = packed.numel()
     launch(
-        dequantize_kernel, (triton.cdiv(num_bytes, 1024),), packed, absmax, code, out, num_bytes,
+        dequantize_kernel, (ceil_div(num_bytes, 1024),), packed, absmax, code, out, num_bytes,
         device=out.device, constants={"BLOCK_SIZE": block_size, "BYTES": 1024}, options={"num_warps": 4},
     )  # fmt: skip

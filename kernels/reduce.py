@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .routing import Tiles
+from .sizes import ceil_div, next_power_of_2
 from .tape import Tape
 
 SUM_ELEMENTS = 2048
@@ -79,7 +80,7 @@ def sum_splits(tape: Tape, parts: Tensor, *, dtype: torch.dtype) -> Tensor:
     """`[T, C]` from its shares `[splits, T, C]`, a power of two of them; rows nobody wrote stay whatever they are."""
     s = tape.empty(tuple(parts.shape[1:]), dtype)
     tape.launch(
-        sum_splits_kernel, (triton.cdiv(s.numel(), 512),), parts, s, s.numel(),
+        sum_splits_kernel, (ceil_div(s.numel(), 512),), parts, s, s.numel(),
         constants={"SPLITS": parts.shape[0], "BLOCK": 512}, options={},
     )  # fmt: skip
     return s
@@ -102,9 +103,9 @@ def sum_tiles(tape: Tape, shares: tuple[Shares, Shares], sums: tuple[Tensor, Ten
     parts = tuple(share.parts for share in shares)
     sizes = [part[0].numel() for part in parts]
     # as many tiles at once as an adapter has at most: all loads of a program in flight, and none of them masked
-    num_tiles = min(16, triton.next_power_of_2(max(share.tiles.most_tiles for share in shares)))
+    num_tiles = min(16, next_power_of_2(max(share.tiles.most_tiles for share in shares)))
     block = SUM_ELEMENTS // num_tiles
-    num_blocks = [triton.cdiv(size, block) for size in sizes]
+    num_blocks = [ceil_div(size, block) for size in sizes]
     num_ranges = shares[0].tiles.num_owners if add else sums[0].shape[0]
     tape.launch(
         sum_tiles_kernel, (sum(num_blocks), num_ranges),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .launching import launch
 from .rows import as_rows, num_warps_for
+from .sizes import ceil_div, next_power_of_2
 from .streams import on_device
 
 
@@ -97,7 +98,7 @@ def forward(x: Tensor, residual: Tensor | None, weight: Tensor, *, eps: float) -
     block, height, num_warps = _blocks(h)
     with on_device(x.device):
         launch(
-            forward_kernel, (triton.cdiv(num_rows, height),),
+            forward_kernel, (ceil_div(num_rows, height),),
             rows, other, weight, y, y if summed is None else summed, scale, num_rows, num_inner,
             rows.stride(0), rows.stride(1), other.stride(0), other.stride(1), eps, device=x.device,
             constants={"H": h, "HAS_RESIDUAL": residual is not None, "BR": height, "BH": block},
@@ -117,7 +118,7 @@ def backward(dy: Tensor, dsummed: Tensor | None, x: Tensor, weight: Tensor, scal
     block, height, num_warps = _blocks(h)
     with on_device(x.device):
         launch(
-            backward_kernel, (triton.cdiv(scale.numel(), height),),
+            backward_kernel, (ceil_div(scale.numel(), height),),
             grads, others, rows, weight, scale, dx, scale.numel(), rows.shape[1],
             grads.stride(0), grads.stride(1), others.stride(0), others.stride(1), rows.stride(0), rows.stride(1),
             device=x.device, constants={"H": h, "HAS_DSUMMED": dsummed is not None, "BR": height, "BH": block},
@@ -128,7 +129,7 @@ def backward(dy: Tensor, dsummed: Tensor | None, x: Tensor, weight: Tensor, scal
 
 def _blocks(h: int) -> tuple[int, int, int]:
     # Columns, rows and warps of a program: short rows (a head) share one.
-    block: int = triton.next_power_of_2(h)
+    block: int = next_power_of_2(h)
     height = max(1, 2048 // block)
     return block, height, num_warps_for(block * height)
 

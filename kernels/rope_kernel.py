@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .launching import launch
 from .rows import num_warps_for
+from .sizes import next_power_of_2
 from .streams import on_device
 
 
@@ -129,10 +130,10 @@ def backward(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Te
 
 
 def _blocks(num_heads: int, num_kv_heads: int, d: int) -> dict[str, dict[str, int]]:
-    block, half = triton.next_power_of_2(num_heads), triton.next_power_of_2(d // 2)
+    block, half = next_power_of_2(num_heads), next_power_of_2(d // 2)
     constants = {
         "HQ": num_heads, "HKV": num_kv_heads, "HALF": d // 2, "BQ": block,
-        "BKV": triton.next_power_of_2(num_kv_heads), "BHALF": half,
+        "BKV": next_power_of_2(num_kv_heads), "BHALF": half,
     }  # fmt: skip
     return {"constants": constants, "options": {"num_warps": num_warps_for(block * half)}}
 

@@ -16,6 +16,7 @@ from .draws import draw_words, keep_high, keep_low, row_keys
 from .layout import Layout, MaskClass
 from .reduce import sum_splits
 from .routing import Routing, Tiles
+from .sizes import ceil_div, next_power_of_2
 from .tape import Tape
 from .tiles import can_use_tma, load_tile, tile_source
 
@@ -100,7 +101,7 @@ def shrink_input(
     splits = layout.shrink_splits(tiles.num_owned, width=layout.num_features, draws=routing.has_dropout)
     s = _empty_shares(tape, x, layout.columns, splits)
     for mask_class in layout.mask_classes(targets, has_dropout=routing.has_dropout):
-        block = min(triton.next_power_of_2(mask_class.end_column - mask_class.first_column), 64)
+        block = min(next_power_of_2(mask_class.end_column - mask_class.first_column), 64)
         _launch(
             tape, x, a, s, tiles=tiles, layout=layout, routing=routing,
             mask_class=mask_class, block=block, splits=splits, ends=(layout.num_features,) * 4, by_target=False,
@@ -140,7 +141,7 @@ def _launch(
     draws = routing.has_dropout and not by_target
     width = config.columns if draws else 64
     tape.launch(
-        shrink_kernel, (tiles.num_owned, triton.cdiv(end - first, block), splits),
+        shrink_kernel, (tiles.num_owned, ceil_div(end - first, block), splits),
         tile_source(x, (tiles.height, width), tma=tma),
         tile_source(matrix, (width, block) if by_target else (block, width), tma=tma), s,
         tape.fixed(tiles.table), routing.words, routing.thresholds, routing.branch_scale, routing.token_index,

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launching import launch
+from .sizes import ceil_div
 from .streams import on_device
 from .tape import Tape
 
@@ -101,7 +102,7 @@ def backward_pass(tape: Tape, dy: Tensor, gate_up: Tensor, dgate_up: Tensor, y: 
 
 
 def _grid(y: Tensor) -> tuple[int, int]:
-    return y.shape[0], triton.cdiv(y.shape[1], BLOCK)
+    return y.shape[0], ceil_div(y.shape[1], BLOCK)
 
 
 class FusedSwiglu(torch.autograd.Function):

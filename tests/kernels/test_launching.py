@@ -1,5 +1,6 @@
 """Compiled kernels are found again by a key of our own, which must never be coarser than Triton's."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ from hypothesis import strategies as st
 
 from loraplex.kernels import launching, rms_norm_kernel, rope_kernel, swiglu_kernel
 from loraplex.kernels.launching import kind
+from loraplex.kernels.sizes import ceil_div, next_power_of_2
 
 triton = pytest.importorskip("triton")
+TensorDescriptor = pytest.importorskip("triton.tools.tensor_descriptor").TensorDescriptor
 
 EDGES = [-(2**31) - 1, -(2**31), -16, -1, 0, 1, 2, 15, 16, 17, 2**31 - 1, 2**31, 2**31 + 16, 2**63 - 1]
 NUMBERS = st.sampled_from(EDGES) | st.integers(-(2**63), 2**63 - 1) | st.integers(0, 2**20).map(lambda n: 16 * n)
@@ -20,7 +23,15 @@ TENSORS = st.builds(
     st.sampled_from([torch.float32, torch.bfloat16, torch.int32, torch.uint8]),
     st.integers(0, 32),
 )
-ARGUMENTS = st.one_of(NUMBERS, TENSORS, st.booleans(), st.floats(), st.none())
+DESCRIPTORS = st.builds(
+    lambda dtype, shape, padding: TensorDescriptor.from_tensor(
+        torch.zeros(32, 32, dtype=dtype), list(shape), padding=padding
+    ),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.sampled_from([(16, 16), (16, 32), (32, 16)]),
+    st.sampled_from(["zero", "nan"]),
+)
+ARGUMENTS = st.one_of(NUMBERS, TENSORS, DESCRIPTORS, st.booleans(), st.floats(), st.none())
 
 
 def tritons_kind(argument: Any) -> Any:
@@ -36,6 +47,17 @@ def test_what_is_one_kind_to_us_is_one_kind_to_triton(one: Any, other: Any) -> N
         assert tritons_kind(one) == tritons_kind(other)
 
 
+@given(st.data(), st.lists(ARGUMENTS, min_size=1, max_size=8))
+def test_lists_of_one_key_are_specialised_alike(data: st.DataObject, arguments: list[Any]) -> None:
+    others = [data.draw(st.one_of(st.just(argument), NUMBERS, TENSORS, DESCRIPTORS)) for argument in arguments]
+    # where the kinds differ the first list's argument stands in, so that every drawn pair of lists has one key
+    others = [
+        other if kind(other) == kind(argument) else argument for argument, other in zip(arguments, others, strict=True)
+    ]
+    assert [*map(kind, others)] == [*map(kind, arguments)]
+    assert [*map(tritons_kind, others)] == [*map(tritons_kind, arguments)]
+
+
 @given(st.lists(NUMBERS, min_size=2, max_size=40))
 def test_numbers_of_one_kind_share_a_kernel_and_their_values_make_no_more_of_them(numbers: list[int]) -> None:
     found: dict[Any, set[Any]] = {}
@@ -46,11 +68,21 @@ def test_numbers_of_one_kind_share_a_kernel_and_their_values_make_no_more_of_the
 
 
 class Compiled:
+    """As Triton's: its `function` is there once somebody asked for `run`."""
+
+    packed_metadata = "metadata"
+    function: int | None = None
+
     def __init__(self, launched: list[Any]) -> None:
         self.launched = launched
 
+    @property
+    def run(self) -> Any:
+        self.function = 7
+        return lambda *given: self.launched.append(given)
+
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        return lambda *arguments, stream: self.launched.append((grid, arguments, stream))
+        return lambda *given, stream: self.launched.append(("watched", grid, given, stream))
 
 
 class Kernel:
@@ -70,7 +102,7 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     monkeypatch.setattr(launching, "INTERPRETED", False)
-    monkeypatch.setattr(launching, "_COMPILED", {})
+    monkeypatch.setattr(launching, "_LOADED", {})
     return Kernel()
 
 
@@ -84,7 +116,36 @@ def test_a_kernel_is_compiled_once_for_all_arguments_of_a_kind(kernel: Kernel) -
     for size in (33, 35, 999):
         launch(kernel, POOL, size)
     assert len(kernel.compiled) == 1
-    assert kernel.launched == [((size, 2, 1), (POOL, size, 8), 0) for size in (33, 35, 999)]
+    nobody = (None, None, None)
+    assert kernel.launched == [
+        (size, 2, 1, 0, 7, "metadata", *nobody, POOL.data_ptr(), size, 8) for size in (33, 35, 999)
+    ]
+
+
+def test_a_profiler_that_hooks_into_launches_sees_them(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = type(triton.knobs.runtime.launch_enter_hook)()
+    monkeypatch.setattr(triton.knobs.runtime, "launch_enter_hook", chain)
+    launch(kernel, POOL, 33)
+    chain.add(print)
+    launch(kernel, POOL, 33)
+    assert [launched[0] for launched in kernel.launched] == [33, "watched"]
+    assert len(kernel.compiled) == 1
+
+
+def test_threads_that_come_together_load_a_kernel_once(kernel: Kernel) -> None:
+    together = threading.Barrier(4)
+
+    def first() -> None:
+        together.wait()
+        launch(kernel, POOL, 33)
+
+    threads = [threading.Thread(target=first) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(kernel.compiled) == 1
+    assert [launched[4] for launched in kernel.launched] == [7] * 4
 
 
 def test_another_kind_constant_or_option_is_another_kernel(kernel: Kernel) -> None:
@@ -103,3 +164,9 @@ def test_constants_stand_behind_the_arguments(module: Any) -> None:
         jitted = getattr(module, name)
         constant = [parameter.is_constexpr for parameter in getattr(jitted, "params", [])]
         assert constant == sorted(constant)
+
+
+@given(st.integers(1, 2**40), st.integers(1, 2**20))
+def test_sizes_are_what_triton_takes_them_for(value: int, by: int) -> None:
+    assert ceil_div(value, by) == triton.cdiv(value, by)
+    assert next_power_of_2(value) == triton.next_power_of_2(value)
