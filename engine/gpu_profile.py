@@ -149,9 +149,11 @@ def _source(
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     command = request.command or shlex.join(["loraplex", *sys.argv[1:]])
     versions = f"torch {torch.__version__}, triton {_triton_version()}"
+    # Of a folder the last part: where it lies says nothing of the model.
+    model = Path(base.name).name if Path(base.name).exists() else base.name
     return (
         f"{name}, {request.num_stages} process(es), {versions}, {datetime.date.today().isoformat()}; "
-        f"stages of {' and '.join(map(str, depths))} layers of {base.name} stand for all {base.num_layers}, "
+        f"stages of {' and '.join(map(str, depths))} layers of {model} stand for all {base.num_layers}, "
         f"microbatches of up to {request.capacity_tokens} tokens, {num_points} points; {command}"
     )
 
