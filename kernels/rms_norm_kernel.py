@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -89,18 +90,18 @@ def forward(x: Tensor, residual: Tensor | None, weight: Tensor, *, eps: float) -
     h = x.shape[-1]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     summed = None if residual is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    rows = as_rows(x)
-    num_rows, num_inner = rows.shape[0] * rows.shape[1], rows.shape[1]
+    num_rows = math.prod(x.shape[:-1])
     scale = torch.empty(num_rows, dtype=torch.float32, device=x.device)
     if y.numel() == 0:
         return y, summed, scale
-    other = rows if residual is None else as_rows(residual)
+    rows, num_inner, *strides = as_rows(x)
+    other, _, *other_strides = (rows, num_inner, *strides) if residual is None else as_rows(residual)
     block, height, num_warps = _blocks(h)
     with on_device(x.device):
         launch(
             forward_kernel, (ceil_div(num_rows, height),),
             rows, other, weight, y, y if summed is None else summed, scale, num_rows, num_inner,
-            rows.stride(0), rows.stride(1), other.stride(0), other.stride(1), eps, device=x.device,
+            *strides, *other_strides, eps, device=x.device,
             constants={"H": h, "HAS_RESIDUAL": residual is not None, "BR": height, "BH": block},
             options={"num_warps": num_warps},
         )  # fmt: skip
@@ -113,14 +114,15 @@ def backward(dy: Tensor, dsummed: Tensor | None, x: Tensor, weight: Tensor, scal
     if dx.numel() == 0:
         return dx
     h = x.shape[-1]
-    grads, rows = as_rows(dy), as_rows(x)
-    others = grads if dsummed is None else as_rows(dsummed)
+    rows, num_inner, *strides = as_rows(x)
+    grads, _, *grad_strides = as_rows(dy)
+    others, _, *other_strides = (grads, num_inner, *grad_strides) if dsummed is None else as_rows(dsummed)
     block, height, num_warps = _blocks(h)
     with on_device(x.device):
         launch(
             backward_kernel, (ceil_div(scale.numel(), height),),
-            grads, others, rows, weight, scale, dx, scale.numel(), rows.shape[1],
-            grads.stride(0), grads.stride(1), others.stride(0), others.stride(1), rows.stride(0), rows.stride(1),
+            grads, others, rows, weight, scale, dx, scale.numel(), num_inner,
+            *grad_strides, *other_strides, *strides,
             device=x.device, constants={"H": h, "HAS_DSUMMED": dsummed is not None, "BR": height, "BH": block},
             options={"num_warps": num_warps},
         )  # fmt: skip

@@ -8,15 +8,19 @@ from torch import Tensor
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def as_rows(x: Tensor) -> Tensor:
-    """`[outer, inner, H]` with unit last stride, a view wherever one exists; row i is (i // inner, i % inner)."""
+def as_rows(x: Tensor) -> tuple[Tensor, int, int, int]:
+    """(x with unit last stride, inner, strides of outer and inner) of x as `[outer, inner, H]`.
+
+    Row i is (i // inner, i % inner); a copy is made only where two strides cannot say where the rows are.
+    """
     if x.stride(-1) != 1:
         x = x.contiguous()
-    if x.ndim == 3:
-        return x
     if x.ndim == 2:
-        return x[:, None]
-    return x.flatten(0, -3) if x.ndim > 3 else x[None, None]
+        # no view: making one takes the host as long as the rest of this
+        return x, 1, x.stride(0), 0
+    if x.ndim > 3:
+        x = x.flatten(0, -3)
+    return (x, x.shape[1], x.stride(0), x.stride(1)) if x.ndim == 3 else (x, 1, 0, 0)
 
 
 def runs_kernels(x: Tensor) -> bool:

@@ -19,13 +19,17 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`torch.empty` returns NaN."""
+    """`torch.empty` returns NaN, and bytes that are NaN in whatever floating dtype they are read."""
     empty: Callable[..., torch.Tensor] = torch.empty
 
     def poisoned(*args: object, **kwargs: object) -> torch.Tensor:
         made = empty(*args, **kwargs)
         with torch.no_grad():
-            return made.fill_(float("nan")) if made.is_floating_point() and not made.is_meta else made
+            if made.is_meta:
+                return made
+            if made.dtype == torch.uint8:
+                return made.fill_(255)
+            return made.fill_(float("nan")) if made.is_floating_point() else made
 
     monkeypatch.setattr(torch, "empty", poisoned)
 
