@@ -9,21 +9,17 @@ same, which is its key's business (`passes.py`): shapes, strides, dtypes, and ad
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .launching import ALIGNMENT_BYTES, INTERPRETED, constants_in_order, current_stream, runner_of
-from .sizes import ceil_div
-from .streams import side_stream, wait
-
-ROOM_ALIGNMENT_BYTES = 512
-"""As torch's allocator aligns what it hands out."""
+from .steps import Empty, Launch, LibraryCall, Run, Step, Wait, pointer_to, rebased, with_room
+from .streams import side_stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,110 +27,6 @@ class Hole:
     """Stands for what lies in a slot: for a number that is the call's own, where a tensor is known by its identity."""
 
     slot: int
-
-
-@dataclass(slots=True, kw_only=True)
-class Run:
-    """One playing of a plan: what lies in each slot, and how a kernel is given it."""
-
-    values: list[Any]
-    pointers: list[Any]
-    """Addresses; under the interpreter, which reads tensors, the tensors."""
-    device: torch.device
-    stream: int
-
-
-class Step(Protocol):
-    def __call__(self, run: Run) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Empty:
-    slot: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    def __call__(self, run: Run) -> None:
-        made = torch.empty(self.shape, dtype=self.dtype, device=run.device)
-        run.values[self.slot] = made
-        run.pointers[self.slot] = _pointer(made)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where in a `Room` what lies in a slot begins."""
-
-    slot: int
-    first_byte: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
-    """Memory for all that kernels alone hand to each other, in one allocation: each takes the host 8 us (H100,
-    2026-11-26). It is let go when the playing ends, as one by one they would be."""
-
-    slot: int
-    """Of the whole, which has to live as long as its parts are used."""
-    places: tuple[Place, ...]
-    num_bytes: int
-
-    def __call__(self, run: Run) -> None:
-        room = run.values[self.slot] = torch.empty(self.num_bytes, dtype=torch.uint8, device=run.device)
-        if INTERPRETED:
-            for place in self.places:
-                run.pointers[place.slot] = _part(room, place)
-            return
-        address = room.data_ptr()
-        for place in self.places:
-            run.pointers[place.slot] = address + place.first_byte
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launch:
-    runner: Callable[..., None]
-    template: list[Any]
-    """Every argument of the kernel in order, constants too; None in the holes."""
-    holes: tuple[tuple[int, int], ...]
-    """(place among the arguments, slot)."""
-    tiles: tuple[tuple[int, int, TensorDescriptor], ...]
-    """(place, slot, descriptor without its tensor)."""
-    stream: int | None
-    """None: the current one."""
-    keep: tuple[Tensor, ...]
-    """Tensors whose addresses stand in the template."""
-
-    def __call__(self, run: Run) -> None:
-        arguments = self.template.copy()
-        for place, slot in self.holes:
-            arguments[place] = run.pointers[slot]
-        for place, slot, tile in self.tiles:
-            arguments[place] = _rebased(tile, run.values[slot])
-        self.runner(*arguments, stream=run.stream if self.stream is None else self.stream)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LibraryCall:
-    function: Callable[..., None]
-    slots: tuple[int, ...]
-
-    def __call__(self, run: Run) -> None:
-        self.function(*[run.values[slot] for slot in self.slots])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wait:
-    """One stream waits for where the other stands now; under graph capture a fork or a join."""
-
-    side_waits: bool
-
-    def __call__(self, run: Run) -> None:
-        current, side = torch.cuda.current_stream(run.device), side_stream(run.device)
-        if self.side_waits:
-            wait(side, current)
-        else:
-            wait(current, side)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +63,8 @@ class Tape:
         self.steps: list[Step] = []
         self.slots = {id(value): slot for slot, value in enumerate(inputs) if value is not None}
         self.fixed_ids: dict[int, Tensor] = {}
+        self.seen: set[int | None] = set()
+        """Slots whose tensors are used as such, not by their addresses alone."""
         self.beside = False
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -191,7 +85,9 @@ class Tape:
 
     def call(self, function: Callable[..., None], *arguments: Any) -> None:
         """A function of inputs and of what `empty` gave, on the current stream."""
-        self._do(LibraryCall(function=function, slots=tuple(self.slots[id(argument)] for argument in arguments)))
+        slots = tuple(self.slots[id(argument)] for argument in arguments)
+        self.seen.update(slots)
+        self._do(LibraryCall(function=function, slots=slots))
 
     def launch(
         self, kernel: Any, grid: tuple[int, ...], *arguments: Any, constants: Mapping[str, Any],
@@ -201,18 +97,23 @@ class Tape:
         bound, fixed = list(arguments), constants_in_order(kernel, arguments, constants)
         template, holes, tiles, keep = [*arguments, *fixed], [], [], []
         for place, argument in enumerate(arguments):
-            if isinstance(argument, Hole):
-                holes.append((place, argument.slot))
-                bound[place] = self.run.values[argument.slot]
-            elif isinstance(argument, TensorDescriptor):
-                tiles.append((place, self.slots[id(argument.base)], _rebased(argument, None)))
-            elif isinstance(argument, Tensor):
+            if type(argument) is int:
+                # most are, so asked first
+                continue
+            if isinstance(argument, Tensor):
                 slot = self.slots.get(id(argument))
                 if slot is None:
                     keep.append(self.fixed_ids[id(argument)])
-                    template[place] = _pointer(argument)
+                    template[place] = pointer_to(argument)
                     continue
                 holes.append((place, slot))
+            elif isinstance(argument, TensorDescriptor):
+                slot = self.slots[id(argument.base)]
+                self.seen.add(slot)
+                tiles.append((place, slot, rebased(argument, None)))
+            elif isinstance(argument, Hole):
+                holes.append((place, argument.slot))
+                bound[place] = self.run.values[argument.slot]
             else:
                 continue
             template[place] = None
@@ -242,7 +143,7 @@ class Tape:
 
     def plan(self, outputs: Sequence[Tensor | None], *, kept: object) -> Plan:
         slots = tuple(None if output is None else self.slots[id(output)] for output in outputs)
-        steps = _with_room(self.steps, slots, slot=len(self.run.values))
+        steps = with_room(self.steps, self.seen.union(slots), slot=len(self.run.values))
         return Plan(steps=steps, num_slots=len(self.run.values) + 1, kept=kept, outputs=slots)
 
     @contextlib.contextmanager
@@ -254,35 +155,6 @@ class Tape:
     def _do(self, step: Step) -> None:
         self.steps.append(step)
         step(self.run)
-
-
-def _with_room(steps: Sequence[Step], outputs: Iterable[int | None], *, slot: int) -> tuple[Step, ...]:
-    """The steps with one allocation, kept in `slot`, in place of those that nothing but kernels' pointers see."""
-    seen_as_tensors = {*outputs}
-    for step in steps:
-        if isinstance(step, LibraryCall):
-            seen_as_tensors.update(step.slots)
-        elif isinstance(step, Launch):
-            seen_as_tensors.update(tile_slot for _, tile_slot, _ in step.tiles)
-    places, num_bytes = [], 0
-    others: list[Step] = []
-    for step in steps:
-        if isinstance(step, Empty) and step.slot not in seen_as_tensors:
-            places.append(Place(slot=step.slot, first_byte=num_bytes, shape=step.shape, dtype=step.dtype))
-            num_bytes += ceil_div(math.prod(step.shape) * step.dtype.itemsize, ROOM_ALIGNMENT_BYTES) * (
-                ROOM_ALIGNMENT_BYTES
-            )
-        else:
-            others.append(step)
-    if not places:
-        return tuple(others)
-    # first of all: memory is made before a fork (`Tape.empty`)
-    return Room(slot=slot, places=tuple(places), num_bytes=num_bytes), *others
-
-
-def _part(room: Tensor, place: Place) -> Tensor:
-    num_bytes = math.prod(place.shape) * place.dtype.itemsize
-    return room[place.first_byte : place.first_byte + num_bytes].view(place.dtype).view(place.shape)
 
 
 def distinct(inputs: Sequence[Any]) -> list[Any]:
@@ -312,18 +184,6 @@ def pointers_of(inputs: Sequence[Any]) -> tuple[list[Any], bool]:
             aligned = aligned and pointer % ALIGNMENT_BYTES == 0
         pointers.append(pointer)
     return pointers, aligned
-
-
-def _pointer(tensor: Tensor) -> Any:
-    return tensor if INTERPRETED else tensor.data_ptr()
-
-
-def _rebased(tile: TensorDescriptor, base: Tensor | None) -> TensorDescriptor:
-    """The descriptor for another tensor of the same shape and alignment, without its checks."""
-    moved = object.__new__(TensorDescriptor)
-    moved.__dict__.update(tile.__dict__)
-    moved.base = base
-    return moved
 
 
 def _runner(

@@ -2,16 +2,20 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from loraplex.kernels import fused
 from loraplex.kernels.fused_bank import fused_banked_linears
 from loraplex.kernels.routing import Routing, WantedTables
+from loraplex.kernels.steps import ROOM_ALIGNMENT_BYTES, Empty, Room, with_room
 from loraplex.kernels.tape import Tape, distinct, pointers_of
 from loraplex.tests.kernels.cases import Case, rounded, run, targets_of
 from loraplex.tests.kernels.test_bank import bank_of
@@ -138,6 +142,46 @@ def test_memory_made_behind_a_fork_is_refused() -> None:
     tape = Tape([], num_words=0, device=torch.device("cpu"))
     with tape._aside(), pytest.raises(AssertionError, match="after the fork"):
         tape.empty((2,), torch.float32)
+
+
+def test_what_kernels_alone_see_is_one_allocation() -> None:
+    case = CASES["three targets, a mask each"]
+    routing = case.routing()
+    fresh = listed_call(case, torch.float32, "cpu", routing, targets_of(case))
+    forward, backward = routing.plans.values()
+    rooms = [[step for step in plan.steps if isinstance(step, Room)] for plan in (forward, backward)]
+    made = [[step.slot for step in plan.steps if isinstance(step, Empty)] for plan in (forward, backward)]
+    # apart from what a call returns, and what the library's GEMM is given, nothing is made by itself
+    assert made == [[slot for slot in plan.outputs if slot is not None] for plan in (forward, backward)]
+    # the forward of so small a call has nothing of the kind; the backward dS, and the shares of dA and of dB
+    assert [[len(room.places) for room in found] for found in rooms] == [[], [3]]
+    played = listed_call(case, torch.float32, "cpu", routing, targets_of(case))
+    assert all(torch.equal(played[name], fresh[name]) for name in fresh)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.integers(0, 5), min_size=1, max_size=3).map(tuple),
+            st.sampled_from([torch.float32, torch.bfloat16]),
+            st.booleans(),
+        ),
+        max_size=6,
+    )
+)
+def test_places_in_a_room_are_apart_and_aligned(made: list[tuple[tuple[int, ...], torch.dtype, bool]]) -> None:
+    steps = [Empty(slot=slot, shape=shape, dtype=dtype) for slot, (shape, dtype, _) in enumerate(made)]
+    seen: set[int | None] = {None, *[slot for slot, (_, _, used) in enumerate(made) if used]}
+    found = with_room(steps, seen, slot=len(made))
+    assert [step for step in found if isinstance(step, Empty)] == [step for step in steps if step.slot in seen]
+    places = [place for step in found if isinstance(step, Room) for place in step.places]
+    assert [place.slot for place in places] == [step.slot for step in steps if step.slot not in seen]
+    end = 0
+    for place in places:
+        assert place.first_byte >= end
+        assert place.first_byte % ROOM_ALIGNMENT_BYTES == 0
+        end = place.first_byte + math.prod(place.shape) * place.dtype.itemsize
+    assert all(end <= step.num_bytes for step in found if isinstance(step, Room))
 
 
 def test_a_tensor_that_comes_twice_is_told_apart() -> None:
