@@ -15,7 +15,7 @@ from torch import Tensor
 from loraplex.kernels import fused
 from loraplex.kernels.fused_bank import fused_banked_linears
 from loraplex.kernels.routing import Routing, WantedTables
-from loraplex.kernels.steps import ROOM_ALIGNMENT_BYTES, Empty, Room, with_room
+from loraplex.kernels.steps import ROOM_ALIGNMENT_BYTES, Empty, Room, Run, with_room
 from loraplex.kernels.tape import Tape, distinct, pointers_of
 from loraplex.tests.kernels.cases import Case, rounded, run, targets_of
 from loraplex.tests.kernels.test_bank import bank_of
@@ -182,6 +182,17 @@ def test_places_in_a_room_are_apart_and_aligned(made: list[tuple[tuple[int, ...]
         assert place.first_byte % ROOM_ALIGNMENT_BYTES == 0
         end = place.first_byte + math.prod(place.shape) * place.dtype.itemsize
     assert all(end <= step.num_bytes for step in found if isinstance(step, Room))
+
+
+def test_a_compiled_kernel_is_given_addresses_in_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loraplex.kernels.steps.INTERPRETED", False)
+    made = [Empty(slot=slot, shape=(3, 5), dtype=torch.bfloat16) for slot in (0, 1)]
+    (room,) = with_room(made, {None}, slot=2)
+    playing = Run(values=[None] * 3, pointers=[None] * 3, device=torch.device("cpu"), stream=0)
+    room(playing)
+    whole = playing.values[2]
+    assert playing.pointers[:2] == [whole.data_ptr(), whole.data_ptr() + ROOM_ALIGNMENT_BYTES]
+    assert whole.nbytes == 2 * ROOM_ALIGNMENT_BYTES
 
 
 def test_a_tensor_that_comes_twice_is_told_apart() -> None:
