@@ -6,7 +6,7 @@ does so for all of them.
 """
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,11 +21,14 @@ from .measure_rounds import repeat, seconds_since
 from .model import StageModel
 from .nf4_linear import held_bytes
 from .pool_tokens import PoolTokens
-from .profile_conditions import conditions_plan
+from .profile_conditions import AGAIN, conditions_plan, small_and_large
 from .recorder import Recorder, now_ns
 from .stage import Stage, make_stage_of
 from .stage_kinds import Setup, StageKind, StaticBytes, stage_kinds
 from .stage_rounds import Passes, Row, StageRounds
+
+_LARGE_SHARE = 2 / 3
+"""Of the time, for large microbatches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -70,12 +73,9 @@ def _measure_stages(
     setup: Setup, kinds: Sequence[StageKind], *, seconds: float
 ) -> tuple[list[Row], tuple[StaticBytes, ...]]:
     stages = {kind.module(): _stage(setup, kind) for kind in {kind.module(): kind for kind in kinds}.values()}
-    series = [StageRounds(setup, kind, replace(stages[kind.module()], recompute=kind.recompute)) for kind in kinds]
-    repeat(
-        [one.run for one in series], setup.transport, num_workers=setup.num_workers, tell=setup.tell, seconds=seconds
-    )
-    rows = [row for one in series for row in one.rows()]
-    del series
+    rows: list[Row] = []
+    for large in (False, True):
+        rows += _measure_series(setup, kinds, stages, large=large, seconds=seconds)
     static = []
     for kind in kinds:
         if kind.recompute == "none":
@@ -85,6 +85,32 @@ def _measure_stages(
             del stage
             static.append(replace(held, held_bytes=before - _allocated(setup.device)))
     return rows, tuple(static)
+
+
+def _measure_series(
+    setup: Setup, kinds: Sequence[StageKind], stages: Mapping[tuple[str, int], Stage], *, large: bool, seconds: float
+) -> list[Row]:
+    chosen = [(kind, small_and_large(setup.conditions[:: kind.every])[large]) for kind in kinds]
+    series = [
+        StageRounds(
+            setup,
+            kind,
+            replace(stages[kind.module()], recompute=kind.recompute),
+            conditions,
+            again=1 if large else AGAIN,
+        )
+        for kind, conditions in chosen
+        if conditions
+    ]
+    repeat(
+        [one.run for one in series],
+        setup.transport,
+        num_workers=setup.num_workers,
+        tell=setup.tell,
+        seconds=seconds * (_LARGE_SHARE if large else 1 - _LARGE_SHARE),
+    )
+    # A step's work is the GPU's; behind small microbatches it would wait for the host as they do.
+    return [row for one in series for row in one.rows(with_step=large)]
 
 
 def _measure_pieces(setup: Setup, kind: StageKind, model: StageModel, *, seconds: float) -> list[Row]:

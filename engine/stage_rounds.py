@@ -10,7 +10,7 @@ from ..planner.program import ActionKind
 from .measure import run_round
 from .memory_recorder import Held, MemoryRecorder
 from .pool_tokens import PoolTokens
-from .profile_conditions import AGAIN, Condition, conditions_plan, round_order
+from .profile_conditions import Condition, conditions_plan, round_order
 from .recorder import Recorder
 from .stage import Stage
 from .stage_kinds import Setup, StageKind
@@ -59,13 +59,16 @@ class Passes:
 
 
 class StageRounds:
-    """Runs rounds of one kind of stage and keeps what they took."""
+    """Runs rounds of one kind of stage over some conditions, each `again` times, and keeps what they took."""
 
-    def __init__(self, setup: Setup, kind: StageKind, stage: Stage) -> None:
+    def __init__(
+        self, setup: Setup, kind: StageKind, stage: Stage, conditions: Sequence[Condition], *, again: int
+    ) -> None:
         self.kind = kind
         self._stage = stage
         self._loras, self._device = setup.loras, setup.device
-        self._conditions = setup.conditions[:: kind.every]
+        self._conditions = conditions
+        self._again = again
         self._tokens = PoolTokens(stage.model.config.vocab_size)
         # The same orders for all workers.
         self._generator = np.random.default_rng(0)
@@ -76,7 +79,7 @@ class StageRounds:
 
     def run(self) -> None:
         """Another round; the first compiles kernels, and does not count."""
-        order = round_order(self._conditions, self._generator, again=AGAIN if self._rounds else 1)
+        order = round_order(self._conditions, self._generator, again=self._again if self._rounds else 1)
         plan = conditions_plan([self._conditions[place] for place in order], self._loras, num_stages=3)
         counting = MemoryRecorder(stage=self._stage.layout.stage, device=self._device)
         plain = Recorder(stage=self._stage.layout.stage, device=self._device)
@@ -100,11 +103,11 @@ class StageRounds:
         ends = max(0.0, backward[-1] - backward[-2]) / len(self._loras)
         self._steps_ms.append(float(np.median(ms[ActionKind.STEP])) + ends)
 
-    def rows(self) -> list[Row]:
-        """All that was measured, a step too where nothing is computed again."""
+    def rows(self, *, with_step: bool) -> list[Row]:
+        """All that was measured; a step too where that is wanted and nothing is computed again."""
         plan = conditions_plan(self._conditions, self._loras, num_stages=3)
         rows = self._passes.rows(self.kind, self._conditions, plan, held=self._held)
-        if self.kind.piece == "stage" and self.kind.recompute == "none":
+        if with_step and self.kind.piece == "stage" and self.kind.recompute == "none":
             step = {"piece": "step", "pass": "step", "recompute": "none", "layers": self.kind.layers, "condition": -1}
             rows.append({**step, **dict.fromkeys(_LOADS, 1), "dropped": 0, **usual(self._steps_ms)})
         return rows

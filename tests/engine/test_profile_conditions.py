@@ -10,6 +10,7 @@ from loraplex.engine.profile_conditions import (
     conditions_plan,
     draw_conditions,
     round_order,
+    small_and_large,
 )
 from loraplex.engine.profile_plan import measuring_program
 from loraplex.planner.jobs import LoraSettings
@@ -43,17 +44,26 @@ def test_a_small_capacity_and_a_single_adapter_are_measured_too() -> None:
     assert {condition.adapters[0] for condition in conditions} == {0}
 
 
-def test_a_round_goes_from_small_to_large_and_thrice_through_the_small() -> None:
+def test_small_ones_are_told_from_large_ones_in_their_order() -> None:
+    conditions = draw_conditions(DEFAULT_LORAS, capacity_tokens=16384)
+    small, large = small_and_large(conditions)
+    assert sorted((*small, *large), key=lambda one: one.number) == list(conditions)
+    assert max(sum(one.lengths) for one in small) < 4096 <= min(sum(one.lengths) for one in large)
+    assert small_and_large(conditions[-1:]) == ((), conditions[-1:])
+    assert small_and_large(()) == ((), ())
+
+
+def test_a_round_goes_from_small_to_large() -> None:
     conditions = draw_conditions(DEFAULT_LORAS, capacity_tokens=16384)
     sizes = np.array([sum(condition.lengths) for condition in conditions])
     generator = np.random.default_rng(0)
-    orders = [round_order(conditions, generator) for _ in range(2)]
+    orders = [round_order(conditions, generator, again=3) for _ in range(2)]
     for order in orders:
-        assert Counter(order) == {place: 3 if size < 4096 else 1 for place, size in enumerate(sizes)}
+        assert Counter(order) == dict.fromkeys(range(36), 3)
         # None comes behind one that is more than 1.3 times as large.
         assert (sizes[order] * 1.3 >= np.maximum.accumulate(sizes[order])).all()
     assert orders[0] != orders[1]
-    assert sorted(round_order(conditions, generator, again=1)) == list(range(36))
+    assert sorted(round_order(conditions, generator)) == list(range(36))
 
 
 def test_each_condition_is_a_microbatch_of_its_own() -> None:
