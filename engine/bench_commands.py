@@ -99,6 +99,9 @@ def bench_pipeline(
 def bench_train(
     model: Annotated[str, typer.Option(help="A built-in shape, a model folder, a hub id, or tiny.")] = "llama-3.1-8b",
     random_weights: DrawnWeights = False,
+    load_in_4bit: Annotated[
+        bool, typer.Option("--load-in-4bit", help="Our engine with the layers' linears in NF4.")
+    ] = False,
     num_layers: Annotated[
         int | None, typer.Option(help="Only so many layers, with random weights.", min=1, show_default="all")
     ] = None,
@@ -149,6 +152,7 @@ def bench_train(
     questions = make_questions(
         model=model,
         random_weights=random_weights,
+        load_in_4bit=load_in_4bit,
         num_layers=num_layers,
         device=device,
         systems=tuple(systems or ()),
@@ -168,12 +172,14 @@ def bench_train(
         "command": shlex.join(["loraplex", *sys.argv[1:]]),
         "date": date,
         "model": model,
+        "load_in_4bit": load_in_4bit,
         "growth": growth,
         **around,
         "systems": {question.system: SYSTEMS[question.system] for question in questions},
         "records": [],
     }
-    stem = f"train-{'growth-' if growth else ''}{'-'.join(around['gpu'].lower().split())}-{date}"
+    kinds = [word for word, holds in (("growth", growth), ("nf4", load_in_4bit)) if holds]
+    stem = "-".join(["train", *kinds, *around["gpu"].lower().split(), date])
     if add:
         document = joined_with_earlier(output, stem, document)
     for record in ask_all(questions):

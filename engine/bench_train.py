@@ -24,6 +24,7 @@ def make_questions(
     *,
     model: str,
     random_weights: bool,
+    load_in_4bit: bool,
     num_layers: int | None,
     device: str,
     systems: tuple[str, ...],
@@ -40,7 +41,9 @@ def make_questions(
     mode = next((mode for mode in get_args(RecomputeMode) if mode == recompute), None)
     if mode is None:
         raise InputError(f"--recompute {recompute} is unknown; choose from {', '.join(get_args(RecomputeMode))}")
-    chosen = check_names(systems, known=("ours",) if growth else tuple(SYSTEMS), option="--system")
+    # Peers are measured with weights of 16 bits only.
+    known = ("ours",) if growth else OURS if load_in_4bit else tuple(SYSTEMS)
+    chosen = check_names(systems, known=known, option="--system")
     kinds = check_names(workloads, known=tuple(WORKLOADS), option="--workload")
     if lengths_folder is not None and not lengths_folder.is_dir():
         raise InputError(f"--lengths {lengths_folder} is no folder; give one with a NAME.csv for each data set")
@@ -49,13 +52,20 @@ def make_questions(
 
     # Here and not in each process: a wrong name is told once.
     check_has_weights(
-        find_base_model(model, relative_to=Path.cwd(), random_weights=random_weights, num_layers=num_layers)
+        find_base_model(
+            model,
+            relative_to=Path.cwd(),
+            random_weights=random_weights,
+            load_in_4bit=load_in_4bit,
+            num_layers=num_layers,
+        )
     )
     return tuple(
         Question(
             system=system,
             model=model,
             random_weights=random_weights,
+            load_in_4bit=load_in_4bit,
             num_layers=num_layers,
             device=device,
             seconds=seconds,

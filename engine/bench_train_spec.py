@@ -70,6 +70,8 @@ class Question:
     system: str
     model: str
     random_weights: bool
+    load_in_4bit: bool
+    """Hold the layers' linears in NF4."""
     num_layers: int | None
     device: str
     seconds: float

@@ -79,6 +79,7 @@ def _measure(question: Question, folder: Path) -> Measure:
         question.model,
         relative_to=Path.cwd(),
         random_weights=question.random_weights,
+        load_in_4bit=question.load_in_4bit,
         num_layers=question.num_layers,
     )
     base_folder = base_model_folder(model, output_dir=folder)

@@ -30,8 +30,8 @@ POINT = Point(workload="mix", dropout=0.1, num_adapters=4, microbatch_tokens=256
 
 def question(system: str, *points: Point, model: str = "tiny") -> Question:
     return Question(
-        system=system, model=model, random_weights=True, num_layers=None, device="cpu", seconds=0.01,
-        recompute="none", lengths_folder=None, points=points or (POINT,),
+        system=system, model=model, random_weights=True, load_in_4bit=False, num_layers=None, device="cpu",
+        seconds=0.01, recompute="none", lengths_folder=None, points=points or (POINT,),
     )  # fmt: skip
 
 
@@ -236,10 +236,23 @@ def test_the_command_writes_json_csv_and_a_plot(tmp_path: Path) -> None:
         joined_with_earlier(tmp_path, path.stem, fresh | {"gpu": "another"})
 
 
+def test_a_base_in_4_bits_has_a_file_of_its_own(tmp_path: Path) -> None:
+    words = ["bench", "train", "--model", "tiny", "--random-weights", "--load-in-4bit", "--device", "cpu",
+             "--seconds", "0.1", "--microbatch-tokens", "256", "--global-batch-size", "2", "--workload", "dialogsum",
+             "--dropout", "0", "--system", "ours", "-o", str(tmp_path), "--json"]  # fmt: skip
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    (path,) = tmp_path.glob("train-nf4-cpu-*.json")
+    document = json.loads(path.read_text())
+    assert document["load_in_4bit"] is True
+    assert document["records"][0]["tokens_per_s"] > 0
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"systems": ("theirs",)}, "--system theirs is unknown; choose from peft-padded"),
+        ({"systems": ("frozen",), "load_in_4bit": True}, "--system frozen is unknown; choose from ours, ours-targets"),
         ({"workloads": ("chat",)}, "--workload chat is unknown; choose from mix, dialogsum"),
         ({"recompute": "half"}, "--recompute half is unknown; choose from none"),
         ({"random_weights": False, "model": "llama-3.1-8b"}, "is a shape without weights"),
@@ -248,9 +261,9 @@ def test_the_command_writes_json_csv_and_a_plot(tmp_path: Path) -> None:
 )
 def test_wrong_choices_are_refused_before_anything_runs(changed: dict[str, Any], message: str) -> None:
     right: dict[str, Any] = {
-        "model": "tiny", "random_weights": True, "num_layers": None, "device": "cpu", "systems": (), "workloads": (),
-        "dropouts": (), "seconds": 1.0, "microbatch_tokens": 8192, "global_batch_size": 16, "recompute": "none",
-        "growth": False, "lengths_folder": None,
+        "model": "tiny", "random_weights": True, "load_in_4bit": False, "num_layers": None, "device": "cpu",
+        "systems": (), "workloads": (), "dropouts": (), "seconds": 1.0, "microbatch_tokens": 8192,
+        "global_batch_size": 16, "recompute": "none", "growth": False, "lengths_folder": None,
     }  # fmt: skip
     assert [asked.system for asked in make_questions(**right)] == list(SYSTEMS)
     with pytest.raises(InputError, match=message):
