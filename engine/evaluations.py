@@ -93,23 +93,27 @@ class _Told:
 
 def load_best(
     adapters: Sequence[StageAdapter],
-    evaluations: Evaluations,
+    settings: Sequence[EvaluationSettings],
     share: Callable[[Tensor], None],
     *,
+    evaluations: Evaluations | None,
     is_last: bool,
 ) -> None:
-    """After the last step: every stage of a replica goes back to the best weights of the adapters that want it.
+    """After the last step: the stages of the replica that evaluates go back to the best weights of the adapters that
+    want it. All workers call it together; `evaluations` is None on those of other replicas, which keep their last ones.
 
-    `share` sums a tensor on the host over the stages, in place: over NCCL only replicas add up on their GPUs. An
-    adapter whose last step was evaluated hears only now how well.
+    `share` sums a tensor on the host over all workers, in place. An adapter whose last step was evaluated hears only
+    now how well.
     """
-    for index, adapter in enumerate(adapters):
-        if not evaluations.settings[index].load_best_model_at_end:
+    for adapter, wanted in zip(adapters, settings, strict=True):
+        if not wanted.load_best_model_at_end:
             continue
         verdict = torch.zeros((), dtype=torch.float64)
-        if is_last:
+        if evaluations is not None and is_last:
             verdict += evaluations.take_verdict(adapter).cpu()
         share(verdict)
-        if is_due(adapter.version - 1, evaluations.settings[index]):
+        if evaluations is None:
+            continue
+        if is_due(adapter.version - 1, wanted):
             adapter.keep_best((verdict == IMPROVED).to(adapter.alive.device))
         adapter.load_best()

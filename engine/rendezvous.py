@@ -4,7 +4,7 @@ No network buffers more strictly than this, so an order that runs here deadlocks
 """
 
 import threading
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 
 import torch
@@ -98,7 +98,7 @@ class RendezvousTransport:
     def __init__(self, board: Switchboard, worker: int) -> None:
         self._board = board
         self._worker = worker
-        self._num_sums = 0
+        self._num_sums: Counter[tuple[int, ...]] = Counter()
 
     @property
     def worker(self) -> int:
@@ -122,8 +122,10 @@ class RendezvousTransport:
         return now_ns()
 
     def reduce(self, tensor: Tensor, *, workers: Sequence[int]) -> None:
-        self._num_sums += 1
-        tensor.copy_(self._board.sum(self._worker, tensor, workers=tuple(workers), call=self._num_sums))
+        # As with process groups: each counts its own.
+        peers = tuple(workers)
+        self._num_sums[peers] += 1
+        tensor.copy_(self._board.sum(self._worker, tensor, workers=peers, call=self._num_sums[peers]))
 
     def barrier(self) -> None:
         self.reduce(torch.zeros(1), workers=range(self._board.num_workers))

@@ -221,13 +221,13 @@ def _train(
     gc.collect()
     transport.barrier()
     executor.run(itinerary(looks.program, looks.plan, stage=index, replica=stage.replica))
-    if evaluations is not None:
-        load_best(
-            stage.adapters,
-            evaluations,
-            lambda verdict: transport.host.reduce(verdict, workers=range(plan.num_stages)),
-            is_last=stage.layout.is_last,
-        )
+    load_best(
+        stage.adapters,
+        prepared.loaded.evaluation,
+        lambda verdict: transport.host.reduce(verdict, workers=range(plan.num_workers())),
+        evaluations=evaluations,
+        is_last=stage.layout.is_last,
+    )
     if records is not None:
         records.close()
 

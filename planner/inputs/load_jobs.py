@@ -33,7 +33,6 @@ def load_jobs(
         _refuse_lengths(read)
     model = _base_model(read)
     _check_limits(read, model)
-    _check_best(read)
     targets = tuple(_targets(read, number, model) for number in range(len(read.adapters)))
     only_lengths = all(dataset.type == "lengths" for adapter in read.adapters for dataset in adapter.datasets)
     tables = _tables(read, model, None if only_lengths else _tokenizer(read, model), progress)
@@ -116,16 +115,6 @@ def _check_limits(read: ReadJobFile, model: BaseModel) -> None:
             f"{read.place('sequence_len')}: {read.fields.sequence_len} exceeds the {model.max_tokens} positions of "
             f"{model.name}; lower it"
         )
-
-
-def _check_best(read: ReadJobFile) -> None:
-    for number, adapter in enumerate(read.adapters):
-        if adapter.load_best_model_at_end and read.fields.pipeline.replicas > 1:
-            place = read.adapter_place(number, "load_best_model_at_end")
-            raise JobError(
-                f"{place}: the best weights are not kept with pipeline.replicas={read.fields.pipeline.replicas}; leave "
-                "it out, or train with one replica"
-            )
 
 
 def _targets(read: ReadJobFile, number: int, model: BaseModel) -> tuple[str, ...]:

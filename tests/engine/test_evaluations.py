@@ -59,11 +59,11 @@ def evaluated(
                 on_step=steps.append if is_last and stage.replica == 0 else None,
                 evaluations=evaluations if stage.replica == 0 else None,
             ).run(itinerary(looks.program, looks.plan, stage=stage.layout.stage, replica=stage.replica))
-            own = [stage.replica * plan.num_stages + other for other in range(plan.num_stages)]
             load_best(
                 stage.adapters,
-                evaluations,
-                lambda verdict: transport.host.reduce(verdict, workers=own),
+                settings,
+                lambda verdict: transport.host.reduce(verdict, workers=range(len(stages))),
+                evaluations=evaluations if stage.replica == 0 else None,
                 is_last=is_last,
             )
         except BaseException as error:
@@ -163,15 +163,15 @@ def test_training_keeps_its_bits_and_losses_are_those_of_the_weights_at_that_ste
     assert last.loss == pytest.approx(validation_loss(plain[:num_stages], plan, 2), abs=1e-6)
 
 
-@pytest.mark.parametrize("num_stages", [1, 3])
+@pytest.mark.parametrize(("num_stages", "num_replicas"), [(1, 1), (3, 1), (2, 2), (1, 3)])
 def test_an_adapter_stops_early_and_goes_back_to_its_best(
-    make_stages: Any, tokens_of: Any, small_plan: Any, three_jobs: Any, num_stages: int
+    make_stages: Any, tokens_of: Any, small_plan: Any, three_jobs: Any, num_stages: int, num_replicas: int
 ) -> None:
     # Random texts teach nothing about other random texts: at a high rate the validation loss only rises.
     jobs = three_jobs(num_steps=8)
     wild = replace(jobs[0], optimizer=replace(jobs[0].optimizer, learning_rate=5e-2))
     jobs = (wild, *jobs[1:])
-    plan = small_plan(jobs, num_stages=num_stages)
+    plan = small_plan(jobs, num_stages=num_stages, num_replicas=num_replicas)
     settings = [
         EvaluationSettings(eval_steps=1, early_stopping_patience=2, load_best_model_at_end=True), NONE, NONE,
     ]  # fmt: skip
@@ -186,7 +186,8 @@ def test_an_adapter_stops_early_and_goes_back_to_its_best(
     states = [(record.step, record.state) for record in steps if record.adapter == "job0"]
     assert states == [*((step, "taken") for step in range(best.step + 2)), (best.step + 2, "stopped")]
     assert best.step + 2 < 8
-    assert validation_loss(stages, plan, 0) == pytest.approx(best.loss, abs=1e-6)
+    # The first replica goes back, whose weights are exported.
+    assert validation_loss(stages[:num_stages], plan, 0) == pytest.approx(best.loss, abs=1e-6)
     # What came to it too late was evaluated all the same; then its weights are no news any more.
     assert [one.step for one in own] == list(range(1, best.step + 4))
     # The others notice nothing.
@@ -226,7 +227,7 @@ def test_the_last_verdict_is_shared_on_the_host_and_heard_on_the_device(small_pl
     evaluations = Evaluations(validation.packer(torch.device("cpu")), {}, settings)
     adapter = Elsewhere()
     shared: list[torch.Tensor] = []
-    load_best([adapter], evaluations, shared.append, is_last=False)  # type: ignore[list-item]
+    load_best([adapter], settings, shared.append, evaluations=evaluations, is_last=False)  # type: ignore[list-item]
     assert [verdict.device.type for verdict in shared] == ["cpu"]
     assert [improved.device.type for improved in adapter.kept] == ["meta"]
 

@@ -11,7 +11,7 @@ from loraplex.engine.evaluation_records import read_evaluations
 from loraplex.engine.metrics import read_metrics
 from loraplex.engine.model import Layout, build_stage
 from loraplex.engine.prepare import RunSettings, prepare
-from loraplex.tests.engine.runs import ADAPTERS, weights
+from loraplex.tests.engine.runs import ADAPTERS, JOB, LORAPLEX, command, finish, start, weights, write_job
 from loraplex.traces.timeline import Timeline
 
 
@@ -49,6 +49,20 @@ def test_losses_go_down_and_every_step_is_noted(trained: tuple[Path, dict[str, o
     assert [look.step for look in looks] == [10, 20, 30, 40]
     assert validation["sums"]["after"] == pytest.approx(min(look.loss for look in looks), abs=1e-5)
     assert validation["sums"]["after"] < 0.8 * validation["sums"]["before"]
+
+
+def test_two_replicas_export_the_best_weights_too(tmp_path: Path) -> None:
+    job = write_job(tmp_path)
+    # At such a rate it gets worse again.
+    rough = JOB.replace("learning_rate: 5e-3", "learning_rate: 1").replace("eval_steps: 10", "eval_steps: 5")
+    job.write_text(rough.replace("{stages: 2}", "{stages: 1, replicas: 2}"), encoding="utf-8")
+    code, out, err = finish(start(command(*LORAPLEX, "train", job, "--device", "cpu"), tmp_path), seconds=120)
+    assert code == 0, out + err
+    looks = read_evaluations(tmp_path / "output" / "evaluations-sums.jsonl")
+    best = min(looks, key=lambda look: look.loss)
+    assert best.step < max(look.step for look in looks)
+    validation = json.loads((tmp_path / "output" / "validation.json").read_text(encoding="utf-8"))
+    assert validation["sums"]["after"] == pytest.approx(best.loss, abs=1e-5)
 
 
 def test_the_measured_order_is_the_programs(trained: tuple[Path, dict[str, object]]) -> None:
