@@ -4,13 +4,13 @@ import datetime
 import hashlib
 import os
 import socket
+from contextlib import suppress
 
 import torch
 import torch.distributed as dist
 
 from ..planner.errors import PlanError
 from ..traces.errors import InputError
-from .errors import EngineError
 from .gloo import GlooTransport, open_gloo
 from .nccl import NcclTransport
 from .peer import PeerTransport
@@ -78,26 +78,34 @@ def neighbours_memory(host: GlooTransport, device: torch.device, *, num_workers:
     """
     if len(set(_named_by_all(host, socket.gethostname(), num_workers=num_workers))) > 1:
         return None
-    memory = GpuMemory(device)
+    memory = None
+    # Without CUDA's driver under that name, or without room; who cannot share says so to all, and does not end.
+    with suppress(OSError, RuntimeError):
+        memory = GpuMemory(device)
     return memory if reaches_neighbours(host, memory, num_workers=num_workers) else None
 
 
-def reaches_neighbours(host: GlooTransport, memory: Memory, *, num_workers: int) -> bool:
+def reaches_neighbours(host: GlooTransport, memory: Memory | None, *, num_workers: int) -> bool:
     """Whether every worker can write into its neighbours' memory; all call it together and hear the same."""
     # int64, which every backend adds up; all zeros from whoever cannot share at all.
-    addresses = torch.zeros(num_workers, ADDRESS_BYTES, dtype=torch.int64)
-    failures = torch.zeros(1, dtype=torch.int64)
-    try:
-        _, address = memory.room(_TRIAL_BYTES)
-        addresses[host.worker] = torch.tensor(list(address))
-    except EngineError:
-        failures += 1
+    addresses = torch.zeros(num_workers, 2 * ADDRESS_BYTES, dtype=torch.int64)
+    failures = torch.ones(1, dtype=torch.int64)
+    # Both are kept until everybody has opened them.
+    kept: list[object] = []
+    if memory is not None:
+        with suppress(RuntimeError):
+            room, address = memory.room(_TRIAL_BYTES)
+            signal = memory.signal()
+            kept += [room, signal]
+            addresses[host.worker] = torch.tensor(list(address + signal.address))
+            failures -= 1
     host.reduce(addresses, workers=range(num_workers))
     for peer in (host.worker - 1, host.worker + 1):
-        if 0 <= peer < num_workers:
+        if memory is not None and 0 <= peer < num_workers:
+            told = bytes(addresses[peer].tolist())
             try:
-                memory.reach(bytes(addresses[peer].tolist()))
-            except EngineError:
+                memory.reach(told[:ADDRESS_BYTES], told[ADDRESS_BYTES:])
+            except RuntimeError:
                 failures += 1
     host.reduce(failures, workers=range(num_workers))
     return not failures.any()

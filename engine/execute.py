@@ -128,7 +128,7 @@ class Executor:
             if self._after_leg is not None:
                 self._after_leg(place)
             self._figures.tell()
-            if leg.action.kind is ActionKind.STEP:
+            if leg.action.kind in (ActionKind.STEP, ActionKind.EVALUATE):
                 collect()
 
     def _act(self, leg: Leg) -> Tensor | None:

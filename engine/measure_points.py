@@ -90,7 +90,9 @@ def _measure_stages(
 def _measure_series(
     setup: Setup, kinds: Sequence[StageKind], stages: Mapping[tuple[str, int], Stage], *, large: bool, seconds: float
 ) -> list[Row]:
-    chosen = [(kind, small_and_large(setup.conditions[:: kind.every])[large]) for kind in kinds]
+    # Told apart once, so that a microbatch is a small one for every kind of stage or for none.
+    own = set(small_and_large(setup.conditions)[large])
+    chosen = [(kind, [one for one in setup.conditions[:: kind.every] if one in own]) for kind in kinds]
     series = [
         StageRounds(
             setup,

@@ -8,8 +8,8 @@ from .measure import agreed_rounds
 from .recorder import now_ns
 from .transport import Transport
 
-_LEAST_ROUNDS = 3
-"""So that the median is of none that was disturbed."""
+_LEAST_ROUNDS = 4
+"""One may count bytes and not time; the median of three is of none that was disturbed."""
 _MOST_ROUNDS = 7
 
 
@@ -21,7 +21,7 @@ def repeat(
     seconds: float,
     tell: Callable[[str], None],
 ) -> None:
-    """Once to compile, then at least three times, and for about `seconds`. All workers call it together.
+    """Once to compile, then at least four times, and for about `seconds`. All workers call it together.
 
     A round is every part once, in turn. `tell` hears what it took.
     """

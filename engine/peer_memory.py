@@ -47,8 +47,8 @@ class Memory(Protocol):
         """Memory for messages, uint8 `[num_bytes]` of any content, and its address for a neighbour."""
         ...
 
-    def reach(self, address: bytes) -> None:
-        """Open a neighbour's memory. Raises EngineError where that cannot be."""
+    def reach(self, address: bytes, signal: bytes) -> None:
+        """Open a neighbour's memory and a signal of its. Raises RuntimeError where that cannot be."""
         ...
 
     def signal(self) -> Signal:
@@ -106,8 +106,9 @@ class GpuMemory:
         base = self._driver.base_of(room.data_ptr())
         return room, _padded(self._driver.handle_of(base) + _PLACE.pack(room.data_ptr() - base))
 
-    def reach(self, address: bytes) -> None:
+    def reach(self, address: bytes, signal: bytes) -> None:
         self._open(address)
+        self._heard(signal)
 
     def signal(self) -> GpuSignal:
         return GpuSignal(self._device)
@@ -124,11 +125,8 @@ class GpuMemory:
         return left
 
     def take(self, room: Tensor, num_bytes: int, signal: bytes) -> tuple[Tensor, torch.cuda.Event]:
-        if signal not in self._events:
-            handle = signal[:_HANDLE_BYTES]
-            self._events[signal] = torch.cuda.Event.from_ipc_handle(self._device, handle)
         current = torch.cuda.current_stream(self._device)
-        current.wait_event(self._events[signal])
+        current.wait_event(self._heard(signal))
         # 64 MiB are copied in 0.05 ms, and then nobody need know how long the message is in use.
         message = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
         message.copy_(room[:num_bytes])
@@ -138,6 +136,11 @@ class GpuMemory:
 
     def finish(self) -> None:
         torch.cuda.synchronize(self._device)
+
+    def _heard(self, signal: bytes) -> torch.cuda.Event:
+        if signal not in self._events:
+            self._events[signal] = torch.cuda.Event.from_ipc_handle(self._device, signal[:_HANDLE_BYTES])
+        return self._events[signal]
 
     def _open(self, address: bytes) -> int:
         handle, (place,) = address[:_HANDLE_BYTES], _PLACE.unpack_from(address, _HANDLE_BYTES)

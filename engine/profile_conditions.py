@@ -129,8 +129,8 @@ def small_and_large(conditions: Sequence[Condition]) -> tuple[tuple[Condition, .
     """Those below a quarter of the largest, and the others, each in their order.
 
     They are measured apart. A small microbatch waits for the host, and behind a large one, where the host is ahead, it
-    would seem to be launched in no time. A large one waits for the GPU, which lowers its clock in the course of seconds
-    of work: between small ones it would be measured rested, 7 % faster than in training (docs/log.md).
+    would seem to be launched in no time. A large one waits for the GPU, which likely lowers its clock in the course of
+    seconds of work: between small ones it was measured 6 % faster than in training (docs/log.md).
     """
     bound = _UPPER * max(map(_size, conditions), default=0)
     small = tuple(condition for condition in conditions if _size(condition) < bound)

@@ -18,7 +18,8 @@ from .stage_kinds import Setup, StageKind
 Row = Mapping[str, object]
 _LOADS = ("tokens", "squares", "targets", "adapters", "dropped")
 _COUNTED = 1
-"""The round in which the allocator's books are read: the one before compiles, and reading takes the host time."""
+"""The round in which the allocator's books are read, which takes the host time: neither it nor the one before it, which
+compiles, is among those that are timed."""
 
 
 class Passes:
@@ -78,7 +79,7 @@ class StageRounds:
         self._held: list[tuple[Held, Held]] = []
 
     def run(self) -> None:
-        """Another round; the first compiles kernels, and does not count."""
+        """Another round; the first compiles kernels, the second counts bytes, and neither's times are kept."""
         order = round_order(self._conditions, self._generator, again=self._again if self._rounds else 1)
         plan = conditions_plan([self._conditions[place] for place in order], self._loras, num_stages=3)
         counting = MemoryRecorder(stage=self._stage.layout.stage, device=self._device)
@@ -86,7 +87,7 @@ class StageRounds:
         spans = run_round(
             self._stage, plan, tokens=self._tokens, recorder=counting if self._rounds == _COUNTED else plain
         )
-        if self._rounds:
+        if self._rounds > _COUNTED:
             self._note({kind: [ms for action, ms in spans if action.kind is kind] for kind in ActionKind}, order)
         if counting.held:
             # Forward and backward of each microbatch follow each other.

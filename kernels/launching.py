@@ -36,7 +36,8 @@ class Loaded:
 _LOADED: dict[tuple[Any, ...], Loaded] = {}
 """By kernel, device, options and kinds of the arguments. Kernels are made once, at import, and so are few."""
 _LOADING = threading.Lock()
-"""Backward passes run in autograd's thread, and Triton loads a kernel in steps: another thread may see it half done."""
+"""Outside of the engine backward passes run in autograd's thread, and Triton loads a kernel in steps: another thread
+may see it half done."""
 
 
 def launch(

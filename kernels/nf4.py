@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .streams import on_device
+
 BUFFER_BYTES = 64 << 20
 """Rows of the weight are dequantised so many bytes at a time: a 4096 x 4096 matrix twice over, a tenth of a 70B one."""
 
@@ -81,7 +83,8 @@ class Nf4Weight:
         if packed.is_cuda:
             from .nf4_kernel import dequantize
 
-            dequantize(packed, absmax, self.code, out, block_size=self.block_size)
+            with on_device(out.device):
+                dequantize(packed, absmax, self.code, out, block_size=self.block_size)
         else:
             index = torch.stack((packed >> 4, packed & 15), dim=1).view(-1, self.block_size).long()
             out.copy_((self.code[index] * absmax[:, None]).view(out.shape))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .streams import on_device
+
 
 def ordered_sum(values: Tensor, *, start: Tensor) -> Tensor:
     """`start` plus `values[0]`, plus `values[1]` and so on: float64 `[n]` and a float64 scalar -> a scalar.
@@ -24,4 +26,5 @@ def ordered_sum(values: Tensor, *, start: Tensor) -> Tensor:
         return torch.tensor(total, dtype=torch.float64)
     from .ordered_sum_kernel import launch_ordered_sum
 
-    return launch_ordered_sum(values.contiguous(), start)
+    with on_device(values.device):
+        return launch_ordered_sum(values.contiguous(), start)

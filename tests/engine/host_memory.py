@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from loraplex.engine.errors import EngineError
 from loraplex.engine.peer_memory import ADDRESS_BYTES, Signal
 from loraplex.engine.recorder import Later, now_ns
 
@@ -62,8 +63,10 @@ class HostMemory:
         room = _mapped(path, num_bytes).fill_(0xEE)
         return room, str(path).encode().ljust(ADDRESS_BYTES, b"\0")
 
-    def reach(self, address: bytes) -> None:
-        assert _path(address).exists()
+    def reach(self, address: bytes, signal: bytes) -> None:
+        for content in (address, signal):
+            if not _path(content).exists():
+                raise EngineError(f"{_path(content)} is nowhere")
 
     def signal(self) -> HostSignal:
         self._num_signals += 1

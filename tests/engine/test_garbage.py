@@ -23,6 +23,30 @@ def test_cycles_wait_for_a_step() -> None:
     assert len(many) == 100_000
 
 
+def test_what_lived_through_a_step_is_found_at_the_next() -> None:
+    with collecting_at_steps() as collect:
+        kept = Cycle()
+        seen = weakref.ref(kept)
+        collect()
+        assert seen() is not None
+        del kept
+        collect()
+        assert seen() is None
+
+
+def test_what_somebody_has_put_aside_stays_there() -> None:
+    gc.freeze()
+    try:
+        with collecting_at_steps() as collect:
+            collect()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+    with collecting_at_steps():
+        assert gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() == 0
+
+
 def test_a_cycle_of_before_waits_for_the_end() -> None:
     gc.disable()
     seen = weakref.ref(Cycle())

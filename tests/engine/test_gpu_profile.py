@@ -54,7 +54,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> GpuProfile:
         "frozen of 1 layers",
         "frozen of 2 layers",
     ]
-    assert all("then 3 of about" in line for line in told if line.startswith(" "))
+    assert all("then 4 of about" in line for line in told if line.startswith(" "))
     return found
 
 
@@ -79,8 +79,11 @@ def test_every_piece_is_measured_on_the_microbatches_it_needs(measured: GpuProfi
     assert (measured.points["ms"] > 0).all()
     assert (measured.points["low_ms"] <= measured.points["ms"]).all()
     assert (measured.points["ms"] <= measured.points["high_ms"]).all()
-    # Of a stage, three rounds that have the small microbatches (below 24 tokens there are none) once.
-    assert (measured.points["rounds"] == 3).all()
+    # Four rounds (below 24 tokens there are no small microbatches, which have more), of which one counts bytes where
+    # there is a stage with adapters.
+    stages = measured.points["piece"].isin(["stage", "first", "last", "step"])
+    assert (measured.points["rounds"][stages] == 3).all()
+    assert (measured.points["rounds"][~stages] == 4).all()
     # No microbatch pays for the end of a global batch.
     assert (measured.points["closes"] == 0).all()
     # The same microbatch is the same everywhere.

@@ -17,8 +17,8 @@ def rounds_of(*, seconds: float) -> tuple[int, list[str]]:
     return len(frozen), told
 
 
-def test_one_round_compiles_and_three_or_more_count() -> None:
-    assert rounds_of(seconds=0.0)[0] == 1 + 3
+def test_one_round_compiles_and_four_or_more_follow() -> None:
+    assert rounds_of(seconds=0.0)[0] == 1 + 4
     count, told = rounds_of(seconds=60.0)
     assert count == 1 + 7
     assert [line.split(" s, ")[1].split(" of ")[0] for line in told] == ["then 7"]
@@ -29,4 +29,4 @@ def test_parts_take_turns() -> None:
     transport = RendezvousTransport(Switchboard(1, timeout_s=10), 0)
     parts = [lambda: turns.append("shallow"), lambda: turns.append("deep")]
     repeat(parts, transport, num_workers=1, seconds=0.0, tell=lambda text: None)
-    assert turns == ["shallow", "deep"] * 4
+    assert turns == ["shallow", "deep"] * 5
