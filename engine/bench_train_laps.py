@@ -101,11 +101,13 @@ def _windows(count: int, parts: int) -> list[tuple[int, int]]:
 def together(parts: Sequence[tuple[Measured, int]]) -> Measured:
     """One figure of several runs, each with the tokens it stands for: all tokens over the time all would take."""
     seconds = sum(num_tokens / part.tokens_per_s for part, num_tokens in parts)
+    # One measurement may stand for several adapters; it was made once.
+    made = {id(part): part for part, _ in parts}.values()
     return Measured(
         tokens_per_s=sum(num_tokens for _, num_tokens in parts) / seconds,
-        spread=max(part.spread for part, _ in parts),
-        num_microbatches=sum(part.num_microbatches for part, _ in parts),
-        num_tokens=sum(part.num_tokens for part, _ in parts),
+        spread=max(part.spread for part in made),
+        num_microbatches=sum(part.num_microbatches for part in made),
+        num_tokens=sum(part.num_tokens for part in made),
     )
 
 

@@ -109,6 +109,8 @@ def test_several_runs_weigh_as_many_tokens_as_they_stand_for() -> None:
     )
     # 8 s for 8 tokens and 2 s for 8 tokens
     assert together([(slow, 8), (fast, 8)]) == Measured(tokens_per_s=1.6, spread=0.4, num_microbatches=6, num_tokens=10)
+    # Adapters of one data set share a measurement, which was made once.
+    assert together([(slow, 8), (slow, 8)]) == slow
 
 
 def test_laps_leave_the_warm_up_out_and_say_when_it_is_enough() -> None:
