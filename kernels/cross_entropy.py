@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .rows import check_frozen, runs_kernels
+from .sizes import ceil_div, round_up
 
 CHUNK_BYTES = 384 << 20
 """Size of a chunk's logits, about: 1536 rows of Llama 3's 128,256 words in bf16."""
@@ -36,8 +37,8 @@ def target_losses(
 def default_chunk_rows(hidden: Tensor, *, num_words: int) -> int:
     """Rows a chunk: as many chunks as `CHUNK_BYTES` asks for, all of one size, in whole multiples of 128."""
     limit = max(128, CHUNK_BYTES // (num_words * hidden.element_size()))
-    num_chunks = max(1, -(-hidden.shape[0] // limit))
-    return max(1, -(-hidden.shape[0] // (num_chunks * 128))) * 128
+    num_chunks = max(1, ceil_div(hidden.shape[0], limit))
+    return max(1, ceil_div(hidden.shape[0], num_chunks * 128)) * 128
 
 
 class TargetLosses(torch.autograd.Function):
@@ -75,7 +76,7 @@ def chunked_losses(
     losses = torch.empty(n, dtype=torch.float64 if exact else torch.float32, device=hidden.device)
     change = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device) if gradient else None
     # Rows of a whole number of 128 bytes: products and vector loads want them aligned whatever V is.
-    pitch = -(-num_words // 64) * 64
+    pitch = round_up(num_words, 64)
     buffer = torch.empty((min(chunk_rows, n), pitch), dtype=hidden.dtype, device=hidden.device)[:, :num_words]
     fused, target_ids = runs_kernels(hidden), target_ids.contiguous()
     for first in range(0, n, chunk_rows):

@@ -190,7 +190,7 @@ def can_fuse(x: Tensor, dy: Tensor, weight: Tensor, *, layout: Layout, routing: 
         return False
     if not can_use_tma(x, dy, weight) or not weight.is_contiguous():
         return False
-    num_tiles = -(-x.shape[0] // config.rows) * -(-num_columns // config.columns)
+    num_tiles = ceil_div(x.shape[0], config.rows) * ceil_div(num_columns, config.columns)
     waves = num_tiles / num_multiprocessors(x.device)
     if waves < LEAST_FILL * math.ceil(waves):
         return False
@@ -299,5 +299,5 @@ def num_multiprocessors(device: torch.device) -> int:
 
 
 def _num_programs(y: Tensor, rows: int, columns: int) -> int:
-    num_tiles = -(-y.shape[0] // rows) * -(-y.shape[1] // columns)
+    num_tiles = ceil_div(y.shape[0], rows) * ceil_div(y.shape[1], columns)
     return min(num_multiprocessors(y.device), num_tiles)

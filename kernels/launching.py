@@ -17,8 +17,8 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-ALIGNMENT_BYTES = 16
-"""Kernels are compiled for addresses, and for numbers, that are multiples of it or are not."""
+from .sizes import ALIGNMENT_BYTES
+
 INTERPRETED = triton.knobs.runtime.interpret
 """Under Triton's interpreter kernels are Python functions of tensors."""
 
@@ -48,13 +48,9 @@ def launch(
 
     `constants` are all of the kernel's parameters behind the arguments. Tensors are taken as being on `device`.
     """
-    if INTERPRETED:
-        kernel[grid](*arguments, **constants, **options)
-        return
     fixed = constants_in_order(kernel, arguments, constants)
     runner = runner_of(kernel, grid, arguments, fixed, device=device, options=options)
-    # addresses, since of a tensor Triton's launcher asks the driver at each launch whether the GPU may read it
-    given = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
+    given = [pointer_to(argument) if isinstance(argument, Tensor) else argument for argument in arguments]
     runner(*given, *fixed, stream=current_stream(device))
 
 
@@ -64,8 +60,10 @@ def runner_of(
 ) -> Callable[..., None]:  # fmt: skip
     """Launches that kernel, over that grid, on any arguments of the same kinds and on those constants.
 
-    Compiles it where it is the first of its kind.
+    Compiles it where it is the first of its kind. Tensors are given as `pointer_to` says.
     """
+    if INTERPRETED:
+        return lambda *given, stream: kernel[grid](*given, **options)
     key = (id(kernel), device.index, *options.items(), *constants, *map(kind, arguments))
     found = _LOADED.get(key)
     if found is None:
@@ -85,6 +83,12 @@ def runner_of(
         run(x, y, z, stream, function, metadata, None, None, None, *given)
 
     return runner
+
+
+def pointer_to(tensor: Tensor) -> Any:
+    """What a runner is given for a tensor: its address, or under the interpreter the tensor."""
+    # of a tensor Triton's launcher asks the driver at each launch whether the GPU may read it
+    return tensor if INTERPRETED else tensor.data_ptr()
 
 
 def load(compiled: Any) -> Loaded:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from .sizes import ceil_div
+
 MAX_TARGETS = 4
 """The borders of so many linears travel as kernel arguments; q/k/v and gate/up need three and two."""
 
@@ -111,7 +113,7 @@ class Layout:
         """For each target the number of chunks of at most `width` columns up to its end (`draws.locate`)."""
         ends, total = [], 0
         for n in self.out_features:
-            total += -(-n // width)
+            total += ceil_div(n, width)
             ends.append(total)
         return tuple(ends)
 
@@ -119,7 +121,7 @@ class Layout:
         """Shares of a sum over `width`, a power of two, so that enough programs run; a share is 512 or more."""
         most = max(1, width // 512)
         wanted = self.config.min_drawing_programs if draws else self.config.min_programs
-        return _power_of_two_within(-(-wanted // max(num_programs, 1)), most)
+        return _power_of_two_within(ceil_div(wanted, max(num_programs, 1)), most)
 
     def shrink_stages(self, stage_bytes: int, *, draws: bool) -> int:
         """Tiles that are loaded ahead: as many as tuned, or as fit beside a product; drawing takes two at a time."""
@@ -131,7 +133,7 @@ class Layout:
     def gradient_rows(self, num_rows: int, *, width: int) -> int:
         """Rows that one program of a gradient's pass walks over: as many as leave `min_gradient_programs`."""
         rows = self.config.gradient_rows
-        while rows > 256 and -(-num_rows // rows) * -(-width // 128) < self.config.min_gradient_programs:
+        while rows > 256 and ceil_div(num_rows, rows) * ceil_div(width, 128) < self.config.min_gradient_programs:
             rows //= 2
         return rows
 

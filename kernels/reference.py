@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from .checks import check_linear
 from .routing import Routing, Segment, dropout_threshold, folded_words
+from .sizes import ceil_div
 
 FEATURES_PER_BLOCK = 128
 """Features f and f + 64 of each block of 128 share a word, so a kernel masks two 64-wide tiles with one draw."""
@@ -127,7 +128,7 @@ def _drop(x: Tensor, *, routing: Routing, segment: Segment, target: int) -> Tens
 def _draw(words: Tensor, target: int, token_index: Tensor, num_features: int, threshold: int) -> Tensor:
     """bool `[rows, num_features]` from two adapter words; int32 arithmetic wraps, as it does on the GPU."""
     half = FEATURES_PER_BLOCK // 2
-    num_blocks = -(-num_features // FEATURES_PER_BLOCK)
+    num_blocks = ceil_div(num_features, FEATURES_PER_BLOCK)
     target_word = _signed(target * _GOLDEN + 0x7F4A7C15)
     row_key_0 = _mix(_mix(token_index ^ words[0]) + target_word)
     row_key_1 = _mix(_mix(token_index + words[1]) ^ target_word)

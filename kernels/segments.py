@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from .sizes import ceil_div
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -115,10 +117,10 @@ def make_blocks(segments: tuple[Segment, ...], height: int, *, num_rows: int, nu
     """Who owns each block of rows; the rest of the adapters' rows as tiles of their own. On the host."""
     import torch
 
-    owners = [NO_ADAPTER] * -(-num_rows // height)
+    owners = [NO_ADAPTER] * ceil_div(num_rows, height)
     runs: list[tuple[int, int, int]] = []
     for segment in segments:
-        for block in range(segment.first_row // height, -(-segment.end_row // height)):
+        for block in range(segment.first_row // height, ceil_div(segment.end_row, height)):
             first_row = max(segment.first_row, block * height)
             end_row = min(segment.end_row, (block + 1) * height)
             if end_row - first_row == min(height, num_rows - block * height):

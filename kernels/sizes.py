@@ -5,10 +5,18 @@ Triton's own `cdiv` and `next_power_of_2` serve kernels too, and take 2 us a cal
 
 from __future__ import annotations
 
+ALIGNMENT_BYTES = 16
+"""Kernels are compiled for addresses, and for numbers, that are multiples of it or are not."""
+
 
 def ceil_div(value: int, by: int) -> int:
     """How many times `by` covers `value`."""
     return -(-value // by)
+
+
+def round_up(value: int, to: int) -> int:
+    """The least multiple of `to` that is at least `value`."""
+    return ceil_div(value, to) * to
 
 
 def next_power_of_2(value: int) -> int:

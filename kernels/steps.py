@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .launching import INTERPRETED
-from .sizes import ceil_div
+from .launching import INTERPRETED, pointer_to
+from .sizes import round_up
 from .streams import side_stream, wait
 
 ROOM_ALIGNMENT_BYTES = 512
@@ -134,7 +134,7 @@ def with_room(steps: Sequence[Step], seen: set[int | None], *, slot: int) -> tup
             continue
         places.append(Place(slot=step.slot, first_byte=num_bytes, shape=step.shape, dtype=step.dtype))
         own_bytes = math.prod(step.shape) * step.dtype.itemsize
-        num_bytes += ceil_div(own_bytes, ROOM_ALIGNMENT_BYTES) * ROOM_ALIGNMENT_BYTES
+        num_bytes += round_up(own_bytes, ROOM_ALIGNMENT_BYTES)
     if not places:
         return tuple(others)
     # first of all: memory is made before a fork (`Tape.empty`)
@@ -144,10 +144,6 @@ def with_room(steps: Sequence[Step], seen: set[int | None], *, slot: int) -> tup
 def _part(room: Tensor, place: Place) -> Tensor:
     num_bytes = math.prod(place.shape) * place.dtype.itemsize
     return room[place.first_byte : place.first_byte + num_bytes].view(place.dtype).view(place.shape)
-
-
-def pointer_to(tensor: Tensor) -> Any:
-    return tensor if INTERPRETED else tensor.data_ptr()
 
 
 def rebased(tile: TensorDescriptor, base: Tensor | None) -> TensorDescriptor:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .launching import ALIGNMENT_BYTES, INTERPRETED, constants_in_order, current_stream, runner_of
-from .steps import Empty, Launch, LibraryCall, Run, Step, Wait, pointer_to, rebased, with_room
+from .launching import INTERPRETED, constants_in_order, current_stream, pointer_to, runner_of
+from .sizes import ALIGNMENT_BYTES
+from .steps import Empty, Launch, LibraryCall, Run, Step, Wait, rebased, with_room
 from .streams import side_stream
 
 
@@ -119,7 +120,7 @@ class Tape:
             template[place] = None
         self._do(
             Launch(
-                runner=_runner(kernel, grid, bound, fixed, device=self.device, options=options), template=template,
+                runner=runner_of(kernel, grid, bound, fixed, device=self.device, options=options), template=template,
                 holes=tuple(holes), tiles=tuple(tiles), keep=tuple(keep),
                 stream=side_stream(self.device).cuda_stream if self.beside else None,
             )
@@ -184,13 +185,3 @@ def pointers_of(inputs: Sequence[Any]) -> tuple[list[Any], bool]:
             aligned = aligned and pointer % ALIGNMENT_BYTES == 0
         pointers.append(pointer)
     return pointers, aligned
-
-
-def _runner(
-    kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: Sequence[Any], *, device: torch.device,
-    options: Mapping[str, Any],
-) -> Callable[..., None]:  # fmt: skip
-    """What launches the kernel that `kernel[grid](...)` would, on any arguments of the same kinds."""
-    if INTERPRETED:
-        return lambda *given, stream: kernel[grid](*given, **options)
-    return runner_of(kernel, grid, arguments, constants, device=device, options=options)

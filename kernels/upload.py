@@ -6,16 +6,14 @@ copy from pinned memory is only put into the stream. tests/test_host_copies.py k
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from .sizes import ALIGNMENT_BYTES, round_up
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-ALIGNMENT_BYTES = 16
-"""Compiled kernels were promised addresses that are multiples of it (tape.py); a row of a table is one such load."""
 
 
 def to_device(tensors: Sequence[Tensor], device: torch.device | str) -> tuple[Tensor, ...]:
@@ -73,7 +71,8 @@ def split(buffer: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _room_bytes(tensor: Tensor) -> int:
-    return math.ceil(tensor.nbytes / ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+    # a row of a table is one load, from an address as compiled kernels were promised
+    return round_up(tensor.nbytes, ALIGNMENT_BYTES)
 
 
 def _refuse_capture() -> None:
