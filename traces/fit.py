@@ -98,8 +98,7 @@ def fit_terms(points: CostPoints) -> CostTerms:
 
 def least_relative(columns: Float, ms: Float, *, known_ms: ArrayLike = 0.0) -> Float:
     """Coefficients of `columns [points, terms]`, none negative, that foretell `ms - known_ms` best relative to `ms`."""
-    wanted = 1.0 - np.broadcast_to(np.asarray(known_ms, dtype=np.float64), ms.shape) / ms
-    return nonnegative(columns / ms[:, None], wanted)
+    return nonnegative(*_relative(columns, ms, known_ms))
 
 
 def steady_relative(columns: Float, ms: Float, *, known_ms: ArrayLike = 0.0) -> Float:
@@ -107,13 +106,17 @@ def steady_relative(columns: Float, ms: Float, *, known_ms: ArrayLike = 0.0) -> 
 
     By least squares weighted with one over the size that each error had in the turn before.
     """
-    rows = columns / ms[:, None]
-    wanted = 1.0 - np.broadcast_to(np.asarray(known_ms, dtype=np.float64), ms.shape) / ms
+    rows, wanted = _relative(columns, ms, known_ms)
     found = nonnegative(rows, wanted)
     for _ in range(_STEADY_TURNS):
         weight = 1.0 / np.sqrt(np.maximum(np.abs(rows @ found - wanted), _STEADY_ERROR))
         found = nonnegative(rows * weight[:, None], wanted * weight)
     return found
+
+
+def _relative(columns: Float, ms: Float, known_ms: ArrayLike) -> tuple[Float, Float]:
+    # What coefficients of the columns are to add up to, each point as a share of what it took.
+    return columns / ms[:, None], 1.0 - np.broadcast_to(np.asarray(known_ms, dtype=np.float64), ms.shape) / ms
 
 
 def nonnegative(rows: Float, wanted: Float) -> Float:
