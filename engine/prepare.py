@@ -50,6 +50,10 @@ class RunSettings:
     override: Override = AS_WRITTEN
     """What is said of the base model instead of the job file."""
 
+    def __post_init__(self) -> None:
+        if self.resume and self.overwrite:
+            raise PlanError("--resume goes on and --overwrite starts anew; give one of them")
+
     def arguments(self) -> list[str]:
         """The command line of a worker that does what these settings ask."""
         words = [str(self.job_file)]
@@ -100,8 +104,6 @@ def prepare(settings: RunSettings, *, progress: ProgressCallback | None = None) 
 
 def check_nothing_lost(settings: RunSettings, output_dir: Path) -> None:
     """Raise PlanError where a run that starts anew would remove checkpoints and nobody has said that it may."""
-    if settings.resume and settings.overwrite:
-        raise PlanError("--resume goes on and --overwrite starts anew; give one of them")
     newest = None if settings.resume or settings.overwrite else newest_whole(output_dir)
     if newest is not None:
         raise PlanError(

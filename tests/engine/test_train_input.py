@@ -95,3 +95,16 @@ def test_a_job_files_schedule_that_is_not_run_ends_with_2_before_anything_starts
     assert (ended.value.code, out) == (2, "")
     assert err.strip().splitlines()[-1].startswith(f"loraplex: error: schedule '{schedule}' ")
     assert "choose 1f1b, or simulate this one" in err.strip().splitlines()[-1]
+
+
+def test_going_on_and_starting_anew_exclude_each_other_before_the_plan_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = write_job(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["loraplex", "train", str(job), "--resume", "--overwrite"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert err == "loraplex: error: --resume goes on and --overwrite starts anew; give one of them\n"
+    assert not (tmp_path / "output").exists()
