@@ -105,8 +105,7 @@ def _execute(bench: _Bench, plan: Plan, schedule: str, number: int) -> None:
     transport, stage = bench.transport, bench.stage(plan)
     legs = itinerary(build_program(plan, schedule=schedule), plan, stage=transport.worker)
     for word in ("warming up", "measuring"):
-        for adapter in stage.adapters:
-            adapter.version = 0
+        stage.rewind()
         recorder = bench.recorder()
         executor = _executor(bench, stage, plan, recorder, said=f"plan {number}, {word}")
         recorder.mark()
@@ -164,11 +163,7 @@ def _first(plan: Plan, count: int) -> Plan:
 
 def _alone(stage: Stage, plan: Plan) -> float:
     # Forward and backward of each microbatch over made-up messages; milliseconds of compute.
-    tokens = PoolTokens(stage.model.config.vocab_size)
-    spent = run_round(stage, plan, tokens=tokens)
-    for adapter in stage.adapters:
-        adapter.version = 0
-    return sum(ms for _, ms in spent)
+    return sum(ms for _, ms in run_round(stage, plan))
 
 
 if __name__ == "__main__":

@@ -96,9 +96,7 @@ def _stage(folder: Path, plan: Plan, model: BaseModel, question: Question, devic
 
 def _pass(stage: Stage, plan: Plan, legs: Sequence[Leg], device: torch.device) -> float:
     """Seconds that training through the whole plan takes."""
-    for adapter in stage.adapters:
-        # The same steps once more; weights and moments simply go on.
-        adapter.version = 0
+    stage.rewind()
     config = stage.model.config
     wire = Wire(hidden_size=config.hidden_size, dtype=next(stage.model.parameters()).dtype, device=device)
     executor = Executor(

@@ -14,7 +14,7 @@ from ..traces.errors import InputError
 from .gloo import GlooTransport, open_gloo
 from .nccl import NcclTransport
 from .peer import PeerTransport
-from .peer_memory import ADDRESS_BYTES, GpuMemory, Memory
+from .peer_memory import ADDRESS_BYTES, GpuMemory, Memory, Signal
 from .staged import StagedTransport
 from .transport import Transport
 
@@ -89,16 +89,13 @@ def reaches_neighbours(host: GlooTransport, memory: Memory | None, *, num_worker
     """Whether every worker can write into its neighbours' memory; all call it together and hear the same."""
     # int64, which every backend adds up; all zeros from whoever cannot share at all.
     addresses = torch.zeros(num_workers, 2 * ADDRESS_BYTES, dtype=torch.int64)
-    failures = torch.ones(1, dtype=torch.int64)
-    # Both are kept until everybody has opened them.
-    kept: list[object] = []
-    if memory is not None:
-        with suppress(RuntimeError):
-            room, address = memory.room(_TRIAL_BYTES)
-            signal = memory.signal()
-            kept += [room, signal]
-            addresses[host.worker] = torch.tensor(list(address + signal.address))
-            failures -= 1
+    failures = torch.zeros(1, dtype=torch.int64)
+    offer = _offer(memory)
+    if offer is None:
+        failures += 1
+    else:
+        _, signal, address = offer
+        addresses[host.worker] = torch.tensor(list(address + signal.address))
     host.reduce(addresses, workers=range(num_workers))
     for peer in (host.worker - 1, host.worker + 1):
         if memory is not None and 0 <= peer < num_workers:
@@ -107,8 +104,19 @@ def reaches_neighbours(host: GlooTransport, memory: Memory | None, *, num_worker
                 memory.reach(told[:ADDRESS_BYTES], told[ADDRESS_BYTES:])
             except RuntimeError:
                 failures += 1
+    # Room and signal live until everybody has opened them.
     host.reduce(failures, workers=range(num_workers))
     return not failures.any()
+
+
+def _offer(memory: Memory | None) -> tuple[torch.Tensor, Signal, bytes] | None:
+    # Room for a neighbour to try, a signal, and the room's address.
+    if memory is None:
+        return None
+    with suppress(RuntimeError):
+        room, address = memory.room(_TRIAL_BYTES)
+        return room, memory.signal(), address
+    return None
 
 
 def _named_by_all(host: Transport, name: str, *, num_workers: int) -> list[int]:

@@ -14,7 +14,7 @@ from .batch import PackedBatch, Packer
 from .errors import EngineError
 from .evaluations import IMPROVED, STOP, Evaluations
 from .figures import Figures
-from .garbage import collecting_at_steps
+from .garbage import collecting_when_told
 from .itinerary import Batch, Leg
 from .loss import adapter_losses
 from .mailbox import Mailbox, Sums, zero
@@ -100,7 +100,7 @@ class Executor:
         """Walk the legs. Raises EngineError naming worker and microbatch when something breaks."""
         self._figures.begin(self._device)
         # Backwards run in this thread: autograd's own would take turns with it for Python's lock.
-        with collecting_at_steps() as collect, torch.autograd.set_multithreading_enabled(False):
+        with collecting_when_told() as collect, torch.autograd.set_multithreading_enabled(False):
             self._walk(legs, collect)
         self._mailbox.finish()
         self.flush()

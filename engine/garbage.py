@@ -2,7 +2,8 @@
 
 It walks all objects that live, of which torch, transformers and Triton hold a million, whenever enough new ones have
 come: a tenth of the host's time where microbatches are small (docs/log.md). Training makes no cycles of its own; what
-libraries make is looked for at optimizer steps, among the objects that are new since.
+libraries make is looked for at optimizer steps, and between the rounds of a measurement, among the objects that are new
+since.
 """
 
 import gc
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def collecting_at_steps() -> Iterator[Callable[[], None]]:
+def collecting_when_told() -> Iterator[Callable[[], None]]:
     """Nothing is collected inside but when the function that this yields is called, and then nothing older than this.
 
     Whoever has collection off keeps it off, and whoever has put older objects aside keeps them there.

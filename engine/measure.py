@@ -148,8 +148,7 @@ def run_round(
     `tokens` are random ones when absent.
     """
     index = stage.layout.stage
-    for adapter in stage.adapters:
-        adapter.version = 0
+    stage.rewind()
     legs: tuple[Leg, ...] = itinerary(measuring_program(plan), plan, stage=index)
     weight = next(stage.model.parameters())
     config = stage.model.config

@@ -1,9 +1,9 @@
 """Rounds of the same measurement, as many as the time allows, with as little as possible in their way."""
 
-import contextlib
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
+from .garbage import collecting_when_told
 from .measure import agreed_rounds
 from .recorder import now_ns
 from .transport import Transport
@@ -30,12 +30,13 @@ def repeat(
         for part in parts:
             transport.barrier()
             part()
+            collect()
 
-    with _without_old_garbage():
+    # Of what is there already.
+    gc.collect()
+    with collecting_when_told() as collect:
         begin_ns = now_ns()
         one_round()
-        # What compiling left is old now, too.
-        _put_aside()
         transport.barrier()
         first, begin_ns = seconds_since(begin_ns), now_ns()
         one_round()
@@ -50,19 +51,3 @@ def repeat(
 def seconds_since(begin_ns: int) -> str:
     """For people, to a tenth."""
     return f"{(now_ns() - begin_ns) / 1e9:.1f}"
-
-
-@contextlib.contextmanager
-def _without_old_garbage() -> Iterator[None]:
-    # A collection that looks at all objects of the process stops the host for tens of ms, at the same place of each
-    # round. What is there already need not be looked at.
-    _put_aside()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-def _put_aside() -> None:
-    gc.collect()
-    gc.freeze()

@@ -33,6 +33,11 @@ class Stage:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    def rewind(self) -> None:
+        """Let the same steps be taken once more, for measuring; weights and moments simply go on."""
+        for adapter in self.adapters:
+            adapter.version = 0
+
     def name(self, num_replicas: int = 1) -> str:
         """For messages to people."""
         return f"pp_rank {self.layout.stage}" + (f" of replica {self.replica}" if num_replicas > 1 else "")

@@ -82,16 +82,14 @@ class StageRounds:
         """Another round; the first compiles kernels, the second counts bytes, and neither's times are kept."""
         order = round_order(self._conditions, self._generator, again=self._again if self._rounds else 1)
         plan = conditions_plan([self._conditions[place] for place in order], self._loras, num_stages=3)
-        counting = MemoryRecorder(stage=self._stage.layout.stage, device=self._device)
-        plain = Recorder(stage=self._stage.layout.stage, device=self._device)
-        spans = run_round(
-            self._stage, plan, tokens=self._tokens, recorder=counting if self._rounds == _COUNTED else plain
-        )
+        make = MemoryRecorder if self._rounds == _COUNTED else Recorder
+        recorder = make(stage=self._stage.layout.stage, device=self._device)
+        spans = run_round(self._stage, plan, tokens=self._tokens, recorder=recorder)
         if self._rounds > _COUNTED:
             self._note({kind: [ms for action, ms in spans if action.kind is kind] for kind in ActionKind}, order)
-        if counting.held:
+        if isinstance(recorder, MemoryRecorder) and recorder.held:
             # Forward and backward of each microbatch follow each other.
-            pairs = list(zip(counting.held[::2], counting.held[1::2], strict=False))
+            pairs = list(zip(recorder.held[::2], recorder.held[1::2], strict=False))
             self._held = [pairs[order.index(place)] for place in range(len(self._conditions))]
         self._rounds += 1
 

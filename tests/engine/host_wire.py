@@ -44,7 +44,18 @@ class Half:
     ended_ns: int
 
 
-class HostWire:
+class WithoutGpu:
+    """What wires have in common that need no GPU."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def enter_thread(self) -> None:
+        pass
+
+
+class HostWire(WithoutGpu):
     """Of one process; all make theirs together. Messages take `compute_s` to be computed, one after another."""
 
     def __init__(self, *, compute_s: float = 0.0, launch_s: float = 0.0) -> None:
@@ -56,13 +67,6 @@ class HostWire:
         self._running = 0
         self._ended = threading.Condition()
         self.halves: list[Half] = []
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def enter_thread(self) -> None:
-        pass
 
     def room(self, peer: int, num_bytes: int) -> Tensor:
         with self._host:

@@ -214,15 +214,22 @@ def test_a_process_that_breaks_down_is_recorded_too() -> None:
     assert "'nowhere' is no folder" in record["skipped"]
 
 
-def test_the_command_writes_json_csv_and_a_plot(tmp_path: Path) -> None:
-    words = ["bench", "train", "--model", "tiny", "--random-weights", "--device", "cpu", "--seconds", "0.1",
-             "--microbatch-tokens", "256", "--global-batch-size", "2", "--workload", "dialogsum", "--dropout", "0.1",
-             "--system", "ours", "--system", "unsloth", "-o", str(tmp_path), "--json"]  # fmt: skip
-    done = CliRunner().invoke(app, words)
+def bench_train(folder: Path, *words: str) -> tuple[Path, Any, str]:
+    """`bench train` of the tiny model: the file that it writes, what stands in it, what is printed."""
+    done = CliRunner().invoke(app, [
+        "bench", "train", "--model", "tiny", "--random-weights", "--device", "cpu", "--seconds", "0.1",
+        "--microbatch-tokens", "256", "--global-batch-size", "2", "--workload", "dialogsum", "--system", "ours",
+        "-o", str(folder), "--json", *words,
+    ])  # fmt: skip
     assert done.exit_code == 0, done.output
-    (path,) = tmp_path.glob("train-cpu-*.json")
-    document = json.loads(path.read_text())
-    assert json.loads(done.stdout) == document
+    (path,) = folder.glob("train-*.json")
+    return path, json.loads(path.read_text()), done.stdout
+
+
+def test_the_command_writes_json_csv_and_a_plot(tmp_path: Path) -> None:
+    path, document, printed = bench_train(tmp_path, "--dropout", "0.1", "--system", "unsloth")
+    assert path.name.startswith("train-cpu-")
+    assert json.loads(printed) == document
     assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".csv", ".png"}
     ours, unsloth = document["records"]
     assert ours["tokens_per_s"] > 0
@@ -239,13 +246,8 @@ def test_the_command_writes_json_csv_and_a_plot(tmp_path: Path) -> None:
 
 
 def test_a_base_in_4_bits_has_a_file_of_its_own(tmp_path: Path) -> None:
-    words = ["bench", "train", "--model", "tiny", "--random-weights", "--load-in-4bit", "--device", "cpu",
-             "--seconds", "0.1", "--microbatch-tokens", "256", "--global-batch-size", "2", "--workload", "dialogsum",
-             "--dropout", "0", "--system", "ours", "-o", str(tmp_path), "--json"]  # fmt: skip
-    done = CliRunner().invoke(app, words)
-    assert done.exit_code == 0, done.output
-    (path,) = tmp_path.glob("train-nf4-cpu-*.json")
-    document = json.loads(path.read_text())
+    path, document, _ = bench_train(tmp_path, "--dropout", "0", "--load-in-4bit")
+    assert path.name.startswith("train-nf4-cpu-")
     assert document["load_in_4bit"] is True
     assert document["records"][0]["tokens_per_s"] > 0
 

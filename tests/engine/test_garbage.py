@@ -3,7 +3,7 @@
 import gc
 import weakref
 
-from loraplex.engine.garbage import collecting_at_steps
+from loraplex.engine.garbage import collecting_when_told
 
 
 class Cycle:
@@ -12,7 +12,7 @@ class Cycle:
 
 
 def test_cycles_wait_for_a_step() -> None:
-    with collecting_at_steps() as collect:
+    with collecting_when_told() as collect:
         assert not gc.isenabled()
         seen = weakref.ref(Cycle())
         many = [[] for _ in range(100_000)]  # type: ignore[var-annotated]
@@ -24,7 +24,7 @@ def test_cycles_wait_for_a_step() -> None:
 
 
 def test_what_lived_through_a_step_is_found_at_the_next() -> None:
-    with collecting_at_steps() as collect:
+    with collecting_when_told() as collect:
         kept = Cycle()
         seen = weakref.ref(kept)
         collect()
@@ -37,12 +37,12 @@ def test_what_lived_through_a_step_is_found_at_the_next() -> None:
 def test_what_somebody_has_put_aside_stays_there() -> None:
     gc.freeze()
     try:
-        with collecting_at_steps() as collect:
+        with collecting_when_told() as collect:
             collect()
         assert gc.get_freeze_count() > 0
     finally:
         gc.unfreeze()
-    with collecting_at_steps():
+    with collecting_when_told():
         assert gc.get_freeze_count() > 0
     assert gc.get_freeze_count() == 0
 
@@ -51,7 +51,7 @@ def test_a_cycle_of_before_waits_for_the_end() -> None:
     gc.disable()
     seen = weakref.ref(Cycle())
     gc.enable()
-    with collecting_at_steps() as collect:
+    with collecting_when_told() as collect:
         collect()
         assert seen() is not None
     gc.collect()
@@ -60,12 +60,12 @@ def test_a_cycle_of_before_waits_for_the_end() -> None:
 
 def test_collection_is_on_again_after_an_error_and_stays_off_where_it_was_off() -> None:
     try:
-        with collecting_at_steps():
+        with collecting_when_told():
             raise RuntimeError
     except RuntimeError:
         assert gc.isenabled()
     gc.disable()
-    with collecting_at_steps() as collect:
+    with collecting_when_told() as collect:
         collect()
     assert not gc.isenabled()
     gc.enable()

@@ -15,7 +15,7 @@ from loraplex.engine.gloo import MAX_OUTSTANDING_SENDS
 from loraplex.engine.nccl_end import NOTE, PairEnd, Shared, Word
 from loraplex.engine.nccl_pair import LowerEnd, UpperEnd
 from loraplex.engine.notes import Notes
-from loraplex.tests.engine.host_wire import Once
+from loraplex.tests.engine.host_wire import Once, WithoutGpu
 from loraplex.tests.engine.transports import message
 
 _SECONDS = 5
@@ -67,7 +67,7 @@ class ScriptedNotes:
         pass
 
 
-class ListingWire:
+class ListingWire(WithoutGpu):
     """Lists what is launched. Messages are computed, and halves end, when the test says so."""
 
     def __init__(self) -> None:
@@ -76,13 +76,6 @@ class ListingWire:
         self.halves: list[Once] = []
         self.handed_over: list[Once] = []
         self.error: Exception | None = None
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def enter_thread(self) -> None:
-        pass
 
     def room(self, peer: int, num_bytes: int) -> Tensor:
         return torch.zeros(num_bytes, dtype=torch.uint8)
