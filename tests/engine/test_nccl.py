@@ -141,6 +141,8 @@ def test_leaving_ends_every_thread_that_launches() -> None:
             return sorted(thread.name for thread in threading.enumerate() if "nccl" in thread.name)
 
         before = threads()
+        # An end that closes ends the other one's thread too, perhaps before that has looked.
+        transport.barrier()
         for end in transport._ends.values():  # type: ignore[attr-defined]
             end.close()
         transport._ends.clear()  # type: ignore[attr-defined]
