@@ -1,15 +1,12 @@
 """Attention over packed samples: causal inside each sample, nothing between samples."""
 
-import functools
-import inspect
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from .batch import PackedRows
 from .flash_attention import HEAD_DIMS, flash_attention_4
+from .torch_attention import torch_attention
 
 
 def packed_attention(
@@ -51,31 +48,15 @@ def _variable_length(
             causal=True,
         )
         return output
-    from torch.nn.attention.varlen import varlen_attn
-
-    # torch 2.11 takes grouped heads as they are, later versions want to be told.
-    told: dict[str, Any] = {"enable_gqa": True} if _wants_gqa_flag() and query.shape[1] != key.shape[1] else {}
-    attended = varlen_attn(
+    return torch_attention(
         query,
         key,
         value,
-        rows.cumulative_lengths,
-        rows.cumulative_lengths,
-        rows.longest,
-        rows.longest,
-        scale=scaling,
-        window_size=(back, 0),
-        **told,
+        cumulative_lengths=rows.cumulative_lengths,
+        longest=rows.longest,
+        scaling=scaling,
+        back=back,
     )
-    assert isinstance(attended, Tensor)  # a pair only where more is asked for
-    return attended
-
-
-@functools.cache
-def _wants_gqa_flag() -> bool:
-    from torch.nn.attention.varlen import varlen_attn
-
-    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def _one_sample(query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None) -> Tensor:
