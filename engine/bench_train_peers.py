@@ -13,13 +13,13 @@ from torch import nn
 from ..kernels.upload import to_device
 from ..planner.inputs.base_model import BaseModel
 from .batch import IGNORED, PackedRows
-from .bench_train_attention import register_varlen
 from .bench_train_laps import Laps, Measured, peak_memory_gib, start_counting_memory, together
 from .bench_train_spec import LORA_RANK, Point, Question
 from .bench_train_work import AdapterData, adapter_data, packs
 from .errors import EngineError
 from .model import read_config
 from .random_weights import DEFAULT_STD, random_weights
+from .varlen_interface import register_varlen
 
 _WARM_UP = 3
 _WARM_AGAIN = 1
