@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -13,13 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import bench_peers, reference
+from . import bench_peers, bench_report, reference
 from .bank import banked_linears
 from .bench_peers import Data, Linear, Row, leaves, make_data
 from .multi_lora import multi_lora_linears
 
 GRID_FILE = Path(__file__).parent / "bench_grid.json"
 CALLS_PER_GRAPH = 4
+CALLS_IN_A_ROW = 16
+"""Without a graph: the GPU waits for the first call's launches, which must not count for a quarter of the time."""
+LONG_FLOP = 1e12
+"""Of a product; longer calls hide their launches behind four of them."""
 ROUNDS = 4
 
 
@@ -96,7 +99,7 @@ def measure(row: Row, device: torch.device, *, peers: Sequence[str]) -> dict[str
             calls["compile"] = compiled
         except Exception as error:  # the compiler is a peer: where it fails, that is its result
             compile_error = f"{type(error).__name__}: {error}"[:200]
-    times = _time(calls, graph=row.cuda_graph)
+    times = _time(calls, graph=row.cuda_graph, num_calls=calls_between_events(row))
     record: dict[str, Any] = {
         "linear": row.linear, "T": row.T, "K": row.K, "N": sum(row.N), "num_targets": len(row.N), "r": row.r,
         "num_adapters": row.num_adapters, "dropout": row.dropout, "direction": row.direction,
@@ -107,11 +110,18 @@ def measure(row: Row, device: torch.device, *, peers: Sequence[str]) -> dict[str
     }  # fmt: skip
     if compile_error is not None:
         record["compile_error"] = compile_error
-    if not row.cuda_graph and row.direction == "both":
-        for name in ("ours", "eager"):
-            record[f"{name}_peak_bytes"] = _peak_bytes(calls[name], device)
+    for name in ("ours", "eager"):
+        record[f"{name}_peak_bytes"] = _peak_bytes(calls[name], device)
+        if row.direction == "both":
             record[f"{name}_saved_bytes"] = _saved_bytes(ways[name], data)
     return record
+
+
+def calls_between_events(row: Row) -> int:
+    """Calls that one time is taken of."""
+    if row.cuda_graph or 2.0 * row.T * row.K * sum(row.N) > LONG_FLOP:
+        return CALLS_PER_GRAPH
+    return CALLS_IN_A_ROW
 
 
 def _call(linear: Linear, data: Data, row: Row, *, with_adapters: bool) -> Callable[[int], Any]:
@@ -132,13 +142,13 @@ def _call(linear: Linear, data: Data, row: Row, *, with_adapters: bool) -> Calla
     return both
 
 
-def _time(calls: dict[str, Callable[[int], Any]], *, graph: bool) -> dict[str, float]:
+def _time(calls: dict[str, Callable[[int], Any]], *, graph: bool, num_calls: int) -> dict[str, float]:
     """Median milliseconds a call; the ways take turns, so that a warm or throttled chip is the same to all."""
     for call in calls.values():
         for turn in range(3):
             call(turn)
     torch.cuda.synchronize()
-    runs = {name: _captured(call) if graph else _looped(call) for name, call in calls.items()}
+    runs = {name: (_captured if graph else _looped)(call, num_calls) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS + 1):
         for name, run in runs.items():
@@ -147,21 +157,21 @@ def _time(calls: dict[str, Callable[[int], Any]], *, graph: bool) -> dict[str, f
             run()
             end.record()
             end.synchronize()
-            times[name].append(start.elapsed_time(end) / CALLS_PER_GRAPH)
+            times[name].append(start.elapsed_time(end) / num_calls)
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
-def _captured(call: Callable[[int], Any]) -> Callable[[], Any]:
+def _captured(call: Callable[[int], Any], num_calls: int) -> Callable[[], Any]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for turn in range(CALLS_PER_GRAPH):
+        for turn in range(num_calls):
             call(turn)
     return graph.replay
 
 
-def _looped(call: Callable[[int], Any]) -> Callable[[], Any]:
+def _looped(call: Callable[[int], Any], num_calls: int) -> Callable[[], Any]:
     def run() -> None:
-        for turn in range(CALLS_PER_GRAPH):
+        for turn in range(num_calls):
             call(turn)
 
     return run
@@ -194,12 +204,22 @@ def _saved_bytes(linear: Linear, data: Data) -> int:
     return sum(saved.values())
 
 
-def profile_passes(row: Row, device: torch.device) -> dict[str, float]:
-    """Milliseconds a call that each kernel of ours takes (without a graph; passes beside the product overlap it)."""
+def profile_passes(row: Row, device: torch.device) -> dict[str, dict[str, float]]:
+    """For ours and the frozen linear, milliseconds a call (forward and backward) of each of its passes on the GPU.
+
+    Without a graph; passes on the second stream overlap the product, so they add up to more than the call takes.
+    """
+    data = make_data(row, device)
+    passes = {}
+    for name in ("ours", "frozen"):
+        call = _call(getattr(bench_peers, name)(data, row), data, row, with_adapters=False)
+        passes[name] = _passes(call)
+    return passes
+
+
+def _passes(call: Callable[[int], Any]) -> dict[str, float]:
     from torch.profiler import ProfilerActivity, profile
 
-    data = make_data(row, device)
-    call = _call(bench_peers.ours(data, row), data, row, with_adapters=False)
     for turn in range(2):
         call(turn)
     torch.cuda.synchronize()
@@ -207,37 +227,12 @@ def profile_passes(row: Row, device: torch.device) -> dict[str, float]:
         for turn in range(CALLS_PER_GRAPH):
             call(turn)
         torch.cuda.synchronize()
-    return {
-        event.key[:60]: round(event.device_time_total / 1000 / CALLS_PER_GRAPH, 4)
-        for event in found.key_averages()
+    kernels = [
+        (event.name[:60], float(event.time_range.start), event.device_time_total / 1000)
+        for event in found.events() or ()
         if event.device_time_total > 0
-    }
+    ]
+    return bench_report.by_pass(kernels, num_calls=CALLS_PER_GRAPH)
 
 
-def run_grid(rows: Sequence[Row], *, peers: Sequence[str], report: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Every row's record, in the grid's order; a row that fails ends the run, since a missing row is a failure."""
-    device = torch.device("cuda")
-    gate(device)
-    records = []
-    for position, row in enumerate(rows):
-        record = measure(row, device, peers=peers)
-        records.append(record)
-        ratio, eager_ratio = (record[f"{way}_ms"] / record["frozen_ms"] for way in ("ours", "eager"))
-        report(
-            f"{position + 1}/{len(rows)} {row.linear} T={row.T} r={row.r} adapters={row.num_adapters} "
-            f"p={row.dropout} {row.direction}{' graph' if row.cuda_graph else ''}: "
-            f"ours/frozen {ratio:.3f}, eager/frozen {eager_ratio:.3f}"
-        )
-        gc.collect()
-        if row.T * sum(row.N) > 3e8:
-            torch.cuda.empty_cache()
-    return records
-
-
-def absent_peers(rows: Sequence[Row], device: torch.device) -> dict[str, str]:
-    """{peer that is not measured here: why}."""
-    row = min(rows, key=lambda row: row.T * row.K)
-    return bench_peers.absent_peers(make_data(row, device), row)
-
-
-__all__ = ["absent_peers", "gate", "measure", "profile_passes", "read_grid", "run_grid"]
+__all__ = ["calls_between_events", "gate", "measure", "profile_passes", "read_grid"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .bank import AdapterBank, banked_linears
+from .bench_report import row_name, shape_name
 from .multi_lora import multi_lora_linears
 from .routing import Routing, Segment
 
@@ -35,6 +36,14 @@ class Row:
     """Whether the row counts towards the goal of 1.05 (with CUDA graphs) or is reported beside it."""
     compiled: bool
     """Whether `torch.compile`d LoRA is measured too."""
+
+    def name(self) -> str:
+        """As its record is called."""
+        return row_name(asdict(self))
+
+    def shape_name(self) -> str:
+        """As its profile is called, with or without a graph."""
+        return shape_name(asdict(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
 
 GOAL, BESIDE, NO_GRAPH = 1.05, 1.10, 1.10
+TRIED_SECTIONS = ("What did not work", "What is left")
+"""Of docs/log.md, which alone says what was tried."""
 
 
 def write_results(folder: Path, stem: str, document: dict[str, Any]) -> list[Path]:
     """`<stem>.json` (all of it), `.csv` (the records) and `.png` (bars); the paths written."""
-    folder.mkdir(parents=True, exist_ok=True)
     json_path, csv_path, plot_path = (folder / f"{stem}.{suffix}" for suffix in ("json", "csv", "png"))
-    json_path.write_text(_one_record_a_line(document), encoding="utf-8")
+    write_json(json_path, document)
     records: list[Record] = document["records"]
     columns = list(dict.fromkeys(name for record in records for name in record))
     with csv_path.open("w", encoding="utf-8", newline="") as file:
@@ -29,8 +30,16 @@ def write_results(folder: Path, stem: str, document: dict[str, Any]) -> list[Pat
     return [json_path, csv_path, plot_path]
 
 
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """The document with one record a line. Written whole or not at all: a run may be ended at any moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.part")
+    beside.write_text(_one_record_a_line(document), encoding="utf-8")
+    beside.replace(path)
+
+
 def summary(records: list[Record]) -> dict[str, Any]:
-    """Geometric means of ours/frozen by case, the goals they are held to, and every row slower than eager."""
+    """Geometric means of ours/frozen by case and the goals they are held to; where eager is faster or smaller."""
     found: dict[str, Any] = {}
     for num_adapters in (1, 4):
         for dropout in (0.0, 0.1):
@@ -41,22 +50,74 @@ def summary(records: list[Record]) -> dict[str, Any]:
     found["beside: r 8 and 64, T 2048, lone k and v"] = _case(beside, BESIDE)
     found["without graphs, T >= 8192"] = _case([r for r in both if not r["cuda_graph"] and r["T"] >= 8192], NO_GRAPH)
     found["forward only"] = _case([r for r in records if r["direction"] == "forward"], None)
-    found["rows slower than eager"] = [_name(r) for r in records if r["ours_ms"] > r["eager_ms"]]
-    found["rows with more memory than eager"] = [
-        _name(r) for r in records if r.get("ours_peak_bytes", 0) > r.get("eager_peak_bytes", 0)
-    ]
+    found["slower than eager"] = _above_eager(records, "ms")
+    found["more peak memory than eager"] = _above_eager(records, "peak_bytes")
+    found["bytes saved for backward, ours / eager"] = geomean(
+        r["ours_saved_bytes"] / r["eager_saved_bytes"] for r in records if r.get("eager_saved_bytes")
+    )
     return found
+
+
+def at_most(record: Record) -> float | None:
+    """What ours/frozen of its case is held to; None where a row is only reported."""
+    if record["direction"] != "both":
+        return None
+    if record["cuda_graph"]:
+        return GOAL if record["goal"] else BESIDE
+    return NO_GRAPH if record["T"] >= 8192 else None
+
+
+def missed(record: Record) -> bool:
+    """Whether the row on its own is above what the mean of its case is held to."""
+    most = at_most(record)
+    return most is not None and record["ours_ms"] > most * record["frozen_ms"]
+
+
+def row_name(record: Record) -> str:
+    """A row of the grid, or its record, in words; no two rows share a name."""
+    graph = "graph" if record["cuda_graph"] else "no graph"
+    return f"{shape_name(record)} {record['direction']} {graph}"
+
+
+def shape_name(record: Record) -> str:
+    """What decides which passes run forward and backward, and how long they take."""
+    return f"{record['linear']} T={record['T']} r={record['r']} adapters={record['num_adapters']} p={record['dropout']}"
+
+
+def by_pass(events: Iterable[tuple[str, float, float]], *, num_calls: int) -> dict[str, float]:
+    """{pass: ms a call} of (kernel, start, ms): a kernel that a call launches several times is told apart by order."""
+    starts: dict[str, list[tuple[float, float]]] = {}
+    for name, start, milliseconds in events:
+        starts.setdefault(name, []).append((start, milliseconds))
+    passes = {}
+    for name, launches in starts.items():
+        times = [milliseconds for _, milliseconds in sorted(launches)]
+        each, rest = divmod(len(times), num_calls)
+        if rest or each == 1:
+            # an event that the profiler lost leaves no order to go by
+            passes[name] = round(sum(times) / num_calls, 4)
+            continue
+        for turn in range(each):
+            passes[f"{name} {turn + 1}/{each}"] = round(sum(times[turn::each]) / num_calls, 4)
+    return passes
+
+
+def tried(log: str) -> list[str]:
+    """What the kernels' part of docs/log.md lists as tried in vain and as left, an entry a bullet."""
+    _, _, kernels = log.partition("\n## Kernels\n")
+    kernels, _, _ = kernels.partition("\n## ")
+    entries: list[str] = []
+    for section in kernels.split("\n### ")[1:]:
+        heading, _, body = section.partition("\n")
+        if heading in TRIED_SECTIONS:
+            entries += [" ".join(bullet.split()) for bullet in f"\n{body}".split("\n- ")[1:]]
+    return entries
 
 
 def geomean(ratios: Iterable[float]) -> float | None:
     """None of nothing: a thinned grid has cases without rows, and JSON has no NaN."""
     logs = [math.log(ratio) for ratio in ratios]
     return math.exp(sum(logs) / len(logs)) if logs else None
-
-
-def missed(records: list[Record]) -> list[Record]:
-    """The goal rows that are above the goal on their own."""
-    return [r for r in records if r["goal"] and r["ours_ms"] > GOAL * r["frozen_ms"]]
 
 
 def plot(records: list[Record], gpu: str, path: Path) -> None:
@@ -96,16 +157,15 @@ def _case(records: list[Record], at_most: float | None) -> dict[str, Any]:
     return {**ways, "at_most": at_most, "rows": len(records)}
 
 
+def _above_eager(records: list[Record], unit: str) -> dict[str, Any]:
+    """How many rows were compared, and those where ours takes more than eager."""
+    compared = [r for r in records if f"eager_{unit}" in r]
+    above = [row_name(r) for r in compared if r[f"ours_{unit}"] > r[f"eager_{unit}"]]
+    return {"rows": len(compared), "above": len(above), "which": above}
+
+
 def _ratios(records: list[Record], way: str) -> list[float]:
     return [record[f"{way}_ms"] / record["frozen_ms"] for record in records]
-
-
-def _name(record: Record) -> str:
-    keys: tuple[tuple[str, Callable[[Any], str]], ...] = (
-        ("linear", str), ("T", "T={}".format), ("r", "r={}".format), ("num_adapters", "adapters={}".format),
-        ("dropout", "p={}".format), ("direction", str), ("cuda_graph", lambda on: "graph" if on else "no graph"),
-    )  # fmt: skip
-    return " ".join(form(record[key]) for key, form in keys)
 
 
 def _one_record_a_line(document: dict[str, Any]) -> str:

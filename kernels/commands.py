@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..planner.options import RESULTS, ResultsFolder
+from ..planner.options import RESULTS, Json, JsonMsBytes, ResultsFolder
 from ..traces.errors import InputError
 
 
@@ -16,63 +17,114 @@ def bench_kernels(
     output: ResultsFolder = RESULTS,
     grid: Annotated[Path | None, typer.Option(help="A grid file in place of the committed one.")] = None,
     profile: Annotated[bool, typer.Option(help="Profile every shape that misses the goal, pass by pass.")] = True,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="Begin nothing new after so many seconds.", min=1.0, show_default="until it is done"),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Results file of an unfinished run on this GPU: measure what it lacks.")
+    ] = None,
+    json: JsonMsBytes = False,
 ) -> None:
     """Measure the fused LoRA linear against the frozen linear, eager and compiled LoRA on this GPU.
 
-    Checks forward and gradients first and times nothing if they are wrong. Writes JSON, CSV and a bar plot.
+    Checks forward and gradients first and times nothing if they are wrong. Writes JSON (row by row), CSV and a bar
+    plot; ends with exit code 1 where a row, or the profile of one that misses the goal, is missing.
     """
+    import json as json_module
+    import time
+
+    began = time.monotonic()
     _need_gpu("bench kernels")
+
+    def out_of_time() -> bool:
+        return seconds is not None and time.monotonic() - began >= seconds
+
+    document, paths = _measured(
+        output, grid, resume, profile=profile, out_of_time=out_of_time, report=lambda line: typer.echo(line, err=json)
+    )
+    _tell(document, paths, profiled=profile, json=json)
+    if json:
+        print(json_module.dumps(document))
+    if document["rows"]["missing"] or (profile and document["missed_without_profile"]):
+        raise typer.Exit(1)
+
+
+def _measured(
+    output: Path, grid: Path | None, resume: Path | None, *, profile: bool, out_of_time: Callable[[], bool],
+    report: Callable[[str], None],
+) -> tuple[dict[str, Any], list[Path]]:  # fmt: skip
+    """The results document and the files it was written to."""
     import torch
 
-    from . import bench, bench_report
+    from . import bench, bench_report, bench_run
     from .tuning import slug, versions
 
-    rows = bench.read_grid(grid) if grid is not None else bench.read_grid()
-    absent = bench.absent_peers(rows, torch.device("cuda"))
-    peers = [name for name in ("unsloth",) if name not in absent]
-    records = bench.run_grid(rows, peers=peers, report=typer.echo)
     gpu, date = torch.cuda.get_device_name(), datetime.date.today().isoformat()
-    document: dict[str, Any] = {
+    try:
+        rows = bench.read_grid(grid) if grid is not None else bench.read_grid()
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{grid}: {error}: a grid is a list of rows like kernels/bench_grid.json") from error
+    try:
+        results = bench_run.Results() if resume is None else bench_run.resumed(resume, gpu=gpu, versions=versions())
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    bench.gate(torch.device("cuda"))
+    absent = bench_run.absent_peers(rows, torch.device("cuda"))
+    facts: dict[str, Any] = {
         "command": "loraplex bench kernels" + ("" if grid is None else f" --grid {grid.name}"),
-        "gpu": gpu, "date": date, "versions": versions(),
-        "absent_peers": absent,
-        "note": "q/k/v and gate/up are one call on one input and share one dropout mask; ours is banked_linears, which "
-        "adds the adapters' gradients to float32 sums, lists is multi_lora_linears; frozen is one GEMM of the linears' "
-        "joined weights, forward and, where the direction is both, the gradient of the input; eager is PEFT's "
-        "arithmetic linear by linear; bf16 throughout; median of interleaved runs, two inputs in turn.",
-        "summary": bench_report.summary(records),
+        "gpu": gpu, "date": date, "versions": versions(), "absent_peers": absent,
     }  # fmt: skip
-    if profile:
-        slow = {(r["linear"], r["T"], r["dropout"], r["num_adapters"]) for r in bench_report.missed(records)}
-        document["profile_ms"] = {
-            f"{row.linear} T={row.T} p={row.dropout} adapters={row.num_adapters}": bench.profile_passes(
-                row, torch.device("cuda")
-            )
-            for row in rows
-            if row.goal and row.T == 8192 and (row.linear, row.T, row.dropout, row.num_adapters) in slow
-        }
-    for name, value in bench_report.summary(records).items():
-        typer.echo(f"{name}: {value}")
-    document["records"] = records
-    for path in bench_report.write_results(output, f"kernels-{slug(gpu)}-{date}", document):
-        typer.echo(f"wrote {path}")
+    stem = f"kernels-{slug(gpu)}-{date}"
+
+    def keep() -> None:
+        bench_report.write_json(output / f"{stem}.json", bench_run.document(rows, results, facts=facts))
+
+    peers = [name for name in ("unsloth",) if name not in absent]
+    bench_run.measure_rows(rows, results, peers=peers, out_of_time=out_of_time, report=report, keep=keep)
+    if profile and not results.missing(rows):
+        bench_run.profile_missed(rows, results, out_of_time=out_of_time, report=report, keep=keep)
+    document = bench_run.document(rows, results, facts=facts)
+    return document, bench_report.write_results(output, stem, document)
+
+
+def _tell(document: dict[str, Any], paths: Sequence[Path], *, profiled: bool, json: bool) -> None:
+    """The summary, what is missing, and where all of it stands."""
+    for name, value in document["summary"].items():
+        typer.echo(f"{name}: {value}", err=json)
+    for path in paths:
+        typer.echo(f"wrote {path}", err=json)
+    for name, why in document["failed"].items():
+        typer.echo(f"failed: {name}: {why}", err=True)
+    missing, unprofiled = document["rows"]["missing"], document["missed_without_profile"]
+    if missing or (profiled and unprofiled):
+        typer.echo(
+            f"{len(missing)} of {document['rows']['in_grid']} rows and {len(unprofiled)} profiles are missing: "
+            f"go on with --resume {paths[0]}", err=True,
+        )  # fmt: skip
 
 
 def tune(
     output: Annotated[Path | None, typer.Option(help="Where to write; default: the user's cache folder.")] = None,
+    json: Json = False,
 ) -> None:
     """Measure block sizes on this GPU and keep the best for every later run."""
+    import json as json_module
+
     _need_gpu("tune")
     import torch
 
     from .tune import tune_gpu
-    from .tuning import cache_file, write_tuned
+    from .tuning import cache_file, tuned_document, write_tuned
 
     gpu = torch.cuda.get_device_name()
-    entries = tune_gpu(report=typer.echo)
+    entries = tune_gpu(report=lambda line: typer.echo(line, err=json))
     path = cache_file(gpu) if output is None else output
-    write_tuned(path, gpu, datetime.date.today().isoformat(), entries)
-    typer.echo(f"wrote {path}")
+    document = tuned_document(gpu, datetime.date.today().isoformat(), entries)
+    write_tuned(path, document)
+    typer.echo(f"wrote {path}", err=json)
+    if json:
+        print(json_module.dumps({**document, "file": str(path)}))
 
 
 def _need_gpu(command: str) -> None:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .bench import gate
-from .bench_peers import Row, make_data
+from .bench_peers import Data, Row, make_data
 from .layout import GemmConfig, KernelConfig, Layout, PassConfig, padded_rank
 from .packing import pack_a, pack_b
 from .passes import DenseProduct, run_backward, run_forward
 from .tuning import Tuned, fallback_config
 
 ROWS, RANKS, DROPOUTS = (2048, 4096, 8192), (16, 64), (0.0, 0.1)
-WIDTHS = ((4096, 4096), (8192, 8192))
-"""K and N of the linears that a bucket is tuned on: the smallest and the middling of today's models."""
+WIDTHS = (4096, 8192)
+"""K = N of the linears that a bucket is tuned on: the smallest and the middling of today's models."""
+LINKS = 3
+"""Linears in a row, forward through all and then backward, as in training: what starts early takes its place from the
+pass before it, which a lone linear does not show (an early start, tuned in on lone ones, costs 4 % in training: H100,
+2026-11-25)."""
+REPLAYS = 8
+"""One behind the other, for the clock that a GPU keeps under load."""
 
 SHRINK = tuple(
     PassConfig(rows=rows, columns=64, num_warps=num_warps, num_stages=num_stages)
@@ -61,7 +69,7 @@ def tune_gpu(*, report: Callable[[str], None]) -> list[Tuned]:
 
 def _tune_bucket(num_rows: int, lora_rank: int, dropout: float, device: torch.device) -> tuple[KernelConfig, float]:
     """(the best configuration, its gain over the fallback)."""
-    timers = [_timer(num_rows, k, n, lora_rank, dropout, device) for k, n in WIDTHS]
+    timers = [_timer(num_rows, width, lora_rank, dropout, device) for width in WIDTHS]
     best = fallback_config(device)
     fallback_ms = [timer(best) for timer in timers]
 
@@ -103,29 +111,14 @@ def _gradients(config: KernelConfig) -> Iterator[KernelConfig]:
 
 
 def _timer(
-    num_rows: int, k: int, n: int, lora_rank: int, dropout: float, device: torch.device
+    num_rows: int, width: int, lora_rank: int, dropout: float, device: torch.device
 ) -> Callable[[KernelConfig], float]:
-    """Milliseconds of one forward and backward under a configuration, graphs replayed; infinite where it cannot run."""
-    row = Row(linear="tune", T=num_rows, K=k, N=(n,), r=lora_rank, num_adapters=1, dropout=dropout, direction="both",
-              cuda_graph=True, goal=False, compiled=False)  # fmt: skip
-    data = make_data(row, device)
-    xs = [x.detach() for x in data.x]
-
-    def run(config: KernelConfig, turn: int) -> Any:
-        layout = Layout(
-            num_adapters=1, num_features=k, out_features=(n,), padded_rank=padded_rank([lora_rank]), config=config
-        )
-        more: dict[str, Any] = {"layout": layout, "routing": data.routing, "targets": [0]}
-        a = pack_a(data.lora_a[0], layout=layout, like=xs[0])
-        b = pack_b(data.lora_b[0], layout=layout, like=xs[0])
-        base = DenseProduct(weights=(data.weight,))
-        x, dy = xs[turn % 2], data.dy[turn % 2]
-        _, s = run_forward(x, base, None, a, b, **more)
-        return run_backward(dy, x, s, base, a, b, grad_dtype=x.dtype, needs_dx=True, **more)
+    """Milliseconds of the chain, forward and backward, under a configuration; infinite where it cannot run."""
+    links = _links(num_rows, width, lora_rank, dropout, device)
 
     def timer(config: KernelConfig) -> float:
         try:
-            return _replayed(lambda turn: run(config, turn))
+            return _replayed(lambda turn: chain(links, config, turn=turn))
         except Exception as error:
             # too much shared memory, or a compiler that cannot: not a choice for this GPU
             if type(error).__name__ not in {"OutOfResources", "CompilationError", "PTXASError", "RuntimeError"}:
@@ -135,19 +128,48 @@ def _timer(
     return timer
 
 
+def _links(num_rows: int, width: int, lora_rank: int, dropout: float, device: torch.device) -> list[Data]:
+    row = Row(linear="tune", T=num_rows, K=width, N=(width,), r=lora_rank, num_adapters=1, dropout=dropout,
+              direction="both", cuda_graph=True, goal=False, compiled=False)  # fmt: skip
+    return [make_data(row, device) for _ in range(LINKS)]
+
+
+def chain(links: Sequence[Data], config: KernelConfig, *, turn: int) -> Tensor:
+    """Forward through square linears `[T, K]`, one's output the next one's input, and back: dx of the first."""
+    x, forth = links[0].x[turn % 2].detach(), []
+    for data in links:
+        k = x.shape[1]
+        layout = Layout(
+            num_adapters=1, num_features=k, out_features=(k,), config=config,
+            padded_rank=padded_rank([data.lora_a[0][0].shape[0]]),
+        )  # fmt: skip
+        more: dict[str, Any] = {"layout": layout, "routing": data.routing, "targets": [0]}
+        a = pack_a(data.lora_a[0], layout=layout, like=x)
+        b = pack_b(data.lora_b[0], layout=layout, like=x)
+        base = DenseProduct(weights=(data.weight,))
+        y, s = run_forward(x, base, None, a, b, **more)
+        forth.append((x, s, base, a, b, more))
+        x = y
+    dx = links[-1].dy[turn % 2]
+    for x, s, base, a, b, more in reversed(forth):
+        made, _, _ = run_backward(dx, x, s, base, a, b, grad_dtype=x.dtype, needs_dx=True, **more)
+        assert made is not None
+        dx = made
+    return dx
+
+
 def _replayed(run: Callable[[int], Any]) -> float:
     run(0)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for turn in range(4):
+        for turn in range(2):
             run(turn)
-    times = []
-    for _ in range(6):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(REPLAYS + 2)]  # type: ignore[no-untyped-call]
+    for event in events:
+        event.record()
         graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 4)
-    return float(statistics.median(times[1:]))
+    torch.cuda.synchronize()
+    # the first replay finds a GPU that has rested
+    times = [one.elapsed_time(other) / 2 for one, other in itertools.pairwise(events[1:])]
+    return float(statistics.median(times))

@@ -84,12 +84,16 @@ def versions() -> dict[str, str]:
     return {"torch": str(torch.__version__), "triton": str(triton.__version__)}
 
 
-def write_tuned(path: Path, gpu: str, date: str, entries: list[Tuned]) -> None:
-    """One readable JSON file: the GPU, the versions, the date, and a configuration per bucket."""
-    document = {
+def tuned_document(gpu: str, date: str, entries: list[Tuned]) -> dict[str, Any]:
+    """The GPU, the versions, the date, and a configuration per bucket."""
+    return {
         "format": FORMAT, "gpu": gpu, "date": date, "versions": versions(),
         "entries": [dataclasses.asdict(entry) for entry in entries],
     }  # fmt: skip
+
+
+def write_tuned(path: Path, document: dict[str, Any]) -> None:
+    """A `tuned_document` as readable JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 

@@ -10,7 +10,7 @@ import torch
 
 from loraplex.kernels import tuning
 from loraplex.kernels.layout import DEFAULT_CONFIG
-from loraplex.kernels.tuning import SHIPPED, Tuned, choose_config, read_tuned, write_tuned
+from loraplex.kernels.tuning import SHIPPED, Tuned, choose_config, read_tuned, tuned_document, write_tuned
 
 
 def entry(max_rows: int, max_lora_rank: int, *, dropout: bool = False) -> Tuned:
@@ -50,7 +50,7 @@ def test_what_was_not_tuned_falls_back(gpu: torch.device) -> None:
 def test_a_file_keeps_its_entries_and_its_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "deep" / "gpu.json"
     entries = [entry(2048, 16), entry(8192, 64, dropout=True)]
-    write_tuned(path, "Some GPU", "2026-11-24", entries)
+    write_tuned(path, tuned_document("Some GPU", "2026-11-24", entries))
     assert read_tuned(path, same_versions=True) == tuple(entries)
     monkeypatch.setattr(tuning, "versions", lambda: {"torch": "9"})
     assert read_tuned(path, same_versions=True) == ()
@@ -71,7 +71,7 @@ def test_the_cache_file_lies_in_the_users_cache_folder(monkeypatch: pytest.Monke
 
 def test_every_shipped_file_can_be_read_and_says_what_it_was_made_with() -> None:
     files = sorted(SHIPPED.glob("*.json"))
-    assert [path.name for path in files] == ["nvidia-h200.json"]
+    assert "nvidia-h200.json" in {path.name for path in files}
     for path in files:
         document = json.loads(path.read_text(encoding="utf-8"))
         assert {"gpu", "date", "versions"} <= document.keys()
