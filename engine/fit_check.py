@@ -26,7 +26,14 @@ def settled_recompute(
     """
     if gpus is None:
         return asked_recompute(asked) or "none"
-    decision = decide_memory(plan, loaded.settings.base_model, asked=asked, profile=profile, gpus=gpus)
+    decision = decide_memory(
+        plan,
+        loaded.settings.base_model,
+        asked=asked,
+        evaluation=loaded.evaluation,
+        profile=profile,
+        gpus=gpus,
+    )
     decision.check(plan)
     return decision.need.recompute
 

@@ -1,5 +1,6 @@
 """One decision for `loraplex estimate` and `loraplex train`: what a run needs, what it recomputes, whether it fits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..traces.costs import CostProfile, MemoryCosts
@@ -7,8 +8,9 @@ from ..traces.memory_costs import RecomputeChoice, asked_recompute
 from .errors import PlanError
 from .gpus import Gpus, one_gpu_each
 from .inputs.base_model import BaseModel
+from .jobs import EvaluationSettings
 from .memory_check import Change, Need, changes, cheapest_that_fits, check_fits, share_text
-from .memory_formula import memory_for_jobs, memory_of_shapes
+from .memory_formula import memory_for_jobs, memory_of_shapes, with_best_copies
 from .model_shapes import ModelShapes
 from .plan import Plan
 
@@ -47,12 +49,14 @@ def decide_memory(
     model: BaseModel,
     *,
     asked: RecomputeChoice,
+    evaluation: Sequence[EvaluationSettings],
     profile: CostProfile | None = None,
     gpus: Gpus | None = None,
 ) -> MemoryDecision:
     """Memory by the profile where it holds any, else by the model's shapes.
 
-    Without `gpus` each stage has one of its own, such as the profile's if it knows.
+    `evaluation`: one per job of the plan. Without `gpus` each stage has one of its own, such as the profile's if it
+    knows.
 
     Raises PlanError for the profile of another model, JobError for a config.json that lacks a size.
     """
@@ -64,6 +68,7 @@ def decide_memory(
         memory = memory_of_shapes(shapes, plan.jobs, num_stages=plan.num_stages)
     else:
         memory = memory_for_jobs(measured.memory, shapes, plan.jobs)
+    memory = with_best_copies(memory, shapes, plan.jobs, evaluation)
     four_bit = replace(memory, layer_weight_bytes=shapes.layer_weight_bytes(load_in_4bit=True))
     memory = four_bit if in_4bit else memory
     gpus = gpus or one_gpu_each(memory.capacity_bytes)

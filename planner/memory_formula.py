@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..traces.costs import MemoryCosts
-from .jobs import Job
+from .jobs import EvaluationSettings, Job
 from .model_shapes import ModelShapes
 
 ADAPTER_BYTES_PER_PARAMETER = 22
 """float32 weight 4, AdamW's moments 8, the sum of gradients 4, a whole batch's gradients set aside 4, a copy in the
 model's type for the kernels 2."""
+_BEST_BYTES_PER_PARAMETER = 4
+"""load_best_model_at_end keeps a second float32 copy of the weights."""
 LOGIT_CHUNK_BYTES = 384 * 2**20
 """kernels/cross_entropy.py works on about so much of the logits at a time."""
 OVERHEAD_BYTES = 1.0 * 2**30
@@ -81,6 +83,18 @@ def memory_for_jobs(memory: MemoryCosts, shapes: ModelShapes, jobs: Sequence[Job
         adapter_gradient_bytes_per_layer=memory.adapter_gradient_bytes_per_layer * factor,
         adapter_parameters_per_layer=parameters,
     )
+
+
+def with_best_copies(
+    memory: MemoryCosts, shapes: ModelShapes, jobs: Sequence[Job], evaluation: Sequence[EvaluationSettings]
+) -> MemoryCosts:
+    """The memory with the best weights so far beside the present ones, for the jobs that ask for them at the end.
+
+    `evaluation`: one per job. Only the replica that evaluates keeps them, and no other holds more.
+    """
+    wanted = [job for job, looks in zip(jobs, evaluation, strict=True) if looks.load_best_model_at_end]
+    more = _BEST_BYTES_PER_PARAMETER * mean_parameters(shapes, wanted) * len(wanted) / max(len(jobs), 1)
+    return replace(memory, adapter_bytes_per_layer=memory.adapter_bytes_per_layer + more)
 
 
 def mean_parameters(shapes: ModelShapes, jobs: Sequence[Job]) -> float:

@@ -47,7 +47,7 @@ class StageMemory:
     stage: int
     weights_bytes: float
     adapters_bytes: float
-    """Weights, gradients, optimizer state and packed copies."""
+    """Weights, gradients, optimizer state, packed copies, and the best weights so far where they are asked for."""
     activations_bytes: float
     """Of all microbatches that are between their forward and their backward."""
     logits_bytes: float

@@ -60,6 +60,7 @@ def estimate(request: EstimateRequest, *, progress: Progress | None = None) -> E
         plan,
         loaded.settings.base_model,
         asked=request.recompute or loaded.settings.recompute,
+        evaluation=loaded.evaluation,
         profile=profile,
         gpus=_gpus(request, profile),
     )

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from loraplex.planner.inputs.base_model import find_base_model
-from loraplex.planner.jobs import Job, LoraSettings, job_from_lengths
-from loraplex.planner.memory_formula import memory_for_jobs, memory_of_shapes
+from loraplex.planner.jobs import EvaluationSettings, Job, LoraSettings, job_from_lengths
+from loraplex.planner.memory_formula import memory_for_jobs, memory_of_shapes, with_best_copies
 from loraplex.planner.model_shapes import ModelShapes
 from loraplex.traces.costs import MemoryCosts
 from loraplex.traces.memory_costs import RECOMPUTE_MODES
@@ -61,3 +61,15 @@ def test_a_measured_profile_is_scaled_to_the_jobs_adapters() -> None:
     # A profile that does not say what it was measured with is taken as it is.
     unknown = replace(measured, adapter_parameters_per_layer=0.0)
     assert memory_for_jobs(unknown, SHAPES, [job()]) == unknown
+
+
+def test_best_weights_are_kept_beside_the_present_ones_where_they_are_asked_for() -> None:
+    jobs = [job(), job(r=64, targets=("q_proj",)), job(r=32)]
+    looks, last = EvaluationSettings(eval_steps=10, load_best_model_at_end=True), EvaluationSettings(eval_steps=10)
+    memory = memory_of_shapes(SHAPES, jobs, num_stages=1)
+    found = with_best_copies(memory, SHAPES, jobs, [last, looks, looks])
+    # Of three adapters in one layer, float32 copies of the second and the third.
+    more = 4 * (64 * 8192 + 2 * 41_943_040 / 32)
+    assert 3 * (found.adapter_bytes_per_layer - memory.adapter_bytes_per_layer) == pytest.approx(more)
+    assert replace(found, adapter_bytes_per_layer=memory.adapter_bytes_per_layer) == memory
+    assert with_best_copies(memory, SHAPES, jobs, [last] * 3) == memory

@@ -101,6 +101,17 @@ def test_memory_follows_from_shapes_where_nothing_was_measured(job_file: Path) -
         assert stage["peak_bytes"] == pytest.approx(sum(stage[f"{part}_bytes"] for part in parts), abs=3)
 
 
+def test_the_best_weights_are_counted_where_the_job_file_asks_for_them(job_file: Path) -> None:
+    def adapters_bytes() -> float:
+        return sum(stage.adapters_bytes for stage in estimate(EstimateRequest(job_file=job_file)).decision.need.stages)
+
+    before, text = adapters_bytes(), job_file.read_text(encoding="utf-8")
+    looks = "{name: two, val_split: 0.2, eval_steps: 2, load_best_model_at_end: true,"
+    job_file.write_text(text.replace("{name: two,", looks), encoding="utf-8")
+    # r = 32 on all linears: twice the parameters of r = 16, in float32.
+    assert adapters_bytes() - before == pytest.approx(4 * 2 * 41_943_040)
+
+
 def test_a_smaller_device_recomputes_more_and_one_too_small_says_what_to_change(job_file: Path) -> None:
     assert [run(str(job_file), "--device-memory", size)["recompute"] for size in ("80", "24", "14")] == [
         "none",
