@@ -106,6 +106,9 @@ def bench_train(
         int | None, typer.Option(help="Only so many layers, with random weights.", min=1, show_default="all")
     ] = None,
     device: Device = "auto",
+    attention: Annotated[
+        str, typer.Option(help="Of all packed systems: torch, flash (FlashAttention-4), or auto: flash where it is.")
+    ] = "auto",
     systems: Annotated[
         list[str] | None, typer.Option("--system", help="Measure only these; may be repeated.", show_default="all")
     ] = None,
@@ -128,7 +131,7 @@ def bench_train(
     ] = None,
     output: ResultsFolder = RESULTS,
     add: Annotated[
-        bool, typer.Option("--add", help="Keep what today's file already has of other systems on this GPU.")
+        bool, typer.Option("--add", help="Keep what today's file has of other systems or another attention.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -155,6 +158,7 @@ def bench_train(
         load_in_4bit=load_in_4bit,
         num_layers=num_layers,
         device=device,
+        attention=attention,
         systems=tuple(systems or ()),
         workloads=tuple(workloads or ()),
         dropouts=tuple(dropouts or ()),
@@ -181,7 +185,8 @@ def bench_train(
     kinds = [word for word, holds in (("growth", growth), ("nf4", load_in_4bit)) if holds]
     stem = "-".join(["train", *kinds, *around["gpu"].lower().split(), date])
     if add:
-        document = joined_with_earlier(output, stem, document)
+        measured = {(question.system, question.own_attention()) for question in questions}
+        document = joined_with_earlier(output, stem, document, measured=measured)
     for record in ask_all(questions):
         console.print(json_module.dumps(record), soft_wrap=True, markup=False, highlight=False)
         document["records"].append(record)

@@ -1,6 +1,7 @@
 """`bench train`: every system in a process of its own, one after another, and what they answer."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -11,12 +12,14 @@ from typing import Any, get_args
 
 from ..traces.costs import RecomputeMode
 from ..traces.errors import InputError
+from .bench_train_attention import settled_attention
 from .bench_train_spec import OURS, RECORD, SYSTEMS, WORKLOADS, Question, check_names, growth_points, points_of
+from .flash_attention import ATTENTION
 
 Record = dict[str, Any]
 
 
-PACKAGES = ("torch", "triton", "transformers", "peft", "liger-kernel", "unsloth")
+PACKAGES = ("torch", "triton", "transformers", "peft", "liger-kernel", "unsloth", "flash-attn-4")
 """Whose versions go with the figures."""
 
 
@@ -27,6 +30,7 @@ def make_questions(
     load_in_4bit: bool,
     num_layers: int | None,
     device: str,
+    attention: str,
     systems: tuple[str, ...],
     workloads: tuple[str, ...],
     dropouts: tuple[float, ...],
@@ -51,15 +55,15 @@ def make_questions(
     from .base_folder import check_has_weights
 
     # Here and not in each process: a wrong name is told once.
-    check_has_weights(
-        find_base_model(
-            model,
-            relative_to=Path.cwd(),
-            random_weights=random_weights,
-            load_in_4bit=load_in_4bit,
-            num_layers=num_layers,
-        )
+    base = find_base_model(
+        model,
+        relative_to=Path.cwd(),
+        random_weights=random_weights,
+        load_in_4bit=load_in_4bit,
+        num_layers=num_layers,
     )
+    check_has_weights(base)
+    settled = settled_attention(attention, device=device, config=base.config)
     return tuple(
         Question(
             system=system,
@@ -70,6 +74,7 @@ def make_questions(
             device=device,
             seconds=seconds,
             recompute=mode if system in OURS else "none",
+            attention=settled,
             lengths_folder=None if lengths_folder is None else str(lengths_folder),
             points=growth_points(microbatch_tokens=microbatch_tokens, dropout=dropouts[0] if dropouts else 0.0)
             if growth
@@ -112,7 +117,13 @@ def ask(question: Question) -> Iterator[Record]:
     command = [sys.executable, "-m", "loraplex.engine.bench_train_worker", question.to_json()]
     answered = 0
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+        with subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=os.environ | {ATTENTION: question.attention},
+        ) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 if line.startswith(RECORD):
@@ -122,4 +133,4 @@ def ask(question: Question) -> Iterator[Record]:
         said = [line.strip() for line in errors if line.strip()]
     for point in question.points[answered:]:
         why = f"its process ended with {process.returncode}: {said[-1] if said else 'no word'}"
-        yield {**point.named(question.system), "skipped": why}
+        yield {**question.named(point), "skipped": why}

@@ -1,7 +1,7 @@
 """The figures of `bench train` as JSON, CSV, bars and a table."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,13 @@ def write_json(folder: Path, stem: str, document: dict[str, Any]) -> None:
     write_atomically(folder / f"{stem}.json", _one_record_a_line(document))
 
 
-def joined_with_earlier(folder: Path, stem: str, document: dict[str, Any]) -> dict[str, Any]:
-    """The document with what an earlier one of that name has of other systems, whose commands are named too.
+def joined_with_earlier(
+    folder: Path, stem: str, document: dict[str, Any], *, measured: Set[tuple[str, str]]
+) -> dict[str, Any]:
+    """The document with what an earlier one of that name has of others than `measured`, whose commands are named too.
 
-    Raises InputError where the earlier one was of another model, GPU or other versions.
+    `measured`: (system, attention) of all that is measured now. Raises InputError where the earlier one was of another
+    model, GPU or other versions.
     """
     path = folder / f"{stem}.json"
     if not path.is_file():
@@ -47,7 +50,7 @@ def joined_with_earlier(folder: Path, stem: str, document: dict[str, Any]) -> di
             raise InputError(
                 f"{path} is of {name} {earlier.get(name)}, not {document[name]}; leave --add out or give another folder"
             )
-    kept = [record for record in earlier["records"] if record["system"] not in document["systems"]]
+    kept = [record for record in earlier["records"] if (record["system"], record.get("attention")) not in measured]
     return {
         **document,
         "command": f"{earlier['command']} && {document['command']}" if kept else document["command"],
@@ -58,9 +61,16 @@ def joined_with_earlier(folder: Path, stem: str, document: dict[str, Any]) -> di
 
 def results_table(records: Sequence[Record]) -> Table:
     """For people: a line for each figure, or why there is none."""
-    table = Table("system", "workload", "dropout", "adapters", "microbatch", "tokens/s", "GiB", "hours", "note")
+    what = ("system", "attention", "workload", "dropout", "adapters", "microbatch")
+    table = Table(*what, "tokens/s", "GiB", "hours", "note")
     for record in records:
-        where = (record["system"], record["workload"], f"{record['dropout']:g}", str(record["num_adapters"]))
+        where = (
+            record["system"],
+            record.get("attention", ""),
+            record["workload"],
+            f"{record['dropout']:g}",
+            str(record["num_adapters"]),
+        )
         if "skipped" in record:
             table.add_row(*where, str(record["microbatch_tokens"]), "", "", "", f"skipped: {record['skipped']}")
             continue
@@ -89,12 +99,14 @@ def _plot(records: Sequence[Record], path: Path, *, title: str, growth: bool) ->
             (axes[0], "num_adapters", [r for r in records if r["microbatch_tokens"] == base]),
             (axes[1], "microbatch_tokens", [r for r in records if r["num_adapters"] == 4]),
         ):
-            points = sorted((record[key], record["tokens_per_s"]) for record in of)
-            axis.plot([x for x, _ in points], [y for _, y in points], marker="o")
+            for name, own in _by_name(of).items():
+                points = sorted((record[key], record["tokens_per_s"]) for record in own)
+                axis.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
             axis.set_xscale("log", base=2)
             axis.set_xlabel(key)
             axis.set_ylabel("real tokens/s")
             axis.set_ylim(bottom=0)
+        axes[0].legend()
     else:
         _bars(axes, records)
     figure.suptitle(title)
@@ -105,26 +117,36 @@ def _plot(records: Sequence[Record], path: Path, *, title: str, growth: bool) ->
 
 def _bars(axes: Any, records: Sequence[Record]) -> None:
     # One panel a workload, one bar a system and dropout.
-    systems = list(dict.fromkeys(record["system"] for record in records))
+    named = _by_name(records)
     dropouts = sorted({record["dropout"] for record in records})
     for axis, workload in zip(axes, dict.fromkeys(record["workload"] for record in records), strict=False):
         for place, dropout in enumerate(dropouts):
             own = {
-                record["system"]: record["tokens_per_s"]
-                for record in records
+                index: record["tokens_per_s"]
+                for index, found in enumerate(named.values())
+                for record in found
                 if record["workload"] == workload and record["dropout"] == dropout
             }
-            spots = [index + 0.4 * place for index, system in enumerate(systems) if system in own]
-            heights = [own[system] for system in systems if system in own]
+            spots, heights = [index + 0.4 * place for index in own], list(own.values())
             bars = axis.barh(spots, heights, height=0.38, label=f"dropout {dropout:g}")
             axis.bar_label(bars, labels=[f"{height:,.0f}" for height in heights], fontsize=7, padding=2)
-        axis.set_yticks([index + 0.2 * (len(dropouts) - 1) for index in range(len(systems))], systems)
+        axis.set_yticks([index + 0.2 * (len(dropouts) - 1) for index in range(len(named))], list(named))
         axis.invert_yaxis()
         axis.set_title(workload)
         axis.set_xlabel("real tokens/s")
         axis.margins(x=0.12)
     # Above the bars: inside, it would hide some of them.
     axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="upper right", ncols=len(dropouts), fontsize=8)
+
+
+def _by_name(records: Sequence[Record]) -> dict[str, list[Record]]:
+    # The attention is told where the packed systems have more than one.
+    several = len({record.get("attention") for record in records} - {"sdpa"}) > 1
+    named: dict[str, list[Record]] = {}
+    for record in records:
+        told = several and record.get("attention") not in (None, "sdpa")
+        named.setdefault(f"{record['system']}, {record['attention']}" if told else record["system"], []).append(record)
+    return named
 
 
 def _one_record_a_line(document: dict[str, Any]) -> str:

@@ -30,6 +30,8 @@ SYSTEMS: Final[Mapping[str, str]] = MappingProxyType(
 OURS: Final = ("ours", "ours-targets", "ours-adapters-off")
 WITHOUT_ADAPTERS: Final = ("frozen", "frozen-liger", "ours-adapters-off")
 """Dropout changes nothing for these, so they are measured without."""
+PADDED: Final = ("peft-padded",)
+"""These attend under a mask, whatever the others use."""
 
 WORKLOADS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
@@ -58,10 +60,6 @@ class Point:
     global_batch_size: int
     """Samples of each adapter to an optimizer step."""
 
-    def named(self, system: str) -> dict[str, Any]:
-        """The beginning of its record: what was measured, of which system."""
-        return {"system": system, **asdict(self)}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
@@ -78,9 +76,19 @@ class Question:
     """About how long each point is measured, once warm."""
     recompute: RecomputeMode
     """What our engine makes again in the backward; the peers recompute nothing."""
+    attention: str
+    """torch or flash, in everything that is packed."""
     lengths_folder: str | None
     """Folder of NAME.csv with the data sets' own lengths; None draws from the shipped tables."""
     points: tuple[Point, ...]
+
+    def named(self, point: Point) -> dict[str, Any]:
+        """The beginning of a record: which system, with which attention, and what was measured of it."""
+        return {"system": self.system, "attention": self.own_attention(), **asdict(point)}
+
+    def own_attention(self) -> str:
+        """torch, flash, or sdpa under a mask."""
+        return "sdpa" if self.system in PADDED else self.attention
 
     def to_json(self) -> str:
         """As the process is told on its command line."""

@@ -42,12 +42,12 @@ def answer(question: Question) -> Any:
     """Yield one flat record for every point, with `skipped` in place of figures where there are none."""
     missing = _missing(question)
     if missing:
-        yield from ({**point.named(question.system), "skipped": missing} for point in question.points)
+        yield from ({**question.named(point), "skipped": missing} for point in question.points)
         return
     with tempfile.TemporaryDirectory(prefix="loraplex-bench-") as folder:
         measure = _measure(question, Path(folder))
         for point in question.points:
-            yield {**point.named(question.system), **_figures(measure, point, question)}
+            yield {**question.named(point), **_figures(measure, point, question)}
             let_go()
 
 

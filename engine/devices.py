@@ -6,6 +6,7 @@ import torch
 
 from ..planner.gpus import gpu_of
 from ..traces.errors import InputError
+from .flash_attention import check_attention
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -31,7 +32,7 @@ def choose_device(name: str) -> torch.device:
     """This process's device: `auto` takes a GPU where there is one. It becomes torch's current device.
 
     torchrun's LOCAL_RANK and LOCAL_WORLD_SIZE say which of a machine's GPUs; where there are fewer than workers,
-    workers next to each other share one. Raises InputError.
+    workers next to each other share one. Raises InputError, for an attention too that the GPU cannot have.
     """
     # Ask the driver's books, which does not start CUDA: what is said below must be said before.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
@@ -45,4 +46,5 @@ def choose_device(name: str) -> torch.device:
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     device = torch.device("cuda", gpu_of(place, num_workers=num_local, num_gpus=num_gpus))
     torch.cuda.set_device(device)
+    check_attention(device)
     return device

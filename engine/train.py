@@ -27,6 +27,7 @@ from .devices import check_device, resolved_device
 from .disk import writing
 from .evaluation_records import EvaluationRecord, read_evaluations
 from .fit_check import settled_recompute
+from .flash_attention import asked_attention
 from .launch import launch
 from .loggers import check_loggers
 from .metrics import StepRecord, read_metrics
@@ -139,6 +140,7 @@ def train(
     """
     check_device(settings.device)
     asked_transport()
+    asked_attention()
     if settings.plan_file is None:
         (_plan_rest if settings.resume else _plan)(settings, progress=progress)
     prepared = prepare(settings, progress=progress)

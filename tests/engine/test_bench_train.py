@@ -31,7 +31,7 @@ POINT = Point(workload="mix", dropout=0.1, num_adapters=4, microbatch_tokens=256
 def question(system: str, *points: Point, model: str = "tiny") -> Question:
     return Question(
         system=system, model=model, random_weights=True, load_in_4bit=False, num_layers=None, device="cpu",
-        seconds=0.01, recompute="none", lengths_folder=None, points=points or (POINT,),
+        seconds=0.01, recompute="none", attention="torch", lengths_folder=None, points=points or (POINT,),
     )  # fmt: skip
 
 
@@ -236,13 +236,14 @@ def test_the_command_writes_json_csv_and_a_plot(tmp_path: Path) -> None:
     assert unsloth["skipped"] == "unsloth is not installed"
     assert document["systems"] == {"ours": SYSTEMS["ours"], "unsloth": SYSTEMS["unsloth"]}
     fresh = document | {"command": "again", "systems": {"unsloth": "now"}, "records": []}
-    assert joined_with_earlier(tmp_path, path.stem, fresh) == document | {
+    now = {("unsloth", "torch"), ("ours", "flash")}
+    assert joined_with_earlier(tmp_path, path.stem, fresh, measured=now) == document | {
         "command": f"{document['command']} && again",
         "systems": {"ours": SYSTEMS["ours"], "unsloth": "now"},
         "records": [ours],
     }
     with pytest.raises(InputError, match="is of gpu cpu, not another; leave --add out"):
-        joined_with_earlier(tmp_path, path.stem, fresh | {"gpu": "another"})
+        joined_with_earlier(tmp_path, path.stem, fresh | {"gpu": "another"}, measured=now)
 
 
 def test_a_base_in_4_bits_has_a_file_of_its_own(tmp_path: Path) -> None:
@@ -258,6 +259,11 @@ def test_a_base_in_4_bits_has_a_file_of_its_own(tmp_path: Path) -> None:
         ({"systems": ("theirs",)}, "--system theirs is unknown; choose from peft-padded"),
         ({"systems": ("frozen",), "load_in_4bit": True}, "--system frozen is unknown; choose from ours, ours-targets"),
         ({"workloads": ("chat",)}, "--workload chat is unknown; choose from mix, dialogsum"),
+        ({"attention": "sdpa"}, "--attention sdpa is unknown; choose from auto, torch, flash"),
+        (
+            {"attention": "flash"},
+            "--attention flash: FlashAttention-4 needs a GPU, .* cpu; install the extra flash",
+        ),
         ({"recompute": "half"}, "--recompute half is unknown; choose from none"),
         ({"random_weights": False, "model": "llama-3.1-8b"}, "is a shape without weights"),
         ({"lengths_folder": Path("nowhere")}, "--lengths nowhere is no folder"),
@@ -266,22 +272,23 @@ def test_a_base_in_4_bits_has_a_file_of_its_own(tmp_path: Path) -> None:
 def test_wrong_choices_are_refused_before_anything_runs(changed: dict[str, Any], message: str) -> None:
     right: dict[str, Any] = {
         "model": "tiny", "random_weights": True, "load_in_4bit": False, "num_layers": None, "device": "cpu",
-        "systems": (), "workloads": (), "dropouts": (), "seconds": 1.0, "microbatch_tokens": 8192,
+        "attention": "auto", "systems": (), "workloads": (), "dropouts": (), "seconds": 1.0, "microbatch_tokens": 8192,
         "global_batch_size": 16, "recompute": "none", "growth": False, "lengths_folder": None,
     }  # fmt: skip
     assert [asked.system for asked in make_questions(**right)] == list(SYSTEMS)
+    assert {asked.attention for asked in make_questions(**right)} == {"torch"}
     with pytest.raises(InputError, match=message):
         make_questions(**(right | changed))
 
 
 def test_growth_is_drawn_over_adapters_and_over_microbatches(tmp_path: Path) -> None:
     points = growth_points(microbatch_tokens=8192, dropout=0.0)
-    records = [point.named("ours") | {"tokens_per_s": 100.0 + place} for place, point in enumerate(points)]
+    records = [question("ours").named(point) | {"tokens_per_s": 100.0 + place} for place, point in enumerate(points)]
     document = {"model": "tiny", "gpu": "cpu", "growth": True, "records": records}
     paths = write_results(tmp_path, "train-growth", document)
     assert [path.name for path in paths] == ["train-growth.json", "train-growth.csv", "train-growth.png"]
     assert json.loads(paths[0].read_text()) == document
     assert paths[1].read_text().splitlines()[0] == (
-        "system,workload,dropout,num_adapters,microbatch_tokens,global_batch_size,tokens_per_s"
+        "system,attention,workload,dropout,num_adapters,microbatch_tokens,global_batch_size,tokens_per_s"
     )
     assert paths[2].stat().st_size > 10_000

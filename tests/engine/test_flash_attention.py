@@ -2,6 +2,7 @@
 
 import importlib.machinery
 import importlib.util
+import re
 import sys
 import types
 from collections.abc import Iterator
@@ -12,13 +13,21 @@ import torch
 
 from loraplex.engine.attention import packed_attention
 from loraplex.engine.batch import PackedRows
-from loraplex.engine.flash_attention import flash_attention_4
+from loraplex.engine.flash_attention import (
+    ATTENTION,
+    asked_attention,
+    check_attention,
+    flash_attention_4,
+    why_no_flash,
+)
+from loraplex.traces.errors import InputError
 
 GPU = torch.device("cuda", 0)
 
 
 @pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
+def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv(ATTENTION, raising=False)
     flash_attention_4.cache_clear()
     yield
     flash_attention_4.cache_clear()
@@ -68,6 +77,55 @@ def test_an_older_package_of_the_same_name_is_named_and_left_alone(monkeypatch: 
         UserWarning, match="flash_attn has no FlashAttention-4 that works here .*torch's attention is used"
     ):
         assert flash_attention_4(GPU) is None
+
+
+def call() -> None:
+    """Stands for FlashAttention-4."""
+
+
+def test_who_asks_for_torch_s_attention_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, capability=(9, 0), package=package_with(call))
+    monkeypatch.setenv(ATTENTION, "torch")
+    assert flash_attention_4(GPU) is None
+    # it could be had all the same
+    assert why_no_flash(GPU) is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "package", "why"),
+    [
+        ((9, 0), None, "FlashAttention-4 is not installed"),
+        ((8, 0), package_with(call), "FlashAttention-4 was not written for a GPU of compute capability 8.0"),
+        ((9, 0), types.ModuleType("flash_attn"), "flash_attn has no FlashAttention-4 that works here .*cute"),
+    ],
+)
+def test_who_asks_for_flash_in_vain_is_told_why_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], package: types.ModuleType | None, why: str
+) -> None:
+    pretend(monkeypatch, capability=capability, package=package)
+    found = why_no_flash(GPU)
+    assert found is not None
+    assert re.match(why, found)
+    # nobody asks, nobody looks
+    check_attention(GPU)
+    monkeypatch.setenv(ATTENTION, "flash")
+    with pytest.raises(InputError, match=f"{ATTENTION}=flash: {why}.*; install the extra flash on a machine with"):
+        check_attention(GPU)
+
+
+def test_who_asks_for_flash_where_it_is_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, capability=(9, 0), package=package_with(call))
+    monkeypatch.setenv(ATTENTION, "flash")
+    check_attention(GPU)
+    wanted: Any = call
+    assert flash_attention_4(GPU) is wanted
+
+
+def test_an_attention_that_nobody_knows_is_told_with_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert asked_attention() == "auto"
+    monkeypatch.setenv(ATTENTION, "cudnn")
+    with pytest.raises(InputError, match="LORAPLEX_ATTENTION=cudnn is unknown; choose from auto, torch, flash"):
+        asked_attention()
 
 
 @pytest.mark.gpu
