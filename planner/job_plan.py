@@ -36,6 +36,7 @@ def check_plan_belongs(plan: Plan, loaded: LoadedJobs, *, path: Path, resumed: b
         mend = f"let {loaded.settings.job_file} and its texts be what they were, or train without --resume"
     if loaded.settings.base_model.random_weights and not plan.data_fingerprint:
         mend = f"write random_weights: true into {loaded.settings.job_file} and make it anew, or leave out --plan"
+    _check_num_steps(plan, loaded, path=path, resumed=resumed, mend=mend)
     if plan.data_fingerprint != loaded.fingerprint:
         raise PlanError(f"{path} was made for other data (fingerprint {plan.data_fingerprint[:12] or 'none'}); {mend}")
     names, own_names = [job.name for job in plan.jobs], [job.name for job in loaded.jobs]
@@ -50,3 +51,19 @@ def check_plan_belongs(plan: Plan, loaded: LoadedJobs, *, path: Path, resumed: b
             f"{path} has {plan.num_stages} stages, but the base model only {loaded.settings.base_model.num_layers} "
             f"layers; {mend}"
         )
+
+
+def _check_num_steps(plan: Plan, loaded: LoadedJobs, *, path: Path, resumed: bool, mend: str) -> None:
+    # First: where max_steps or num_epochs was changed, the data are others too.
+    if resumed:
+        mend = (
+            "a run goes on as it was planned, since learning rates follow from the number of steps; "
+            f"{mend}, or go on from its adapters in a new run, with init_adapter"
+        )
+    wanted = {job.name: len(job.global_batches) for job in loaded.jobs}
+    for job in plan.jobs:
+        num_steps = len(job.global_batches)
+        if wanted.get(job.name, num_steps) != num_steps:
+            raise PlanError(
+                f"{path} trains adapter '{job.name}' for {num_steps} steps, the job file for {wanted[job.name]}; {mend}"
+            )

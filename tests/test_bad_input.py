@@ -136,7 +136,8 @@ def test_long_samples_by_choice(folder: Path, choice: str, read: int, kept: int)
         ("jobs.yaml", "name: two", "name: three", "trains the adapters"),
         ("jobs.yaml", "r: 4", "r: 5", "holds other lora of adapter 'one'"),
         ("jobs.yaml", "r: 4", "learning_rate: 1e-5\n    r: 4", "holds other optimizer of adapter 'one'"),
-        ("jobs.yaml", "size: 2", "size: 3", "holds other global_batches of adapter 'one'"),
+        ("jobs.yaml", "size: 2", "size: 3", "trains adapter 'one' for 3 steps, the job file for 2; make it anew"),
+        ("jobs.yaml", "size: 2", "size: 2\n    num_epochs: 2", "trains adapter 'one' for 3 steps, the job file for 6;"),
         ("plan.json", '"num_stages": 2', '"num_stages": 3', "the plan was edited by hand"),
         ("plan.json", "{", "[", "line 2"),
     ],
@@ -154,6 +155,11 @@ def test_a_run_cannot_be_resumed_with_another_job(folder: Path) -> None:
     path = plan(folder)
     edit(folder, "jobs.yaml", "r: 4", "r: 5")
     with pytest.raises(InputError, match=r"plan.json holds other lora .*; let .*jobs.yaml and its texts be what they"):
+        prepare(RunSettings(job_file=folder / "jobs.yaml", plan_file=path, resume=True))
+    edit(folder, "jobs.yaml", "r: 5", "r: 4\n    max_steps: 9")
+    with pytest.raises(
+        InputError, match=r"for 3 steps, the job file for 9; a run goes on as it was planned, .*, with init_adapter"
+    ):
         prepare(RunSettings(job_file=folder / "jobs.yaml", plan_file=path, resume=True))
     path.unlink()
     with pytest.raises(InputError, match=r"plan.json does not exist, so there is no run to go on with; train without"):
