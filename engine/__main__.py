@@ -13,7 +13,7 @@ from ..traces.memory_costs import RECOMPUTE_MODES
 from .ending import ends_process
 from .live import LiveTable
 from .loggers import logger_names
-from .prepare import RunSettings
+from .run_settings import RunSettings
 
 
 def main() -> None:

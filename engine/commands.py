@@ -50,7 +50,7 @@ def train(
     from ..traces.memory_costs import recompute_choice
     from .errors import STOPPED, EngineError, InterruptedRunError
     from .loggers import logger_names
-    from .prepare import RunSettings
+    from .run_settings import RunSettings
     from .show import LoadBars, train_table
     from .train import train as run
 

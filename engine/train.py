@@ -32,8 +32,9 @@ from .launch import launch
 from .loggers import check_loggers
 from .metrics import StepRecord, read_metrics
 from .output import ADAPTERS, CHECKPOINTS, WORK, evaluations_name, read_validation
-from .prepare import Prepared, RunSettings, check_nothing_lost, prepare
+from .prepare import Prepared, check_nothing_lost, prepare
 from .reports import what_broke
+from .run_settings import RunSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,9 +32,10 @@ from .loggers import Logger, open_loggers
 from .mailbox import Sums
 from .output import VALIDATION, WORK, note_validation
 from .position import PositionFile, position_path
-from .prepare import Prepared, RunSettings
+from .prepare import Prepared
 from .recorder import Recorder
 from .records import Listener, Records
+from .run_settings import RunSettings
 from .stage import Stage, make_stage
 from .transport import Transport
 from .validate import Validation

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loraplex.engine.prepare import RunSettings, prepare
+from loraplex.engine.prepare import prepare
+from loraplex.engine.run_settings import RunSettings
 from loraplex.planner.commands import data_show, init
 from loraplex.planner.inputs.load_jobs import load_jobs
 from loraplex.planner.inputs.read_jobfile import read_jobfile

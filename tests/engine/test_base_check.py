@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from loraplex.engine import train as train_module
 from loraplex.engine.base_check import check_base
 from loraplex.engine.model import read_config, whole_linears, without_weights
-from loraplex.engine.prepare import RunSettings
+from loraplex.engine.run_settings import RunSettings
 from loraplex.engine.train import train
 from loraplex.engine.weights import INDEX
 from loraplex.planner.errors import JobError

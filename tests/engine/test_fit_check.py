@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from loraplex.engine.fit_check import agreed_recompute, settled_recompute
-from loraplex.engine.prepare import RunSettings
 from loraplex.engine.rendezvous import RendezvousTransport, Switchboard
+from loraplex.engine.run_settings import RunSettings
 from loraplex.planner.errors import PlanError
 from loraplex.planner.gpus import Gpus, one_gpu_each
 from loraplex.planner.inputs.load_jobs import load_jobs

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from loraplex.engine.init_adapter import check_init_adapters, start_from
-from loraplex.engine.prepare import RunSettings
+from loraplex.engine.run_settings import RunSettings
 from loraplex.engine.stage import make_stage
 from loraplex.engine.train import train
 from loraplex.planner.errors import JobError

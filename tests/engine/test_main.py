@@ -30,6 +30,21 @@ def test_started_by_hand_it_says_what_to_start_instead(tmp_path: Path) -> None:
     )
 
 
+def test_the_command_line_is_read_before_torch_is_there() -> None:
+    asked = (
+        "import sys, loraplex.engine.__main__; print(sorted({'torch', 'transformers', 'triton'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", asked],
+        env=os.environ | {"PYTHONPATH": str(ROOT / ".pythonpath")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "[]\n"
+
+
 def test_too_many_processes_hear_it_once_from_the_first(tmp_path: Path) -> None:
     write_job(tmp_path)
     prepared = plan_jobs(load_jobs(tmp_path / "jobs.yaml"))

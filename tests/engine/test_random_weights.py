@@ -10,7 +10,7 @@ import torch
 from loraplex.engine.base_folder import base_model_folder, check_has_weights
 from loraplex.engine.batch import PackedRows
 from loraplex.engine.model import Layout, StageModel, build_stage
-from loraplex.engine.prepare import RunSettings
+from loraplex.engine.run_settings import RunSettings
 from loraplex.engine.train import train
 from loraplex.engine.weight_source import WeightSource
 from loraplex.planner.errors import JobError, PlanError

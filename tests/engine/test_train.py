@@ -10,7 +10,8 @@ from loraplex.engine.batch import PackedRows
 from loraplex.engine.evaluation_records import read_evaluations
 from loraplex.engine.metrics import read_metrics
 from loraplex.engine.model import Layout, build_stage
-from loraplex.engine.prepare import RunSettings, prepare
+from loraplex.engine.prepare import prepare
+from loraplex.engine.run_settings import RunSettings
 from loraplex.tests.engine.runs import ADAPTERS, JOB, LORAPLEX, command, finish, start, weights, write_job
 from loraplex.traces.timeline import Timeline
 
