@@ -17,6 +17,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .launcher import Launcher, Start, launcher_of
 from .sizes import ALIGNMENT_BYTES
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -25,12 +26,10 @@ INTERPRETED = triton.knobs.runtime.interpret
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A compiled kernel on its GPU, and what its launcher is given before the kernel's arguments."""
+    """A compiled kernel on its GPU, and what launches it."""
 
     compiled: Any
-    run: Callable[..., None]
-    function: int
-    metadata: Any
+    launcher: Launcher
 
 
 _LOADED: dict[tuple[Any, ...], Loaded] = {}
@@ -46,24 +45,26 @@ def launch(
 ) -> None:  # fmt: skip
     """`kernel[grid](*arguments, **constants, **options)` on the current stream of `device`, which is the current one.
 
-    `constants` are all of the kernel's parameters behind the arguments. Tensors are taken as being on `device`.
+    `constants` are all of the kernel's parameters behind the arguments, which hold no tensor descriptor: those a tape
+    launches. Tensors are taken as being on `device`.
     """
     fixed = constants_in_order(kernel, arguments, constants)
-    runner = runner_of(kernel, grid, arguments, fixed, device=device, options=options)
+    start, _ = starter_of(kernel, grid, arguments, fixed, device=device, options=options)
     given = [pointer_to(argument) if isinstance(argument, Tensor) else argument for argument in arguments]
-    runner(*given, *fixed, stream=current_stream(device))
+    start(*three(grid), current_stream(device), given + fixed)
 
 
-def runner_of(
+def starter_of(
     kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: Sequence[Any], *, device: torch.device,
     options: Mapping[str, Any],
-) -> Callable[..., None]:  # fmt: skip
-    """Launches that kernel, over that grid, on any arguments of the same kinds and on those constants.
+) -> tuple[Start, Launcher | None]:  # fmt: skip
+    """What launches that kernel on any arguments of the same kinds and on those constants.
 
-    Compiles it where it is the first of its kind. Tensors are given as `pointer_to` says.
+    Compiles it where it is the first of its kind. Tensors are given as `pointer_to` says; descriptors as they are, or,
+    where there is a launcher, as this says.
     """
     if INTERPRETED:
-        return lambda *given, stream: kernel[grid](*given, **options)
+        return lambda x, y, z, stream, given: kernel[grid](*given, **options), None
     key = (id(kernel), device.index, *options.items(), *constants, *map(kind, arguments))
     found = _LOADED.get(key)
     if found is None:
@@ -72,17 +73,17 @@ def runner_of(
             if found is None:
                 # as Triton's tutorial on persistent softmax does: compile ahead, then launch the compiled kernel
                 found = _LOADED[key] = load(kernel.warmup(*arguments, *constants, grid=grid, **options))
-    x, y, z = (*grid, 1, 1)[:3]
     if is_watched():
-        watched: Callable[..., None] = found.compiled[x, y, z]
-        return watched
-    run, function, metadata = found.run, found.function, found.metadata
+        watched: Callable[..., None] = found.compiled[three(grid)]
+        return lambda x, y, z, stream, given: watched(*given, stream=stream), None
+    launcher = found.launcher
+    return launcher.start, launcher if launcher.fills is not None else None
 
-    def runner(*given: Any, stream: int) -> None:
-        # what Triton's own runner does, less the three for hooks
-        run(x, y, z, stream, function, metadata, None, None, None, *given)
 
-    return runner
+def three(grid: tuple[int, ...]) -> tuple[int, int, int]:
+    """The grid with all its dimensions."""
+    x, y, z = (*grid, 1, 1)[:3]
+    return x, y, z
 
 
 def pointer_to(tensor: Tensor) -> Any:
@@ -95,7 +96,7 @@ def load(compiled: Any) -> Loaded:
     """Onto the current device."""
     # asking for `run` is what loads it: `function` is there only afterwards
     run = compiled.run
-    return Loaded(compiled=compiled, run=run, function=compiled.function, metadata=compiled.packed_metadata)
+    return Loaded(compiled=compiled, launcher=launcher_of(run, compiled.function, compiled.packed_metadata))
 
 
 def is_watched() -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .launcher import Descriptors, Start, rebased
 from .launching import INTERPRETED, pointer_to
 from .sizes import round_up
 from .streams import side_stream, wait
@@ -79,25 +80,31 @@ class Room:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    runner: Callable[..., None]
+    start: Start
+    grid: tuple[int, int, int]
     template: list[Any]
     """Every argument of the kernel in order, constants too; None in the holes."""
     holes: tuple[tuple[int, int], ...]
     """(place among the arguments, slot)."""
+    filled: tuple[tuple[int, int, Descriptors], ...]
+    """(place, slot, descriptors by address)."""
     tiles: tuple[tuple[int, int, TensorDescriptor], ...]
-    """(place, slot, descriptor without its tensor)."""
+    """(place, slot, descriptor without its tensor), where Triton fills them."""
     stream: int | None
     """None: the current one."""
     keep: tuple[Tensor, ...]
     """Tensors whose addresses stand in the template."""
 
     def __call__(self, run: Run) -> None:
-        arguments = self.template.copy()
+        arguments, pointers = self.template.copy(), run.pointers
         for place, slot in self.holes:
-            arguments[place] = run.pointers[slot]
+            arguments[place] = pointers[slot]
+        for place, slot, descriptors in self.filled:
+            arguments[place] = descriptors.at(pointers[slot])
         for place, slot, tile in self.tiles:
             arguments[place] = rebased(tile, run.values[slot])
-        self.runner(*arguments, stream=run.stream if self.stream is None else self.stream)
+        x, y, z = self.grid
+        self.start(x, y, z, run.stream if self.stream is None else self.stream, arguments)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,11 +151,3 @@ def with_room(steps: Sequence[Step], seen: set[int | None], *, slot: int) -> tup
 def _part(room: Tensor, place: Place) -> Tensor:
     num_bytes = math.prod(place.shape) * place.dtype.itemsize
     return room[place.first_byte : place.first_byte + num_bytes].view(place.dtype).view(place.shape)
-
-
-def rebased(tile: TensorDescriptor, base: Tensor | None) -> TensorDescriptor:
-    """The descriptor for another tensor of the same shape and alignment, without its checks."""
-    moved = object.__new__(TensorDescriptor)
-    moved.__dict__.update(tile.__dict__)
-    moved.base = base
-    return moved

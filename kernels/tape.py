@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .launching import INTERPRETED, constants_in_order, current_stream, pointer_to, runner_of
+from .launcher import Descriptors, rebased
+from .launching import INTERPRETED, constants_in_order, current_stream, pointer_to, starter_of, three
 from .sizes import ALIGNMENT_BYTES
-from .steps import Empty, Launch, LibraryCall, Run, Step, Wait, rebased, with_room
+from .steps import Empty, Launch, LibraryCall, Run, Step, Wait, with_room
 from .streams import side_stream
 
 
@@ -95,33 +96,43 @@ class Tape:
         options: Mapping[str, Any],
     ) -> None:  # fmt: skip
         """`kernel[grid](*arguments, **constants, **options)`; `constants` holds the rest of its parameters."""
-        bound, fixed = list(arguments), constants_in_order(kernel, arguments, constants)
-        template, holes, tiles, keep = [*arguments, *fixed], [], [], []
-        for place, argument in enumerate(arguments):
+        fixed = constants_in_order(kernel, arguments, constants)
+        bound = [self.run.values[argument.slot] if type(argument) is Hole else argument for argument in arguments]
+        start, launcher = starter_of(kernel, grid, bound, fixed, device=self.device, options=options)
+        template: list[Any] = []
+        filled: list[tuple[int, int, Descriptors]] = []
+        holes, tiles, keep = [], [], []
+        for argument in arguments:
+            place = len(template)
             if type(argument) is int:
                 # most are, so asked first
-                continue
-            if isinstance(argument, Tensor):
+                template.append(argument)
+            elif isinstance(argument, Tensor):
                 slot = self.slots.get(id(argument))
                 if slot is None:
                     keep.append(self.fixed_ids[id(argument)])
-                    template[place] = pointer_to(argument)
-                    continue
-                holes.append((place, slot))
+                    template.append(pointer_to(argument))
+                else:
+                    holes.append((place, slot))
+                    template.append(None)
             elif isinstance(argument, TensorDescriptor):
                 slot = self.slots[id(argument.base)]
-                self.seen.add(slot)
-                tiles.append((place, slot, rebased(argument, None)))
+                template.append(None)
+                if launcher is None:
+                    self.seen.add(slot)
+                    tiles.append((place, slot, rebased(argument, None)))
+                else:
+                    filled.append((place, slot, launcher.descriptors(len(filled), argument)))
+                    template += [*argument.shape, *argument.strides]
             elif isinstance(argument, Hole):
                 holes.append((place, argument.slot))
-                bound[place] = self.run.values[argument.slot]
+                template.append(None)
             else:
-                continue
-            template[place] = None
+                template.append(argument)
         self._do(
             Launch(
-                runner=runner_of(kernel, grid, bound, fixed, device=self.device, options=options), template=template,
-                holes=tuple(holes), tiles=tuple(tiles), keep=tuple(keep),
+                start=start, grid=three(grid), template=template + fixed, holes=tuple(holes), filled=tuple(filled),
+                tiles=tuple(tiles), keep=tuple(keep),
                 stream=side_stream(self.device).cuda_stream if self.beside else None,
             )
         )  # fmt: skip
