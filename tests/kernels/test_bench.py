@@ -1,6 +1,7 @@
 """The benchmark's grid, its ragged segments, its report, and what its commands say without a GPU."""
 
 import dataclasses
+import gc
 import itertools
 import json
 import time
@@ -169,6 +170,7 @@ def measured(row: Row, *, ours_ms: float = 1.2) -> Record:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU that is asked for nothing but to have finished."""
+    monkeypatch.setattr(gc, "freeze", lambda: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
