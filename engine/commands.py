@@ -156,10 +156,14 @@ def profile(
         print(json_module.dumps(json_module.loads(output.read_text(encoding="utf-8")), allow_nan=False))
     else:
         median, worst = 100 * (made.fit_error_median or 0.0), 100 * (made.fit_error_worst or 0.0)
-        by_size = "".join(f"\n  {size}: {one.told()}" for size, one in made.fit_errors.items())
+        told = "".join(f"\n  {size}: {one.told()}" for size, one in made.fit_errors.items())
+        if made.steady_forward_factor is not None and made.steady_backward_factor is not None:
+            forward, backward = 100 * (made.steady_forward_factor - 1), 100 * (made.steady_backward_factor - 1)
+            told += f"\n  a GPU at work for seconds is {forward:.1f} % slower than in the rounds in forwards, "
+            told += f"{backward:.1f} % in backwards; the costs are its"
         Console(soft_wrap=True).print(
             f"Wrote {output}: {made.source}. Microbatches that the fit had not seen are foretold within {median:.1f} % "
-            f"(median; worst {worst:.1f} %).{by_size}",
+            f"(median; worst {worst:.1f} %).{told}",
             markup=False,
             highlight=False,
         )

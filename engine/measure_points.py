@@ -2,7 +2,7 @@
 
 Stages of two depths tell a layer from what stands beside the layers; the other kinds of stage and the pieces of a layer
 are measured on some of the microbatches. Rounds of all kinds of stage take turns, so that a host that changes its speed
-does so for all of them.
+does so for all of them. Behind the rounds the deepest stage works for seconds without a rest (steady_stretch.py).
 """
 
 import gc
@@ -26,6 +26,7 @@ from .recorder import Recorder, now_ns
 from .stage import Stage, make_stage_of
 from .stage_kinds import Setup, StageKind, StaticBytes, stage_kinds
 from .stage_rounds import Passes, Row, StageRounds
+from .steady_stretch import steady_rows
 
 _LARGE_SHARE = 2 / 3
 """Of the time, for large microbatches."""
@@ -76,6 +77,9 @@ def _measure_stages(
     rows: list[Row] = []
     for large in (False, True):
         rows += _measure_series(setup, kinds, stages, large=large, seconds=seconds)
+    plain = [kind for kind in kinds if kind.piece == "stage" and kind.recompute == "none"]
+    deepest = max(plain, key=lambda kind: kind.layers)
+    rows += steady_rows(setup, deepest, stages[deepest.module()], points_table(rows))
     static = []
     for kind in kinds:
         if kind.recompute == "none":

@@ -63,6 +63,10 @@ class CostTerms:
         """The cost of work that takes so much less for each token, and as long to launch."""
         return replace(self, per_token_ms=max(0.0, self.per_token_ms - ms))
 
+    def slowed(self, factor: float) -> "CostTerms":
+        """The cost of work that takes `factor` times as long, and as long to launch."""
+        return replace(self.scaled(factor), floor_ms=self.floor_ms, floor_per_adapter_ms=self.floor_per_adapter_ms)
+
     def scaled(self, factor: float) -> "CostTerms":
         """The cost of `factor` times the work."""
         return CostTerms(**{name: getattr(self, name) * factor for name in self.__dataclass_fields__})
@@ -76,6 +80,14 @@ class PassCosts:
     """All target linears of the layer, base and LoRA, by how they are computed."""
     attention: CostTerms = field(default_factory=CostTerms)
     elementwise: CostTerms = field(default_factory=CostTerms)
+
+    def slowed(self, factor: float) -> "PassCosts":
+        """The pass of work that takes `factor` times as long, and as long to launch."""
+        return PassCosts(
+            linears={kernels: terms.slowed(factor) for kernels, terms in self.linears.items()},
+            attention=self.attention.slowed(factor),
+            elementwise=self.elementwise.slowed(factor),
+        )
 
     def layer(self, kernels: Kernels) -> CostTerms:
         """The whole layer with these linears."""
@@ -191,6 +203,10 @@ class CostProfile:
     fit_error_worst: float | None = None
     fit_errors: Mapping[str, FitError] = field(default_factory=dict)
     """The same by size of the microbatch."""
+    steady_forward_factor: float | None = None
+    """How much longer a forward's work takes on a device that has been at it for seconds than in the rounds that errors
+    are of. The costs are those of such a device; None where nobody measured it, and they are the rounds'."""
+    steady_backward_factor: float | None = None
 
     def save(self, path: Path | str) -> None:
         """Write it as JSON, atomically. Raises TraceError at a value that breaks a rule."""

@@ -3,7 +3,8 @@
 The layer as it runs is what counts, so it is fitted whole, from stages of several depths. Its parts are then told
 apart: what grows with the squares is attention, what else attention takes is what it took alone; without adapters the
 linears alone were measured, and what remains beside them and attention is elementwise. A launch floor is the whole
-layer's: it stands with its linears.
+layer's: it stands with its linears. All of that is fitted to rounds; work, and not launching, is then slowed to
+what it takes on a GPU that has been at it for seconds (steady.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from .fit_error import FitError, errors_by_size
 from .fit_layers import LayerFit, fit_layers
 from .memory_costs import RecomputeMode
 from .profile_points import WHOLE
+from .steady import steady_factor
 
 Pass = Literal["forward", "backward"]
 _HELD_OUT_FOLDS = 3
@@ -46,6 +48,25 @@ class FittedPass:
     close_floor_ms: float = 0.0
     """What the end of an adapter's global batch adds (`LayerFit`)."""
 
+    steady_factor: float | None = None
+    """What its work takes longer outside of rounds (steady.py)."""
+
+    def steady(self, *, again: "FittedPass") -> "FittedPass":
+        """The pass on a GPU at work for seconds; launches, and what belongs to steps, stay as they are.
+
+        `again`: the forward, which is what recomputation runs once more.
+        """
+        factor, again_factor = self.steady_factor or 1.0, again.steady_factor or 1.0
+        return replace(
+            self,
+            costs=self.costs.slowed(factor),
+            stage=self.stage.slowed(factor),
+            recomputation={mode: terms.slowed(again_factor) for mode, terms in self.recomputation.items()},
+            embedding=self.embedding.slowed(factor),
+            head=self.head.slowed(factor),
+            first_saved_ms_per_token=factor * self.first_saved_ms_per_token,
+        )
+
     def whole(self, recompute: str = "none") -> LayerFit:
         """Layers and stage as they run."""
         more = {str(mode): terms for mode, terms in self.recomputation.items()}.get(recompute, CostTerms())
@@ -72,7 +93,7 @@ class FittedPass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittedProfile:
-    """The costs in time, and the relative errors of held-out stage passes."""
+    """The costs in time, as in the rounds, and the relative errors of held-out stage passes."""
 
     forward: FittedPass
     backward: FittedPass
@@ -84,28 +105,31 @@ class FittedProfile:
     """The same in sum, by size of the microbatch."""
 
     def onto(self, profile: CostProfile) -> CostProfile:
-        """The profile with these costs and errors in it."""
+        """The profile with the costs of a GPU at work for seconds, and the errors of the rounds, in it."""
         sizes = self.errors.abs()
+        forward, backward = (one.steady(again=self.forward) for one in (self.forward, self.backward))
         return replace(
             profile,
-            forward=self.forward.costs,
-            backward=self.backward.costs,
-            stage_forward=self.forward.stage,
-            stage_backward=self.backward.stage,
-            recomputation=self.backward.recomputation,
-            checkpointing=self.forward.recomputation,
+            forward=forward.costs,
+            backward=backward.costs,
+            stage_forward=forward.stage,
+            stage_backward=backward.stage,
+            recomputation=backward.recomputation,
+            checkpointing=forward.recomputation,
             ends=EndCosts(
-                embedding_forward=self.forward.embedding,
-                embedding_backward=self.backward.embedding,
-                head_forward=self.forward.head,
-                head_backward=self.backward.head,
-                first_layer_saved_ms_per_token=self.backward.first_saved_ms_per_token,
+                embedding_forward=forward.embedding,
+                embedding_backward=backward.embedding,
+                head_forward=forward.head,
+                head_backward=backward.head,
+                first_layer_saved_ms_per_token=backward.first_saved_ms_per_token,
             ),
             step_fixed_ms=self.step_fixed_ms,
             step_ms_per_layer=self.step_ms_per_layer,
             fit_error_median=float(sizes.median()),
             fit_error_worst=float(sizes.max()),
             fit_errors=self.by_size,
+            steady_forward_factor=forward.steady_factor,
+            steady_backward_factor=backward.steady_factor,
         )
 
 
@@ -127,9 +151,9 @@ def fit_profile(table: pd.DataFrame, *, kernels: Kernels = "fused") -> FittedPro
             errors[rows.index] = _fit_pass(known, which, kernels).ms(rows) / rows["ms"].to_numpy() - 1.0
     steps = table[table["piece"] == "step"]
     step_fixed_ms, step_ms_per_layer = _line(_layers_of(steps), steps["ms"].to_numpy())
-    backward = _fit_pass(table, "backward", kernels)
+    forward, backward = _steady_pass(table, "forward", kernels), _steady_pass(table, "backward", kernels)
     return FittedProfile(
-        forward=_fit_pass(table, "forward", kernels),
+        forward=forward,
         backward=backward,
         # Every step follows the end of its batch, whatever backward that is part of.
         step_fixed_ms=step_fixed_ms + backward.close_ms,
@@ -137,6 +161,11 @@ def fit_profile(table: pd.DataFrame, *, kernels: Kernels = "fused") -> FittedPro
         errors=errors,
         by_size=errors_by_size(table, errors),
     )
+
+
+def _steady_pass(table: pd.DataFrame, which: Pass, kernels: Kernels) -> FittedPass:
+    fitted = _fit_pass(table, which, kernels)
+    return replace(fitted, steady_factor=steady_factor(table[table["pass"] == which], fitted.whole()))
 
 
 def _fit_pass(table: pd.DataFrame, which: Pass, kernels: Kernels) -> FittedPass:

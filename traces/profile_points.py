@@ -4,6 +4,7 @@ A row is a microbatch (`condition`) run through a `piece` of the model:
 
 - `stage`: so many `layers` with adapters, under a way of recomputing; `first` and `last`: the same with the embedding,
   with head and loss; `frozen`: without adapters;
+- `steady`: `stage` again, in the midst of seconds of work without a rest;
 - of one layer: `attention`, and its linears as `linears-frozen` and `linears-eager`;
 - `step`: one adapter's optimizer step over so many layers.
 
@@ -44,7 +45,7 @@ COLUMNS: Mapping[str, str] = {
 }
 _LATER = ("closes", "rounds", "low_ms", "high_ms")
 """Columns that older tables lack."""
-PIECES = ("stage", "first", "last", "frozen", "attention", "linears-frozen", "linears-eager", "step")
+PIECES = ("stage", "first", "last", "steady", "frozen", "attention", "linears-frozen", "linears-eager", "step")
 WHOLE = ("stage", "first", "last")
 """Pieces that are a stage as it runs in training."""
 PASSES = ("forward", "backward", "step")

@@ -54,7 +54,10 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> GpuProfile:
         "frozen of 1 layers",
         "frozen of 2 layers",
     ]
-    assert all("then 4 of about" in line for line in told if line.startswith(" "))
+    indented = [line for line in told if line.startswith(" ")]
+    (stretch,) = [line for line in indented if "without a rest" in line]
+    assert stretch.startswith("  2 turns of 4 large microbatches without a rest in ")
+    assert all("then 4 of about" in line for line in indented if line != stretch)
     return found
 
 
@@ -67,6 +70,7 @@ def test_every_piece_is_measured_on_the_microbatches_it_needs(measured: GpuProfi
         ("stage", "full", 1): 3,
         ("first", "none", 1): 3,
         ("last", "none", 1): 3,
+        ("steady", "none", 2): 4,
         ("frozen", "none", 1): 3,
         ("frozen", "none", 2): 3,
         ("attention", "none", 1): 3,
@@ -83,7 +87,10 @@ def test_every_piece_is_measured_on_the_microbatches_it_needs(measured: GpuProfi
     # there is a stage with adapters.
     stages = measured.points["piece"].isin(["stage", "first", "last", "step"])
     assert (measured.points["rounds"][stages] == 3).all()
-    assert (measured.points["rounds"][~stages] == 4).all()
+    # Of the stretch without a rest the second turn is timed.
+    stretch = measured.points["piece"] == "steady"
+    assert (measured.points["rounds"][stretch] == 1).all()
+    assert (measured.points["rounds"][~stages & ~stretch] == 4).all()
     # No microbatch pays for the end of a global batch.
     assert (measured.points["closes"] == 0).all()
     # The same microbatch is the same everywhere.
@@ -98,6 +105,9 @@ def test_the_profile_is_whole_and_survives_its_file(measured: GpuProfile, tmp_pa
         assert words in profile.source
     assert profile.fit_error_median is not None
     assert profile.fit_error_worst is not None
+    for factor in (profile.steady_forward_factor, profile.steady_backward_factor):
+        assert factor is not None
+        assert factor >= 1.0
     assert set(profile.forward.linears) == {"eager", "frozen"}
     assert set(profile.recomputation) == {"selective", "full"}
     profile.save(tmp_path / "profile.json")

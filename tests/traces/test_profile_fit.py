@@ -1,6 +1,7 @@
 """From raw points to the costs of a profile, on points made up from known costs."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,48 @@ def test_the_end_of_a_batch_belongs_to_its_step() -> None:
     assert (fitted.backward.close_ms, fitted.backward.close_floor_ms) == pytest.approx((0.3, 0.3))
     assert fitted.step_fixed_ms == pytest.approx(0.2 + 0.3)
     assert fitted.errors.abs().max() < 1e-6
+
+
+def steady(table: pd.DataFrame, *, forward: float, backward: float) -> pd.DataFrame:
+    """With a stretch in which the deeper stage takes so many times as long."""
+    own = table[(table["piece"] == "stage") & (table["layers"] == 4) & (table["recompute"] == "none")]
+    factors = own["pass"].map({"forward": forward, "backward": backward})
+    stretch = own.assign(piece="steady", ms=factors * own["ms"])
+    return points_table([*table.to_dict(orient="records"), *stretch.to_dict(orient="records")])
+
+
+def test_a_gpu_without_rest_is_slower_at_its_work_and_not_at_launching(tmp_path: Path) -> None:
+    table = made_up()
+    path = tmp_path / "profile.points.csv"
+    save_points(steady(table, forward=1.06, backward=1.02), path, source="a stretch")
+    rounds, fitted = fit_profile(table), fit_profile(load_points(path))
+    profile, rested = fitted.onto(BLANK), rounds.onto(BLANK)
+    assert (profile.steady_forward_factor, profile.steady_backward_factor) == pytest.approx((1.06, 1.02), rel=1e-4)
+    assert (rested.steady_forward_factor, rested.steady_backward_factor) == (None, None)
+    # Errors are those of rounds by what was fitted to rounds.
+    assert profile.fit_error_worst == pytest.approx(rested.fit_error_worst, abs=1e-5)
+    large = {"tokens": 8192, "squares": 8192 * 512, "targets": 4096, "adapters": 4, "dropped": 8192}
+    small = {"tokens": 64, "squares": 4096, "targets": 0, "adapters": 1}
+    for recompute in RECOMPUTE_MODES:
+        (slow,), (fast,) = (one.stages(num_stages=1, recompute=recompute) for one in (profile, rested))
+        # What is computed again is a forward's work.
+        again = float(fast.backward_ms(**large) - rested.stages(num_stages=1)[0].backward_ms(**large))
+        assert float(slow.forward_ms(**large)) == pytest.approx(1.06 * float(fast.forward_ms(**large)), rel=1e-3)
+        wanted = 1.02 * float(fast.backward_ms(**large)) + 0.04 * again
+        assert float(slow.backward_ms(**large)) == pytest.approx(wanted, rel=1e-3)
+        assert float(slow.forward_ms(**small)) == pytest.approx(float(fast.forward_ms(**small)), rel=1e-3)
+        assert float(slow.backward_ms(**small)) == pytest.approx(float(fast.backward_ms(**small)), rel=1e-3)
+        # The optimizer's work waits for memory, whose clock stays.
+        assert slow.step_ms == pytest.approx(fast.step_ms, rel=1e-3)
+    profile.save(tmp_path / "profile.json")
+    assert CostProfile.load(tmp_path / "profile.json") == profile
+
+
+def test_a_stretch_that_is_no_slower_changes_nothing() -> None:
+    table = made_up()
+    rested = fit_profile(table).onto(BLANK)
+    found = fit_profile(steady(table, forward=0.98, backward=1.0)).onto(BLANK)
+    assert found == replace(rested, steady_forward_factor=1.0, steady_backward_factor=1.0)
 
 
 def test_the_profile_in_the_box_is_the_fit_of_its_points() -> None:
