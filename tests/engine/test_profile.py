@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,22 @@ def test_json_knows_no_infinity(
     monkeypatch.setattr(profile_module, "profile_model", measured)
     profile_command("tiny", path, json=True)
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("factors", [(1.07, 1.015), (None, None)])
+def test_what_a_gpu_takes_longer_without_a_rest_is_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    factors: tuple[float | None, float | None],
+) -> None:
+    forward, backward = factors
+    made = replace(
+        uniform_profile(num_stages=2, forward_ms=1.0, backward_ms=2.0),
+        steady_forward_factor=forward,
+        steady_backward_factor=backward,
+    )
+    monkeypatch.setattr(profile_module, "profile_model", lambda model, **_: made)
+    profile_command("tiny", tmp_path / "profile.json")
+    told = "a GPU at work for seconds is 7.0 % slower than in the rounds in forwards, 1.5 % in backwards"
+    assert (told in capsys.readouterr().out) == (forward is not None)

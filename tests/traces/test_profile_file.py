@@ -46,6 +46,8 @@ def profiles(draw: st.DrawFn) -> CostProfile:
         link=LinkCosts(latency_ms=draw(costs), bytes_per_ms=draw(costs | st.just(float("inf"))), overlapped=False),
         memory=MemoryCosts(capacity_bytes=draw(costs | st.just(float("inf")))),
         fit_error_median=draw(st.none() | costs),
+        steady_forward_factor=draw(st.none() | costs),
+        steady_backward_factor=draw(st.none() | costs),
     )
 
 
