@@ -5,12 +5,9 @@ from torch import Tensor
 
 
 class HostCopy:
-    """A tensor as it is now, on its way to the host behind the work at hand, whatever becomes of the tensor.
+    """A tensor as it is now, on its way to the host behind the work at hand, whatever becomes of the tensor."""
 
-    Who waits for it spins, or `sleeps` where processes share the host's cores and it may take long.
-    """
-
-    def __init__(self, tensor: Tensor, *, sleeps: bool = False) -> None:
+    def __init__(self, tensor: Tensor) -> None:
         self.ready: torch.cuda.Event | None = None
         """When it has come, as an event with timing; None where the tensor was on the host."""
         if tensor.device.type != "cuda":
@@ -18,7 +15,7 @@ class HostCopy:
             return
         self._on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         self._on_host.copy_(tensor, non_blocking=True)
-        self.ready = torch.cuda.Event(enable_timing=True, blocking=sleeps)  # type: ignore[no-untyped-call]
+        self.ready = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self.ready.record(torch.cuda.current_stream(tensor.device))
 
     def is_there(self) -> bool:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..kernels.upload import write
 from .gloo import MAX_OUTSTANDING_SENDS, GlooReceive, GlooTransport
-from .host_copy import HostCopy
 from .over_host import OverHost
 from .recorder import Later
 from .transport import Edge
@@ -154,10 +153,14 @@ class StagedTransport(OverHost):
         if tensor.device.type == "cpu":
             self._host.reduce(tensor, workers=workers)
             return
+        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        pinned.copy_(tensor, non_blocking=True)
+        copied = torch.cuda.Event(blocking=True)
+        copied.record(torch.cuda.current_stream(self._device))
         # gloo adds up on the host, so this once the host has to wait.
-        on_host = HostCopy(tensor, sleeps=True).get()
-        self._host.reduce(on_host, workers=workers)
-        write(tensor, on_host)
+        copied.synchronize()
+        self._host.reduce(pinned, workers=workers)
+        write(tensor, pinned)
 
     def finish(self) -> None:
         for sender in self._senders.values():

@@ -45,7 +45,7 @@ RIGHT = {
     (
         "engine/host_copy.py",
         "synchronize",
-    ): "of a step a global batch back, where 64 figures are under way, where gloo adds up, or when the run ends",
+    ): "of a step that lies a global batch back, where 64 figures are under way, or when the run ends",
     ("engine/message.py", "tolist"): "of a header that has come to the host",
     ("engine/nccl.py", "synchronize"): "the run begins",
     ("engine/nccl_end.py", "synchronize"): "in the threads that launch transfers",
@@ -55,7 +55,7 @@ RIGHT = {
     ("engine/peer.py", "synchronize"): "four messages are under way, and the first is still to be emptied",
     ("engine/peer_memory.py", "synchronize"): "when a run ends",
     ("engine/staged.py", "pin_memory"): "messages go through the host there",
-    ("engine/staged.py", "synchronize"): "in the thread that sends",
+    ("engine/staged.py", "synchronize"): "in the thread that sends, and where gloo adds up on the host",
     ("engine/rendezvous.py", "cpu"): "between threads of a test",
 }
 
