@@ -20,7 +20,10 @@ FLAT, PACKED = "3.6.", "3.7."
 """Versions whose C launcher takes a kernel's arguments one by one, or as one list behind their kinds."""
 
 MOST_KEPT = 4096
-"""Of a kernel's descriptors of one shape (some 200 bytes each): more than a model has weights of it."""
+"""Of a kernel's descriptors of one shape (some 400 bytes each): more than a model has weights of it."""
+MOST_SHAPES = 256
+"""Of a kernel: microbatches of every length bring their own, of which each is filled for every layer's addresses. What
+is dropped here lives as long as the plans that use it."""
 
 Start = Callable[[int, int, int, int, list[Any]], None]
 """Of a grid's three sizes, the stream's handle, and all of the kernel's arguments and constants."""
@@ -69,7 +72,7 @@ class Launcher:
         key = (position, *tile.shape, *tile.strides)
         found = self.kept.get(key)
         if found is None:
-            if len(self.kept) >= MOST_KEPT:
+            if len(self.kept) >= MOST_SHAPES:
                 self.kept.clear()
             found = self.kept[key] = Descriptors(tile=rebased(tile, None), fill=self.fills[position])
         return found
@@ -90,7 +93,10 @@ def _by_triton(run: Any, function: int, metadata: Any) -> Start:
 
 def _direct(run: Any, function: int, metadata: Any) -> Launcher | None:
     """None where this Triton is not known, or the kernel wants memory of its own, which its Python allocates."""
-    if type(run).__module__ != "triton.backends.nvidia.driver" or run.global_scratch_size or run.profile_scratch_size:
+    if type(run).__module__ != "triton.backends.nvidia.driver" or not triton.__version__.startswith((FLAT, PACKED)):
+        return None
+    # of another version these attributes need not be there
+    if run.global_scratch_size or run.profile_scratch_size:
         return None
     launch, metas = run.launch, ()
     if isinstance(launch, FunctionType):
@@ -99,11 +105,10 @@ def _direct(run: Any, function: int, metadata: Any) -> Launcher | None:
         if not {"launcher", "tensordesc_meta"} <= inside.keys() or None in inside["tensordesc_meta"]:
             return None
         launch, metas = inside["launcher"], tuple(inside["tensordesc_meta"])
-    start = _start(run, launch, function, metadata)
-    return None if start is None else Launcher(start=start, fills=tuple(map(_filling, metas)))
+    return Launcher(start=_start(run, launch, function, metadata), fills=tuple(map(_filling, metas)))
 
 
-def _start(run: Any, launch: Callable[..., None], function: int, metadata: Any) -> Start | None:
+def _start(run: Any, launch: Callable[..., None], function: int, metadata: Any) -> Start:
     cooperative, dependent = run.launch_cooperative_grid, run.launch_pdl
     if triton.__version__.startswith(FLAT):
 
@@ -113,17 +118,15 @@ def _start(run: Any, launch: Callable[..., None], function: int, metadata: Any) 
             )
 
         return flat
-    if triton.__version__.startswith(PACKED):
-        kinds, signature = run.arg_annotations, run.kernel_signature
+    kinds, signature = run.arg_annotations, run.kernel_signature
 
-        def packed(x: int, y: int, z: int, stream: int, arguments: list[Any]) -> None:
-            launch(
-                x, y, z, stream, function, cooperative, dependent, metadata, None, None, None, None, None, kinds,
-                signature, arguments,
-            )  # fmt: skip
+    def packed(x: int, y: int, z: int, stream: int, arguments: list[Any]) -> None:
+        launch(
+            x, y, z, stream, function, cooperative, dependent, metadata, None, None, None, None, None, kinds,
+            signature, arguments,
+        )  # fmt: skip
 
-        return packed
-    return None
+    return packed
 
 
 def _filling(meta: Any) -> Callable[[Any], Any]:

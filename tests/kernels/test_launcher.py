@@ -113,8 +113,14 @@ def test_what_is_not_known_is_launched_by_triton(
     assert seen == [(1, 2, 3, 99, *GIVEN, None, None, None, "tile", 5)]
 
 
+def test_a_launcher_of_another_version_is_not_asked_for_what_it_may_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "__version__", "99.0.0")
+    assert launcher_of(object.__new__(driver.CudaLauncher), *GIVEN).fills is None
+
+
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "MOST_KEPT", 2)
+    monkeypatch.setattr(launcher, "MOST_SHAPES", 2)
     tile = TensorDescriptor.from_tensor(torch.zeros(32, 64), [16, 16])
     kept = launcher.Descriptors(tile=rebased(tile, None), fill=lambda tile: tile.base.data_ptr() + 1)
     assert [kept.at(address) for address in (16, 32, 16, 48, 16)] == [17, 33, 17, 49, 17]
