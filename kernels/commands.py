@@ -82,7 +82,7 @@ def _measured(
 
     peers = [name for name in ("unsloth",) if name not in absent]
     bench_run.measure_rows(rows, results, peers=peers, out_of_time=out_of_time, report=report, keep=keep)
-    if profile and not results.missing(rows):
+    if profile:
         bench_run.profile_missed(rows, results, out_of_time=out_of_time, report=report, keep=keep)
     document = bench_run.document(rows, results, facts=facts)
     return document, bench_report.write_results(output, stem, document)

@@ -272,6 +272,24 @@ def test_an_unfinished_run_ends_with_1_and_is_resumed(
 
 
 @pytest.mark.usefixtures("gpu")
+def test_a_row_that_always_fails_keeps_no_other_from_its_profile(
+    short_grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(row: Row, device: torch.device, *, peers: list[str]) -> Record:
+        if row == ROWS[0]:
+            raise RuntimeError("out of memory")
+        return measured(row)
+
+    monkeypatch.setattr(bench, "measure", measure)
+    with pytest.raises(typer.Exit) as ended:
+        commands.bench_kernels(output=tmp_path, grid=short_grid, json=True)
+    assert ended.value.exit_code == 1
+    done = json.loads(capsys.readouterr().out)
+    assert done["rows"]["missing"] == [ROWS[0].name()]
+    assert set(done["profile_ms"]) == {row.shape_name() for row in ROWS[1:]}
+
+
+@pytest.mark.usefixtures("gpu")
 def test_tune_prints_one_object_and_its_progress_beside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
