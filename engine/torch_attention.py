@@ -20,6 +20,8 @@ _OPTIONS = {"scale", "window_size_left", "window_size_right"}
 """The rest, which differs from torch 2.11 to 2.13, has defaults that ask for nothing."""
 
 Operator = Callable[..., tuple[Tensor, ...]]
+_Packed = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int, int]
+"""Queries, keys, values, where the samples of queries and of keys end, and the longest of either."""
 
 
 def torch_attention(
@@ -29,25 +31,12 @@ def torch_attention(
 
     Causal inside each sample; a token attends to `back` tokens before it, all of them where it is -1.
     """
+    packed = (query, key, value, cumulative_lengths, cumulative_lengths, longest, longest)
     operator = flash_operator()
     if operator is None:
-        return _by_the_public_way(query, key, value, cumulative_lengths, longest, scaling=scaling, back=back)
+        return _by_the_public_way(packed, scaling=scaling, back=back)
     # As varlen_attn calls it: causal is said by the flag or by the window, never by both.
-    return operator(
-        query,
-        key,
-        value,
-        cumulative_lengths,
-        cumulative_lengths,
-        longest,
-        longest,
-        0.0,
-        back == -1,
-        False,
-        scale=scaling,
-        window_size_left=back,
-        window_size_right=0,
-    )[0]
+    return operator(*packed, 0.0, back == -1, False, scale=scaling, window_size_left=back, window_size_right=0)[0]
 
 
 @functools.cache
@@ -82,25 +71,13 @@ def _output_of_nothing(operator: Operator) -> Tensor:
     return operator(query.requires_grad_(), key, key, lengths, lengths, 2, 2, 0.0, True, False, **options)[0]
 
 
-def _by_the_public_way(
-    query: Tensor, key: Tensor, value: Tensor, cumulative_lengths: Tensor, longest: int, *, scaling: float, back: int
-) -> Tensor:
+def _by_the_public_way(packed: _Packed, *, scaling: float, back: int) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    query, key, *_ = packed
     # torch 2.11 takes grouped heads as they are, later versions want to be told.
     told: dict[str, Any] = {"enable_gqa": True} if _wants_gqa_flag() and query.shape[1] != key.shape[1] else {}
-    attended = varlen_attn(
-        query,
-        key,
-        value,
-        cumulative_lengths,
-        cumulative_lengths,
-        longest,
-        longest,
-        scale=scaling,
-        window_size=(back, 0),
-        **told,
-    )
+    attended = varlen_attn(*packed, scale=scaling, window_size=(back, 0), **told)
     assert isinstance(attended, Tensor)  # a pair only where more is asked for
     return attended
 
