@@ -21,7 +21,7 @@ from .measure_rounds import repeat, seconds_since
 from .model import StageModel
 from .nf4_linear import held_bytes
 from .pool_tokens import PoolTokens
-from .profile_conditions import AGAIN, conditions_plan, small_and_large
+from .profile_conditions import AGAIN, conditions_plan, every_so_many
 from .recorder import Recorder, now_ns
 from .stage import Stage, make_stage_of
 from .stage_kinds import Setup, StageKind, StaticBytes, stage_kinds
@@ -94,9 +94,7 @@ def _measure_stages(
 def _measure_series(
     setup: Setup, kinds: Sequence[StageKind], stages: Mapping[tuple[str, int], Stage], *, large: bool, seconds: float
 ) -> list[Row]:
-    # Told apart once, so that a microbatch is a small one for every kind of stage or for none.
-    own = set(small_and_large(setup.conditions)[large])
-    chosen = [(kind, [one for one in setup.conditions[:: kind.every] if one in own]) for kind in kinds]
+    chosen = [(kind, every_so_many(setup.conditions, every=kind.every, large=large)) for kind in kinds]
     series = [
         StageRounds(
             setup,

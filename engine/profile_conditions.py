@@ -137,6 +137,15 @@ def small_and_large(conditions: Sequence[Condition]) -> tuple[tuple[Condition, .
     return small, tuple(condition for condition in conditions if _size(condition) >= bound)
 
 
+def every_so_many(conditions: Sequence[Condition], *, every: int, large: bool) -> tuple[Condition, ...]:
+    """The large or the small ones among every so many.
+
+    They are told apart among all, so that a microbatch is a small one for every kind of stage or for none.
+    """
+    own = set(small_and_large(conditions)[large])
+    return tuple(condition for condition in conditions[::every] if condition in own)
+
+
 def round_order(conditions: Sequence[Condition], generator: np.random.Generator, *, again: int = 1) -> list[int]:
     """Places of the conditions in the order of one round, each `again` times: by size, about, so that neighbours change
     from round to round."""

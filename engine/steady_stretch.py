@@ -14,7 +14,7 @@ from ..planner.program import ActionKind
 from .measure import agreed_rounds, run_round
 from .measure_rounds import seconds_since
 from .pool_tokens import PoolTokens
-from .profile_conditions import Condition, conditions_plan, small_and_large
+from .profile_conditions import Condition, conditions_plan, every_so_many
 from .recorder import now_ns
 from .stage import Stage
 from .stage_kinds import Setup, StageKind
@@ -57,7 +57,5 @@ def steady_conditions(conditions: Sequence[Condition], *, every: int) -> tuple[C
 
     A single long sample is half attention, which training hardly is, and which may draw less power than products do.
     """
-    large = set(small_and_large(conditions)[1])
-    own = tuple(conditions[::every])
-    own = tuple(condition for condition in own if condition in large) or own
+    own = every_so_many(conditions, every=every, large=True) or tuple(conditions[::every])
     return tuple(condition for condition in own if len(condition.lengths) > 1) or own
