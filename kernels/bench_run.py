@@ -77,9 +77,6 @@ def measure_rows(
     `keep` is called behind each, so that a run which is cut off loses nothing.
     """
     device = torch.device("cuda")
-    # a million objects of torch and its compiler, which would be walked behind every row and in the midst of some
-    gc.collect()
-    gc.freeze()
     for position, row in enumerate(rows):
         name = row.name()
         if name in results.records:

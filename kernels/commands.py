@@ -43,10 +43,10 @@ def bench_kernels(
     document, paths = _measured(
         output, grid, resume, profile=profile, out_of_time=out_of_time, report=lambda line: typer.echo(line, err=json)
     )
-    _tell(document, paths, profiled=profile, json=json)
+    whole = _tell(document, paths, profiled=profile, json=json)
     if json:
         print(json_module.dumps(document))
-    if document["rows"]["missing"] or (profile and document["missed_without_profile"]):
+    if not whole:
         raise typer.Exit(1)
 
 
@@ -57,6 +57,7 @@ def _measured(
     """The results document and the files it was written to."""
     import torch
 
+    from ..engine.garbage import collecting_when_told
     from . import bench, bench_report, bench_run
     from .tuning import slug, versions
 
@@ -81,15 +82,17 @@ def _measured(
         bench_report.write_json(output / f"{stem}.json", bench_run.document(rows, results, facts=facts))
 
     peers = [name for name in ("unsloth",) if name not in absent]
-    bench_run.measure_rows(rows, results, peers=peers, out_of_time=out_of_time, report=report, keep=keep)
-    if profile:
-        bench_run.profile_missed(rows, results, out_of_time=out_of_time, report=report, keep=keep)
+    # torch's own million objects would be walked behind every row, and in the midst of some
+    with collecting_when_told():
+        bench_run.measure_rows(rows, results, peers=peers, out_of_time=out_of_time, report=report, keep=keep)
+        if profile:
+            bench_run.profile_missed(rows, results, out_of_time=out_of_time, report=report, keep=keep)
     document = bench_run.document(rows, results, facts=facts)
     return document, bench_report.write_results(output, stem, document)
 
 
-def _tell(document: dict[str, Any], paths: Sequence[Path], *, profiled: bool, json: bool) -> None:
-    """The summary, what is missing, and where all of it stands."""
+def _tell(document: dict[str, Any], paths: Sequence[Path], *, profiled: bool, json: bool) -> bool:
+    """The summary, what is missing, and where all of it stands. True where nothing is missing."""
     for name, value in document["summary"].items():
         typer.echo(f"{name}: {value}", err=json)
     for path in paths:
@@ -97,11 +100,13 @@ def _tell(document: dict[str, Any], paths: Sequence[Path], *, profiled: bool, js
     for name, why in document["failed"].items():
         typer.echo(f"failed: {name}: {why}", err=True)
     missing, unprofiled = document["rows"]["missing"], document["missed_without_profile"]
-    if missing or (profiled and unprofiled):
+    whole = not (missing or (profiled and unprofiled))
+    if not whole:
         typer.echo(
             f"{len(missing)} of {document['rows']['in_grid']} rows and {len(unprofiled)} profiles are missing: "
             f"go on with --resume {paths[0]}", err=True,
         )  # fmt: skip
+    return whole
 
 
 def tune(
