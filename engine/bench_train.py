@@ -63,7 +63,7 @@ def make_questions(
         num_layers=num_layers,
     )
     check_has_weights(base)
-    settled = settled_attention(attention, device=device, config=base.config)
+    settled = settled_attention(attention, device=device, model=base)
     return tuple(
         Question(
             system=system,

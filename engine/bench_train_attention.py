@@ -3,9 +3,9 @@
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
-from typing import Any
 
+from ..planner.inputs.base_model import BaseModel
+from ..planner.model_shapes import ModelShapes
 from ..traces.errors import InputError
 from .flash_attention import CHOICES, HEAD_DIMS, MEND, asked_attention
 
@@ -15,17 +15,17 @@ _WHY_NOT = (
 )
 
 
-def settled_attention(asked: str, *, device: str, config: Mapping[str, Any]) -> str:
+def settled_attention(asked: str, *, device: str, model: BaseModel) -> str:
     """torch or flash, where `auto` leaves it to the environment, and that to what is there.
 
-    `config`: the model's config.json. Raises InputError for an unknown word, or flash where it cannot serve.
+    Raises InputError for an unknown word, flash where it cannot serve, or a config.json that lacks a size.
     """
     if asked not in CHOICES:
         raise InputError(f"--attention {asked} is unknown; choose from {', '.join(CHOICES)}")
     wanted = asked_attention() if asked == "auto" else asked
     if wanted == "torch":
         return "torch"
-    why_not = _why_not(device, config)
+    why_not = _why_not(device, model)
     if why_not is None:
         return "flash"
     if wanted == "flash":
@@ -33,10 +33,10 @@ def settled_attention(asked: str, *, device: str, config: Mapping[str, Any]) -> 
     return "torch"
 
 
-def _why_not(device: str, config: Mapping[str, Any]) -> str | None:
+def _why_not(device: str, model: BaseModel) -> str | None:
     if device != "cuda":
         return f"FlashAttention-4 needs a GPU, and this runs on device {device}"
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    head_dim = ModelShapes.of(model).head_dim
     if head_dim not in HEAD_DIMS:
         return f"heads of {head_dim} stay with torch, only those of {' and '.join(map(str, HEAD_DIMS))} do not"
     # In a process of its own: a CUDA context in this one would take memory from those that are measured.

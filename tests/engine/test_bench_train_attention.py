@@ -16,6 +16,7 @@ from loraplex.engine.bench_train_peers import ASSEMBLIES
 from loraplex.engine.bench_train_report import joined_with_earlier, results_table, write_results
 from loraplex.engine.bench_train_spec import PADDED, Point, Question
 from loraplex.engine.flash_attention import ATTENTION
+from loraplex.planner.inputs.base_model import find_base_model
 from loraplex.traces.errors import InputError
 
 POINT = Point(workload="mix", dropout=0.1, num_adapters=4, microbatch_tokens=256, global_batch_size=2)
@@ -23,7 +24,7 @@ ASKED = Question(
     system="ours", model="tiny", random_weights=True, load_in_4bit=False, num_layers=None, device="cuda",
     seconds=0.01, recompute="none", attention="flash", lengths_folder=None, points=(POINT,),
 )  # fmt: skip
-SERVED = {"hidden_size": 4096, "num_attention_heads": 32}
+SERVED = find_base_model("llama-3.1-8b", relative_to=Path.cwd(), random_weights=True)
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, *, why_not: str | None) -> None:
@@ -50,7 +51,7 @@ def test_it_is_what_is_asked_for_then_what_the_environment_says_then_what_is_the
 ) -> None:
     pretend(monkeypatch, why_not=why_not)
     monkeypatch.setenv(ATTENTION, environment)
-    assert settled_attention(asked, device="cuda", config=SERVED) == settled
+    assert settled_attention(asked, device="cuda", model=SERVED) == settled
 
 
 @pytest.mark.parametrize("environment", ["auto", "flash"])
@@ -59,15 +60,15 @@ def test_flash_that_cannot_be_is_refused_with_the_reason(monkeypatch: pytest.Mon
     monkeypatch.setenv(ATTENTION, environment)
     asked = "auto" if environment == "flash" else "flash"
     with pytest.raises(InputError, match="--attention flash: FlashAttention-4 is not installed; install the extra"):
-        settled_attention(asked, device="cuda", config=SERVED)
+        settled_attention(asked, device="cuda", model=SERVED)
 
 
 def test_a_model_whose_heads_it_does_not_serve_stays_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, why_not=None)
-    config = SERVED | {"head_dim": 96}
-    assert settled_attention("auto", device="cuda", config=config) == "torch"
+    model = dataclasses.replace(SERVED, config={**SERVED.config, "head_dim": 96})
+    assert settled_attention("auto", device="cuda", model=model) == "torch"
     with pytest.raises(InputError, match="heads of 96 stay with torch, only those of 64 and 128 do not"):
-        settled_attention("flash", device="cuda", config=config)
+        settled_attention("flash", device="cuda", model=model)
 
 
 def test_every_process_is_told_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
