@@ -131,7 +131,7 @@ def bench_train(
     ] = None,
     output: ResultsFolder = RESULTS,
     add: Annotated[
-        bool, typer.Option("--add", help="Keep what today's file has of other systems or another attention.")
+        bool, typer.Option("--add", help="Keep what today's file has of other systems, attention or recomputation.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -185,7 +185,7 @@ def bench_train(
     kinds = [word for word, holds in (("growth", growth), ("nf4", load_in_4bit)) if holds]
     stem = "-".join(["train", *kinds, *around["gpu"].lower().split(), date])
     if add:
-        measured = {(question.system, question.own_attention()) for question in questions}
+        measured = [question.variant() for question in questions]
         document = joined_with_earlier(output, stem, document, measured=measured)
     for record in ask_all(questions):
         console.print(json_module.dumps(record), soft_wrap=True, markup=False, highlight=False)

@@ -13,6 +13,7 @@ from typing import Any, get_args
 from ..traces.costs import RecomputeMode
 from ..traces.errors import InputError
 from .bench_train_attention import settled_attention
+from .bench_train_report import NOT_INSTALLED
 from .bench_train_spec import OURS, RECORD, SYSTEMS, WORKLOADS, Question, check_names, growth_points, points_of
 from .flash_attention import ATTENTION
 
@@ -97,7 +98,7 @@ def surroundings(device: str) -> dict[str, Any]:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
+            found[package] = NOT_INSTALLED
     gpu = "cpu"
     if device == "cuda":
         # In a process of its own: a CUDA context in this one would take memory from those that are measured.

@@ -1,9 +1,9 @@
 """The figures of `bench train` as JSON, CSV, bars and a table."""
 
 import json
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 from rich.table import Table
@@ -12,6 +12,8 @@ from ..traces.errors import InputError
 from ..traces.files import write_atomically
 
 Record = dict[str, Any]
+NOT_INSTALLED: Final = "not installed"
+"""In place of a version."""
 
 
 def write_results(folder: Path, stem: str, document: dict[str, Any]) -> list[Path]:
@@ -34,39 +36,49 @@ def write_json(folder: Path, stem: str, document: dict[str, Any]) -> None:
 
 
 def joined_with_earlier(
-    folder: Path, stem: str, document: dict[str, Any], *, measured: Set[tuple[str, str]]
+    folder: Path, stem: str, document: dict[str, Any], *, measured: Sequence[dict[str, str]]
 ) -> dict[str, Any]:
     """The document with what an earlier one of that name has of others than `measured`, whose commands are named too.
 
-    `measured`: (system, attention) of all that is measured now. Raises InputError where the earlier one was of another
-    model, GPU or other versions.
+    `measured`: the variants (`Question.variant`) that are measured now. What the earlier one says beside (a note)
+    stays. Raises InputError where the earlier one was of another model, GPU or other versions.
     """
     path = folder / f"{stem}.json"
     if not path.is_file():
         return document
     earlier = json.loads(path.read_text(encoding="utf-8"))
-    for name in ("model", "gpu", "versions"):
-        if earlier.get(name) != document[name]:
-            raise InputError(
-                f"{path} is of {name} {earlier.get(name)}, not {document[name]}; leave --add out or give another folder"
-            )
-    kept = [record for record in earlier["records"] if (record["system"], record.get("attention")) not in measured]
+    for name in ("model", "gpu"):
+        _check_same(path, name, earlier[name], document[name])
+    for package in earlier["versions"].keys() & document["versions"].keys():
+        # A package that was installed in between (flash) changes nothing in what was measured without it.
+        both = earlier["versions"][package], document["versions"][package]
+        if NOT_INSTALLED not in both:
+            _check_same(path, package, *both)
+    kept = [record for record in earlier["records"] if not any(one.items() <= record.items() for one in measured)]
     return {
+        **earlier,
         **document,
+        "versions": earlier["versions"] | {k: v for k, v in document["versions"].items() if v != NOT_INSTALLED},
         "command": f"{earlier['command']} && {document['command']}" if kept else document["command"],
         "systems": earlier["systems"] | document["systems"],
         "records": kept + document["records"],
     }
 
 
+def _check_same(path: Path, name: str, earlier: str, now: str) -> None:
+    if earlier != now:
+        raise InputError(f"{path} is of {name} {earlier}, not {now}; leave --add out or give another folder")
+
+
 def results_table(records: Sequence[Record]) -> Table:
     """For people: a line for each figure, or why there is none."""
-    what = ("system", "attention", "workload", "dropout", "adapters", "microbatch")
+    what = ("system", "attention", "recompute", "workload", "dropout", "adapters", "microbatch")
     table = Table(*what, "tokens/s", "GiB", "hours", "note")
     for record in records:
         where = (
             record["system"],
-            record.get("attention", ""),
+            record["attention"],
+            record["recompute"],
             record["workload"],
             f"{record['dropout']:g}",
             str(record["num_adapters"]),
@@ -140,12 +152,12 @@ def _bars(axes: Any, records: Sequence[Record]) -> None:
 
 
 def _by_name(records: Sequence[Record]) -> dict[str, list[Record]]:
-    # The attention is told where the packed systems have more than one.
-    several = len({record.get("attention") for record in records} - {"sdpa"}) > 1
+    # Attention and recomputation are told where a system has more than one.
     named: dict[str, list[Record]] = {}
     for record in records:
-        told = several and record.get("attention") not in (None, "sdpa")
-        named.setdefault(f"{record['system']}, {record['attention']}" if told else record["system"], []).append(record)
+        own = [other for other in records if other["system"] == record["system"]]
+        told = [record[key] for key in ("attention", "recompute") if len({other[key] for other in own}) > 1]
+        named.setdefault(", ".join([record["system"], *told]), []).append(record)
     return named
 
 

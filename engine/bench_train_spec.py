@@ -83,12 +83,15 @@ class Question:
     points: tuple[Point, ...]
 
     def named(self, point: Point) -> dict[str, Any]:
-        """The beginning of a record: which system, with which attention, and what was measured of it."""
-        return {"system": self.system, "attention": self.own_attention(), **asdict(point)}
+        """The beginning of a record: the variant, and what was measured of it."""
+        return self.variant() | asdict(point)
 
-    def own_attention(self) -> str:
-        """torch, flash, or sdpa under a mask."""
-        return "sdpa" if self.system in PADDED else self.attention
+    def variant(self) -> dict[str, str]:
+        """System, attention (torch, flash, or sdpa under a mask) and what is recomputed: rows that differ in one stand
+        side by side.
+        """
+        attention = "sdpa" if self.system in PADDED else self.attention
+        return {"system": self.system, "attention": attention, "recompute": self.recompute}
 
     def to_json(self) -> str:
         """As the process is told on its command line."""

@@ -236,7 +236,8 @@ def test_the_command_writes_json_csv_and_a_plot(tmp_path: Path) -> None:
     assert unsloth["skipped"] == "unsloth is not installed"
     assert document["systems"] == {"ours": SYSTEMS["ours"], "unsloth": SYSTEMS["unsloth"]}
     fresh = document | {"command": "again", "systems": {"unsloth": "now"}, "records": []}
-    now = {("unsloth", "torch"), ("ours", "flash")}
+    asked = {"attention": "torch", "recompute": "none"}
+    now = [asked | {"system": "unsloth"}, asked | {"system": "ours"}]  # ours above was with selective
     assert joined_with_earlier(tmp_path, path.stem, fresh, measured=now) == document | {
         "command": f"{document['command']} && again",
         "systems": {"ours": SYSTEMS["ours"], "unsloth": "now"},
@@ -244,6 +245,11 @@ def test_the_command_writes_json_csv_and_a_plot(tmp_path: Path) -> None:
     }
     with pytest.raises(InputError, match="is of gpu cpu, not another; leave --add out"):
         joined_with_earlier(tmp_path, path.stem, fresh | {"gpu": "another"}, measured=now)
+    added, changed = ({**document["versions"], package: "9"} for package in ("unsloth", "torch"))
+    joined = joined_with_earlier(tmp_path, path.stem, fresh | {"versions": added}, measured=now)
+    assert joined["versions"] == added
+    with pytest.raises(InputError, match=r"is of torch .*, not 9; leave --add out"):
+        joined_with_earlier(tmp_path, path.stem, fresh | {"versions": changed}, measured=now)
 
 
 def test_a_base_in_4_bits_has_a_file_of_its_own(tmp_path: Path) -> None:
@@ -289,6 +295,6 @@ def test_growth_is_drawn_over_adapters_and_over_microbatches(tmp_path: Path) -> 
     assert [path.name for path in paths] == ["train-growth.json", "train-growth.csv", "train-growth.png"]
     assert json.loads(paths[0].read_text()) == document
     assert paths[1].read_text().splitlines()[0] == (
-        "system,attention,workload,dropout,num_adapters,microbatch_tokens,global_batch_size,tokens_per_s"
+        "system,attention,recompute,workload,dropout,num_adapters,microbatch_tokens,global_batch_size,tokens_per_s"
     )
     assert paths[2].stat().st_size > 10_000

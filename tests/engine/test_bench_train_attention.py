@@ -100,18 +100,21 @@ def test_rows_of_both_lie_side_by_side_and_are_told_apart(tmp_path: Path) -> Non
     padded, torch_s = (dataclasses.replace(ASKED, system=name, attention="torch") for name in ("peft-padded", "ours"))
     document = {
         "model": "tiny", "gpu": "cpu", "versions": {}, "growth": False, "command": "first",
+        "note": "said of the first",
         "systems": {"ours": "", "peft-padded": ""}, "records": [figures(padded, 1.0), figures(torch_s, 2.0)],
     }  # fmt: skip
     write_results(tmp_path, "train", document)
-    second = document | {"command": "second", "systems": {"ours": ""}, "records": []}
-    joined = joined_with_earlier(tmp_path, "train", second, measured={("ours", "flash")})
+    second = {key: value for key, value in document.items() if key != "note"}
+    second |= {"command": "second", "systems": {"ours": ""}, "records": []}
+    joined = joined_with_earlier(tmp_path, "train", second, measured=[ASKED.variant()])
+    assert joined["note"] == "said of the first"
     joined["records"].append(figures(ASKED, 3.0))
     assert [(record["system"], record["attention"]) for record in joined["records"]] == [
         ("peft-padded", "sdpa"), ("ours", "torch"), ("ours", "flash"),
     ]  # fmt: skip
     # the same again takes the place of what it was
     write_results(tmp_path, "train", joined)
-    again = joined_with_earlier(tmp_path, "train", second, measured={("ours", "flash")})
+    again = joined_with_earlier(tmp_path, "train", second, measured=[ASKED.variant()])
     assert again["records"] == joined["records"][:2]
     console = Console(width=150, record=True, file=io.StringIO())
     console.print(results_table(joined["records"]))
