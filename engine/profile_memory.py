@@ -16,7 +16,9 @@ from .stage_kinds import StaticBytes
 def memory_costs(measured: Measured, *, device: DeviceBytes, boundary_bytes_per_token: float) -> MemoryCosts:
     """What stages hold, by layers and tokens. Every part is a least-squares fit that no measured part is below zero in.
 
-    `boundary_bytes_per_token`: a stage's input, which is there before its forward begins.
+    `boundary_bytes_per_token`: a stage's input, which is there before its forward begins. Of full recomputation that is
+    taken as it is, and not from rows: of the input of every layer but the first, which is the stage's own, a stage of
+    two layers shows one beside all that does not grow with layers.
     """
     table = measured.table.dropna(subset=["kept_bytes"])
     forward, backward = (table[table["pass"] == name] for name in ("forward", "backward"))
@@ -33,7 +35,7 @@ def memory_costs(measured: Measured, *, device: DeviceBytes, boundary_bytes_per_
         activation_bytes_per_token_layer=layer,
         selective_bytes_per_token_layer=_kept(forward, "selective", beside),
         stage_bytes_per_token=beside + boundary_bytes_per_token,
-        boundary_bytes_per_token=_kept(forward, "full", beside) or boundary_bytes_per_token,
+        boundary_bytes_per_token=boundary_bytes_per_token,
         workspace_bytes_per_token=max(_passing(plain), _passing(_plain(backward))),
         logit_bytes_per_target=_per_target(forward),
         head_workspace_bytes=float(forward.loc[forward["piece"] == "last", "passing_bytes"].max()),

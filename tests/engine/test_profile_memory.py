@@ -26,7 +26,9 @@ def rows() -> pd.DataFrame:
     for condition, tokens in enumerate((300, 5000, 9000)):
         targets = tokens // (condition + 2)
         for piece, layers, recompute, each in kinds:
-            kept = tokens * (layers * each + BESIDE) + (PER_TARGET * targets if piece == "last" else 0.0)
+            # Under full recomputation the first layer's input is the stage's own, and was there before.
+            own = HIDDEN if recompute == "full" else 0.0
+            kept = tokens * (layers * each - own + BESIDE) + (PER_TARGET * targets if piece == "last" else 0.0)
             passing = CHUNK if piece == "last" else WORKSPACE / 2 * tokens
             row = {
                 "piece": piece, "recompute": recompute, "layers": layers, "condition": condition, "tokens": tokens,
