@@ -91,8 +91,8 @@ def _tune_bucket(num_rows: int, lora_rank: int, dropout: float, device: torch.de
 def _products(config: KernelConfig) -> Iterator[KernelConfig]:
     for gemm in GEMM:
         for beside in (False, True):
-            yield replace(config, gemm=gemm, early=True, beside=beside)
-    yield replace(config, early=False)
+            yield replace(config, gemm=gemm, beside=beside)
+    yield replace(config, early=True)
 
 
 def _shrinks(config: KernelConfig) -> Iterator[KernelConfig]:
