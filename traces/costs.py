@@ -42,19 +42,45 @@ class CostTerms:
     floor_per_adapter_ms: float = 0.0
 
     def ms(
+        self,
+        *,
+        tokens: ArrayLike,
+        squares: ArrayLike = 0.0,
+        adapters: ArrayLike = 1.0,
+        dropped: ArrayLike = 0.0,
+        waits_ms: ArrayLike = 0.0,
+    ) -> Float:
+        """Cost of microbatches given by arrays of one shape, whose work begins `waits_ms` after them.
+
+        0 where a microbatch has no tokens.
+        """
+        work = self.work_ms(tokens=tokens, squares=squares, adapters=adapters, dropped=dropped)
+        cost = np.maximum(work + np.asarray(waits_ms, dtype=np.float64), self._launched_ms(adapters))
+        return np.where(np.asarray(tokens) > 0, np.maximum(cost, 0.0), 0.0)
+
+    def work_ms(
         self, *, tokens: ArrayLike, squares: ArrayLike = 0.0, adapters: ArrayLike = 1.0, dropped: ArrayLike = 0.0
     ) -> Float:
-        """Cost of microbatches given by arrays of one shape; 0 where a microbatch has no tokens."""
-        count, owners = np.asarray(tokens, dtype=np.float64), np.asarray(adapters, dtype=np.float64)
+        """The work of it, however long it takes to launch."""
         work = (
             self.fixed_ms
-            + self.per_token_ms * count
+            + self.per_token_ms * np.asarray(tokens, dtype=np.float64)
             + self.per_square_ms * np.asarray(squares, dtype=np.float64)
-            + self.per_adapter_ms * owners
+            + self.per_adapter_ms * np.asarray(adapters, dtype=np.float64)
             + self.per_dropped_ms * np.asarray(dropped, dtype=np.float64)
         )
-        cost = np.maximum(work, self.floor_ms + self.floor_per_adapter_ms * owners)
-        return np.where(count > 0, np.maximum(cost, 0.0), 0.0)
+        return np.asarray(work, dtype=np.float64)
+
+    def ahead_ms(
+        self, *, tokens: ArrayLike, squares: ArrayLike = 0.0, adapters: ArrayLike = 1.0, dropped: ArrayLike = 0.0
+    ) -> Float:
+        """How long the device still works at it when the host has launched it all."""
+        work = self.work_ms(tokens=tokens, squares=squares, adapters=adapters, dropped=dropped)
+        return np.maximum(0.0, work - self._launched_ms(adapters))
+
+    def _launched_ms(self, adapters: ArrayLike) -> Float:
+        each = self.floor_per_adapter_ms * np.asarray(adapters, dtype=np.float64)
+        return np.asarray(self.floor_ms + each, dtype=np.float64)
 
     def __add__(self, other: "CostTerms") -> "CostTerms":
         return CostTerms(**{name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__})
@@ -138,6 +164,10 @@ class StageCost:
     """Part of the backward pass that only makes weight gradients (small: the base is frozen)."""
     end_forward: CostTerms = field(default_factory=CostTerms)
     end_backward: CostTerms = field(default_factory=CostTerms)
+    lead_in_ms: float = 0.0
+    """Of a forward's floor, what passes before the device gets any of its work. It waits so long, unless the host is
+    ahead, as it is behind a backward whose work takes longer than launching it: that of a microbatch like this one, as
+    neighbours in a plan are alike."""
     end_by_targets: bool = False
     """Whether the end's tokens are target tokens (head) or all tokens (embedding)."""
     step_ms: float = 0.0
@@ -154,7 +184,14 @@ class StageCost:
     ) -> Float:
         """Forward of each microbatch."""
         end_tokens = targets if self.end_by_targets else tokens
-        layers = self.forward_terms.ms(tokens=tokens, squares=squares, adapters=adapters, dropped=dropped)
+        ahead_ms = self.backward_terms.ahead_ms(tokens=tokens, squares=squares, adapters=adapters, dropped=dropped)
+        layers = self.forward_terms.ms(
+            tokens=tokens,
+            squares=squares,
+            adapters=adapters,
+            dropped=dropped,
+            waits_ms=np.maximum(0.0, self.lead_in_ms - ahead_ms),
+        )
         return layers + self.end_forward.ms(tokens=end_tokens, adapters=0.0)
 
     def backward_ms(
@@ -185,7 +222,8 @@ class CostProfile:
     backward: PassCosts
     weight_share: float = 0.0
     stage_forward: CostTerms = field(default_factory=CostTerms)
-    """What a stage's forward takes beside its layers, however many: packing, bookkeeping."""
+    """What a stage's forward takes beside its layers, however many: packing, bookkeeping. Its floor is the host's time
+    until the first layer is launched."""
     stage_backward: CostTerms = field(default_factory=CostTerms)
     recomputation: Mapping[RecomputeMode, CostTerms] = field(default_factory=dict)
     """What one layer's backward takes more under a way of recomputing. A way that is not here costs, if full, one more
@@ -256,6 +294,7 @@ class CostProfile:
                     self.ends.first_layer_saved_ms_per_token if stage == 0 else 0.0
                 ),
                 weight_share=self.weight_share,
+                lead_in_ms=self.stage_forward.floor_ms,
                 end_forward=_ends_of(stage, num_stages, self.ends.embedding_forward, self.ends.head_forward),
                 end_backward=_ends_of(stage, num_stages, self.ends.embedding_backward, self.ends.head_backward),
                 end_by_targets=stage == num_stages - 1,

@@ -12,7 +12,7 @@ from .errors import TraceError
 
 Float = NDArray[np.float64]
 TERMS = ("fixed_ms", "per_token_ms", "per_square_ms", "per_adapter_ms", "per_dropped_ms")
-_COLUMNS = ("tokens", "squares", "adapters", "dropped", "closes", "ms")
+_COLUMNS = ("tokens", "squares", "adapters", "dropped", "closes", "ms", "ahead_ms")
 NUM_FOLDS = 5
 _STEADY_TURNS = 8
 _STEADY_ERROR = 0.02
@@ -33,6 +33,8 @@ class CostPoints:
     closes: Float
     """Global batches that end with it."""
     ms: Float
+    ahead_ms: Float
+    """Ms of work that the GPU had left when it began (`LayerFit.waits_ms`); infinite where it never waits."""
 
     @classmethod
     def of(
@@ -44,15 +46,16 @@ class CostPoints:
         adapters: ArrayLike = 1.0,
         dropped: ArrayLike = 0.0,
         closes: ArrayLike = 0.0,
+        ahead_ms: ArrayLike = np.inf,
     ) -> "CostPoints":
         """Columns from anything array-like. Raises TraceError naming the first point that cannot be."""
-        given = (tokens, squares, adapters, dropped, closes, ms)
+        given = (tokens, squares, adapters, dropped, closes, ms, ahead_ms)
         columns = np.broadcast_arrays(*(np.atleast_1d(np.asarray(held, dtype=np.float64)) for held in given))
         for name, column in zip(_COLUMNS, columns, strict=True):
-            bad = np.flatnonzero(~(np.isfinite(column) & (column >= 0)))
+            bad = np.flatnonzero(~((np.isfinite(column) | (name == "ahead_ms")) & (column >= 0)))
             if len(bad):
                 raise TraceError(f"point {bad[0]}: {name}={column[bad[0]]} must be a finite number, not below 0")
-        for name, column in (("tokens", columns[0]), ("ms", columns[-1])):
+        for name, column in (("tokens", columns[0]), ("ms", columns[-2])):
             if (column == 0).any():
                 raise TraceError(f"point {int(np.argmin(column))}: {name}=0 measures nothing; leave it out")
         return cls(**dict(zip(_COLUMNS, columns, strict=True)))

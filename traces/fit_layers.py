@@ -1,7 +1,7 @@
 """From measured stages of several depths to the cost of one layer and of what a stage has beside its layers.
 
-A stage of n layers takes max(launching, work): work grows with tokens, launching (the floor) does not. Which points are
-bound by which is found by trying: the smallest microbatches first, then whatever the fit itself says.
+A stage of n layers takes max(launching, waiting + work): work grows with tokens, launching (the floor) does not. Which
+points are bound by which is found by trying: the smallest microbatches first, then whatever the fit itself says.
 """
 
 from collections.abc import Sequence
@@ -41,8 +41,16 @@ class LayerFit:
 
     def ms(self, points: CostPoints, *, layers: Float, saved_ms: Float | float = 0.0) -> Float:
         """What stages of so many layers take; `saved_ms` of their work is left out, and takes as long to launch."""
-        work = self.work_ms(points, layers=layers) - saved_ms
+        work = self.waits_ms(points) + self.work_ms(points, layers=layers) - saved_ms
         return np.maximum(work, self.floor_ms(points, layers=layers))
+
+    def waits_ms(self, points: CostPoints) -> Float:
+        """How long a GPU that runs out of work waits for a layer's: what stands beside layers is launched first."""
+        return np.maximum(0.0, self.stage.floor_ms - points.ahead_ms)
+
+    def ahead_ms(self, points: CostPoints, *, layers: Float) -> Float:
+        """The work that is left when all is launched."""
+        return np.maximum(0.0, self.work_ms(points, layers=layers) - self.floor_ms(points, layers=layers))
 
     def work_ms(self, points: CostPoints, *, layers: Float) -> Float:
         """The work of it, however long it takes to launch."""
@@ -81,8 +89,12 @@ def fit_layers(
     shapes = np.eye(len(TERMS))[[TERMS.index(name) for name in terms]] if like is None else _coefficients(like)[None]
 
     def fitted(bound: NDArray[np.bool_], solve: Solver) -> LayerFit:
-        work = _fit_work(points.chosen(~bound), layers[~bound], given, shapes=shapes, beside=beside, solve=solve)
-        return work + _fit_floor(points.chosen(bound), layers[bound], given, beside=beside, by_adapters=by_adapters)
+        floor = _fit_floor(points.chosen(bound), layers[bound], given, beside=beside, by_adapters=by_adapters)
+        known_ms = given.work_ms(points, layers=layers) + (floor + given).waits_ms(points)
+        work = _fit_work(
+            points.chosen(~bound), layers[~bound], known_ms[~bound], shapes=shapes, beside=beside, solve=solve
+        )
+        return work + floor
 
     best, best_error = np.zeros(len(points.ms), dtype=bool), np.inf
     for most in (0.0, *_cuts(points.tokens)):
@@ -92,7 +104,8 @@ def fit_layers(
             error = float(((whole.ms(points, layers=layers) / points.ms - 1.0) ** 2).sum())
             if error < best_error - 1e-12:
                 best, best_error = bound, error
-            again = whole.floor_ms(points, layers=layers) > whole.work_ms(points, layers=layers)
+            work_ms = whole.waits_ms(points) + whole.work_ms(points, layers=layers)
+            again = whole.floor_ms(points, layers=layers) > work_ms
             if (again == bound).all() or again.all():
                 break
             bound = again
@@ -108,7 +121,7 @@ def _cuts(tokens: Float) -> Float:
 
 
 def _fit_work(
-    points: CostPoints, layers: Float, known: LayerFit, *, shapes: Float, beside: bool, solve: Solver
+    points: CostPoints, layers: Float, known_ms: Float, *, shapes: Float, beside: bool, solve: Solver
 ) -> LayerFit:
     # shapes [ways, terms]: a layer's work is a sum of multiples of them.
     columns = points.features()
@@ -116,7 +129,7 @@ def _fit_work(
     # Beside the layers a fixed part, one by tokens and one by ends of global batches.
     around = np.concatenate([columns[:, :2], points.closes[:, None]], axis=1)[:, : 3 * beside]
     every = np.concatenate([own, around], axis=1)
-    found = solve(every, points.ms, known_ms=known.work_ms(points, layers=layers))
+    found = solve(every, points.ms, known_ms=known_ms)
     fixed, token, close = found[len(shapes) :].tolist() if beside else (0.0, 0.0, 0.0)
     return LayerFit(
         layer=CostTerms(**dict(zip(TERMS, (found[: len(shapes)] @ shapes).tolist(), strict=True))),

@@ -3,8 +3,9 @@
 The layer as it runs is what counts, so it is fitted whole, from stages of several depths. Its parts are then told
 apart: what grows with the squares is attention, what else attention takes is what it took alone; without adapters the
 linears alone were measured, and what remains beside them and attention is elementwise. A launch floor is the whole
-layer's: it stands with its linears. All of that is fitted to rounds; work, and not launching, is then slowed to
-what it takes on a GPU that has been at it for seconds (steady.py).
+layer's: it stands with its linears. A forward waits for its first launch where the backward before it leaves the GPU no
+work. All of that is fitted to rounds; work, and not launching, is then slowed to what it takes on a GPU that has been
+at it for seconds (steady.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -145,13 +146,14 @@ def fit_profile(table: pd.DataFrame, *, kernels: Kernels = "fused") -> FittedPro
         out = table["condition"].isin(conditions[held_out])
         # A single microbatch is foretold by itself.
         known = table if held_out.all() else table[~out]
-        passes: tuple[Pass, ...] = ("forward", "backward")
-        for which in passes:
-            rows = table[whole & out & (table["pass"] == which)]
-            errors[rows.index] = _fit_pass(known, which, kernels).ms(rows) / rows["ms"].to_numpy() - 1.0
+        fitted = _fit_passes(known, kernels)
+        unseen = _led_up_to(table[whole & out], fitted["backward"])
+        for which, costs in fitted.items():
+            rows = unseen[unseen["pass"] == which]
+            errors[rows.index] = costs.ms(rows) / rows["ms"].to_numpy() - 1.0
     steps = table[table["piece"] == "step"]
     step_fixed_ms, step_ms_per_layer = _line(_layers_of(steps), steps["ms"].to_numpy())
-    forward, backward = _steady_pass(table, "forward", kernels), _steady_pass(table, "backward", kernels)
+    forward, backward = (_steady_pass(table, costs, which) for which, costs in _fit_passes(table, kernels).items())
     return FittedProfile(
         forward=forward,
         backward=backward,
@@ -163,9 +165,28 @@ def fit_profile(table: pd.DataFrame, *, kernels: Kernels = "fused") -> FittedPro
     )
 
 
-def _steady_pass(table: pd.DataFrame, which: Pass, kernels: Kernels) -> FittedPass:
-    fitted = _fit_pass(table, which, kernels)
+def _steady_pass(table: pd.DataFrame, fitted: FittedPass, which: Pass) -> FittedPass:
     return replace(fitted, steady_factor=steady_factor(table[table["pass"] == which], fitted.whole()))
+
+
+def _fit_passes(table: pd.DataFrame, kernels: Kernels) -> dict[Pass, FittedPass]:
+    backward = _fit_pass(table, "backward", kernels)
+    return {"forward": _fit_pass(_led_up_to(table, backward), "forward", kernels), "backward": backward}
+
+
+def _led_up_to(table: pd.DataFrame, backward: FittedPass) -> pd.DataFrame:
+    # With the work that is left when a whole stage's forward begins: behind the backward of a microbatch of its size,
+    # as neighbours in a round are.
+    ahead_ms = np.full(len(table), np.inf)
+    forward = (table["pass"] == "forward") & table["piece"].isin(WHOLE)
+    for mode in table["recompute"].unique():
+        own = (forward & (table["recompute"] == mode)).to_numpy()
+        ahead_ms[own] = _ahead_ms(table[own], backward.whole(mode))
+    return table.assign(ahead_ms=ahead_ms)
+
+
+def _ahead_ms(rows: pd.DataFrame, backward: LayerFit) -> Float:
+    return backward.ahead_ms(_points(rows), layers=_layers_of(rows))
 
 
 def _fit_pass(table: pd.DataFrame, which: Pass, kernels: Kernels) -> FittedPass:
@@ -233,7 +254,8 @@ def _recomputation(
             terms = ()
         elif mode == "full":
             # The forward over again, with more or less around it; norms and a product know tokens only.
-            like = _fit(forward[forward["recompute"] == "none"], by_adapters=by_adapters).layer
+            plain_rows = forward[forward["recompute"] == "none"]
+            like = _fit(plain_rows.assign(ahead_ms=_ahead_ms(plain_rows, plain)), by_adapters=by_adapters).layer
         found[mode] = _fit(rows, terms=terms, like=like, known=plain, beside=False, by_adapters=by_adapters).layer
     return found
 
@@ -287,8 +309,8 @@ def _fit(
 
 
 def _points(rows: pd.DataFrame) -> CostPoints:
-    names = ("tokens", "squares", "adapters", "dropped", "closes", "ms")
-    return CostPoints.of(**{name: rows[name].to_numpy() for name in names})
+    names = ("tokens", "squares", "adapters", "dropped", "closes", "ms", "ahead_ms")
+    return CostPoints.of(**{name: rows[name].to_numpy() for name in names if name in rows})
 
 
 def _layers_of(rows: pd.DataFrame) -> Float:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from loraplex.traces.costs import (
     CostProfile,
@@ -64,6 +65,34 @@ def test_a_first_stage_makes_no_gradient_of_its_input() -> None:
     # Small ones take as long to launch.
     assert found == [[150.0, 10.0], [200.0, 12.0]]
     assert CostTerms(per_token_ms=1.0, fixed_ms=2.0).less_per_token(3.0) == CostTerms(fixed_ms=2.0)
+
+
+def test_a_forward_waits_for_its_first_launch_where_the_backward_before_it_leaves_no_work() -> None:
+    profile = CostProfile(
+        name="made-up",
+        origin="textbook",
+        source="launching of 2 ms beside a layer's of 1 ms, both ways",
+        num_layers=1,
+        forward=PassCosts(linears={"fused": CostTerms(per_token_ms=0.01, floor_ms=1.0)}),
+        backward=PassCosts(linears={"fused": CostTerms(per_token_ms=0.02, floor_ms=1.0)}),
+        stage_forward=CostTerms(floor_ms=2.0),
+        stage_backward=CostTerms(floor_ms=2.0),
+    )
+    (stage,) = profile.stages(num_stages=1)
+    tokens = np.array([0, 50, 125, 200, 250, 400])
+    load: dict[str, NDArray[np.int64]] = {
+        "tokens": tokens,
+        "squares": 0 * tokens,
+        "targets": tokens,
+        "adapters": 0 * tokens,
+    }
+    # None; launched in 3 ms; 2 ms late, and later no more by what 4 and 5 ms of backward leave; and at once.
+    assert stage.forward_ms(**load) == pytest.approx([0.0, 3.0, 3.25, 3.0, 3.0, 4.0])
+    both_ms = np.add(stage.forward_ms(**load), stage.backward_ms(**load))
+    assert (np.diff(both_ms) >= 0).all()
+    # Nothing takes less work to be launched the later.
+    (busy,) = replace(profile, recomputation={"full": CostTerms(fixed_ms=9.0)}).stages(num_stages=1, recompute="full")
+    assert busy.forward_ms(**load) == pytest.approx([0.0, 3.0, 3.0, 3.0, 3.0, 4.0])
 
 
 def test_a_forward_pays_for_preparing_to_recompute() -> None:

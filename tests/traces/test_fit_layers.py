@@ -23,8 +23,11 @@ ATTENTION = LayerFit(layer=CostTerms(fixed_ms=0.02, per_token_ms=1e-5, per_squar
 NOT_BY_SQUARES = ("fixed_ms", "per_token_ms", "per_adapter_ms", "per_dropped_ms")
 
 
-def measured(fit: LayerFit, *, noise: float = 0.0, count: int = 60, seed: int = 0) -> tuple[CostPoints, Float]:
-    """Stages of 2 and of 4 layers over microbatches of 256 to 16384 tokens."""
+def measured(
+    fit: LayerFit, *, noise: float = 0.0, count: int = 60, seed: int = 0, ahead_ms: float | None = None
+) -> tuple[CostPoints, Float]:
+    """Stages of 2 and of 4 layers over microbatches of 256 to 16384 tokens; with `ahead_ms`, that much work is left
+    before them on the average, else more than any waits for."""
     random = np.random.default_rng(seed)
     tokens = np.exp(random.uniform(np.log(256), np.log(16384), count)).round()
     points = CostPoints(
@@ -34,6 +37,7 @@ def measured(fit: LayerFit, *, noise: float = 0.0, count: int = 60, seed: int = 
         dropped=tokens * random.integers(0, 2, count),
         closes=random.integers(0, 5, count).astype(float),
         ms=np.ones(count),
+        ahead_ms=np.full(count, np.inf) if ahead_ms is None else ahead_ms * random.uniform(0.0, 2.0, count),
     )
     layers = np.where(np.arange(count) % 3, 2.0, 4.0)
     ms = (fit + ATTENTION).ms(points, layers=layers) * np.exp(noise * random.standard_normal(count))
@@ -46,6 +50,23 @@ def test_exact_stages_give_layer_stage_and_floors_back() -> None:
     for name in LAYER.__dataclass_fields__:
         assert getattr(found.layer, name) == pytest.approx(getattr(LAYER, name), rel=1e-6, abs=1e-12), name
         assert getattr(found.stage, name) == pytest.approx(getattr(STAGE, name), rel=1e-6, abs=1e-12), name
+
+
+def test_work_that_waits_for_its_first_launch_is_told_from_more_work() -> None:
+    points, layers = measured(LayerFit(layer=LAYER, stage=STAGE), ahead_ms=0.2)
+    found = fit_layers(points, layers=layers, known=ATTENTION, terms=NOT_BY_SQUARES)
+    waits = found.waits_ms(points)
+    # With nothing ahead as long as what is launched beside the layers, with more than that ahead not at all.
+    assert waits == pytest.approx(np.maximum(0.0, 0.3 - points.ahead_ms), abs=1e-6)
+    assert (waits == 0).any()
+    assert (waits > 0.2).any()
+    for name in LAYER.__dataclass_fields__:
+        assert getattr(found.layer, name) == pytest.approx(getattr(LAYER, name), rel=1e-6, abs=1e-9), name
+    # Fitted as if nothing waited, the same stages cost more.
+    blind = fit_layers(
+        replace(points, ahead_ms=np.full(60, np.inf)), layers=layers, known=ATTENTION, terms=NOT_BY_SQUARES
+    )
+    assert np.abs((blind + ATTENTION).ms(points, layers=layers) / points.ms - 1).max() > 0.02
 
 
 def test_ends_of_global_batches_are_told_from_adapters() -> None:

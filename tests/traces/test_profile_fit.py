@@ -40,7 +40,8 @@ BLANK = CostProfile(
 
 def made_up(*, noise: float = 0.0, count: int = 40, seed: int = 0) -> pd.DataFrame:
     """What the profiler would write down. A backward takes twice a forward, and what it runs again; under the way of
-    recomputing a forward takes longer to launch, and the first stage's backward makes no gradient of its input."""
+    recomputing a forward takes longer to launch, and the first stage's backward makes no gradient of its input. A
+    forward's work waits for the first launch where the backward of its like leaves none."""
     random = np.random.default_rng(seed)
     rows: list[dict[str, object]] = []
     for condition in range(count):
@@ -57,11 +58,10 @@ def made_up(*, noise: float = 0.0, count: int = 40, seed: int = 0) -> pd.DataFra
             for name, factor in (("forward", 1.0), ("backward", 2.0)):
                 again = (AGAIN if name == "backward" else PREPARED)[recompute].scaled(layers)
                 saved = SAVED_MS_PER_TOKEN * ((piece, name) == ("first", "backward"))
-                ms = (
-                    (terms.scaled(factor) + again)
-                    .less_per_token(saved)
-                    .ms(tokens=tokens, squares=load["squares"], adapters=load["adapters"], dropped=load["dropped"])
-                )
+                held = {name: load[name] for name in ("tokens", "squares", "adapters", "dropped")}
+                before = (terms.scaled(2.0) + AGAIN[recompute].scaled(layers)).ahead_ms(**held)
+                waits_ms = max(0.0, STAGE.floor_ms - float(before)) * (name == "forward" and piece in WHOLE)
+                ms = (terms.scaled(factor) + again).less_per_token(saved).ms(**held, waits_ms=waits_ms)
                 # Behind a frozen embedding nothing runs backward.
                 end_factor = 0.0 if (piece, name) == ("first", "backward") else factor
                 measured = (float(ms) + end_factor * end) * float(np.exp(noise * random.standard_normal()))
@@ -176,6 +176,7 @@ def test_the_end_of_a_batch_belongs_to_its_step() -> None:
 def steady(table: pd.DataFrame, *, forward: float, backward: float) -> pd.DataFrame:
     """With a stretch in which the deeper stage takes so many times as long."""
     own = table[(table["piece"] == "stage") & (table["layers"] == 4) & (table["recompute"] == "none")]
+    own = own[own["tokens"] >= 4096]
     factors = own["pass"].map({"forward": forward, "backward": backward})
     stretch = own.assign(piece="steady", ms=factors * own["ms"])
     return points_table([*table.to_dict(orient="records"), *stretch.to_dict(orient="records")])

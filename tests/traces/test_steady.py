@@ -12,29 +12,25 @@ Row = dict[str, object]
 
 
 def points(tokens: int, *, factor: float, condition: int = 0) -> list[Row]:
-    """Rounds as fitted, and a steady stretch that takes `factor` times as long."""
+    """Rounds that met a higher clock than most, and a steady stretch that takes `factor` times what was fitted."""
     layers, load = 4, {"tokens": tokens, "squares": 0, "targets": 1, "adapters": 2, "dropped": 0}
     own: Row = {"pass": "forward", "recompute": "none", "layers": layers, "condition": condition, **load}
     ms = layers * max(2.0, 1e-3 * tokens)
-    return [own | {"piece": "stage", "ms": ms}, own | {"piece": "steady", "ms": factor * ms}]
+    return [own | {"piece": "stage", "ms": 0.9 * ms}, own | {"piece": "steady", "ms": factor * ms}]
 
 
 def factor_of(*rows: Row) -> float | None:
     return steady_factor(points_table(rows), FITTED)
 
 
-def test_the_same_microbatches_are_held_against_each_other() -> None:
+def test_a_stretch_is_held_against_what_was_fitted_to_all_rounds() -> None:
     rows = points(8000, factor=1.04)
     assert factor_of(*rows) == pytest.approx(1.04)
     # In sum, so that long passes count more.
     both = factor_of(*points(4000, factor=1.0), *points(12000, factor=1.04, condition=1))
     assert both == pytest.approx(1.03)
-    # Nobody compares it with another depth, another microbatch, or another way of recomputing.
-    changes: list[Row] = [{"layers": 2}, {"condition": 2}, {"recompute": "full"}, {"piece": "first"}]
-    others = [rows[0] | {"ms": 1.0} | change for change in changes]
-    assert factor_of(*rows, *others) == pytest.approx(1.04)
-    # Nor with nothing.
-    assert factor_of(rows[1]) == 1.0
+    # What the same microbatch took in the rounds depends on its neighbours there.
+    assert factor_of(rows[1]) == factor_of(*rows)
 
 
 def test_what_waits_for_its_launches_does_not_count() -> None:
