@@ -51,7 +51,7 @@ def train(
     from .errors import STOPPED, EngineError, InterruptedRunError
     from .loggers import logger_names
     from .run_settings import RunSettings
-    from .show import LoadBars, train_table
+    from .show import LoadBars, train_line, train_table
     from .train import train as run
 
     settings = RunSettings(
@@ -89,8 +89,13 @@ def train(
         print(json_module.dumps(done.summary(), allow_nan=False))
     else:
         console = Console(soft_wrap=True)
+        console.print(train_line(done), markup=False, highlight=False)
         console.print(train_table(done))
-        console.print(f"PEFT adapters: {done.adapters[0].folder.parent}", markup=False, highlight=False)
+        console.print(
+            f"PEFT adapters: {done.adapters[0].folder.parent}. Next: loraplex report {done.output_dir}",
+            markup=False,
+            highlight=False,
+        )
     if all(adapter.quarantined_at is not None for adapter in done.adapters):
         print("loraplex: every adapter was quarantined: nothing is trained to its end", file=sys.stderr)
         raise typer.Exit(1)

@@ -14,10 +14,13 @@ from rich.table import Table
 
 from .evaluation_records import EvaluationRecord
 from .metrics import StepRecord
+from .show import adapters_table
 
 _LINE_EVERY_S = 15.0
 """Seconds from one plain line to the next."""
-_COLUMNS = ("adapter", "step", "loss", "validation", "rate", "grad norm", "tokens/s", "time left")
+_COLUMNS = ("step", "loss", "vali-\ndation", "rate", "grad\nnorm", "tokens\n/s", "time\nleft")
+_OTHER_LINES = 8
+"""Of a terminal's height, beside the adapters: the head of the table, the sum, what stands below, and the prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,21 +45,43 @@ class Progress:
         last = self.last
         if last is None:
             return (name, f"{self.steps_before}/{self.num_steps}", "-", validation, "-", "-", "-", "-")
-        done = last.step + 1 - self.steps_before
-        left = "-" if last.state in ("quarantined", "stopped") else _clock(last.ms * self._left(last) / done)
         return (
             name,
-            f"{last.step + 1}/{self.num_steps}" + ("" if last.state == "taken" else f" {last.state}"),
+            f"{last.step + 1}/{self.num_steps}" + (" skipped" if last.state == "skipped" else ""),
             f"{last.loss:.4f}",
             validation,
             f"{last.learning_rate:.1e}",
             f"{last.grad_norm:.3g}",
-            f"{1000 * self.tokens / last.ms:.0f}" if last.ms > 0 else "-",
-            left,
+            _rate(self.tokens, last.ms),
+            last.state if self.is_halted() else _clock(self.left_ms()),
         )
 
-    def _left(self, last: StepRecord) -> int:
-        return self.num_steps - last.step - 1
+    def steps_done(self) -> int:
+        """Taken or left out so far, before this run too."""
+        return self.steps_before if self.last is None else self.last.step + 1
+
+    def is_halted(self) -> bool:
+        """Whether no step follows, although some were planned."""
+        return self.last is not None and self.last.state in ("quarantined", "stopped")
+
+    def has_ended(self) -> bool:
+        """Whether no step follows."""
+        return self.is_halted() or self.steps_done() == self.num_steps
+
+    def left_ms(self) -> float:
+        """What its steps to come take at its pace so far; 0 where no step follows, or none has been taken."""
+        if self.last is None or self.has_ended():
+            return 0.0
+        return self.last.ms * (self.num_steps - self.steps_done()) / (self.steps_done() - self.steps_before)
+
+
+def sum_cells(rows: Mapping[str, Progress]) -> tuple[str, ...]:
+    """Of the table's columns, for all adapters together: steps, tokens/s, and the time until the last one is done."""
+    steps = f"{sum(row.steps_done() for row in rows.values())}/{sum(row.num_steps for row in rows.values())}"
+    lasts = [row.last.ms for row in rows.values() if row.last is not None]
+    rate = _rate(sum(row.tokens for row in rows.values()), max(lasts, default=0.0))
+    left = _clock(max((row.left_ms() for row in rows.values()), default=0.0)) if lasts else "-"
+    return ("all", steps, "", "", "", "", rate, left)
 
 
 class LiveTable:
@@ -103,17 +128,37 @@ class LiveTable:
         self._rows[record.adapter] = replace(self._rows[record.adapter], validation_loss=record.loss)
 
     def _line(self) -> str:
-        known = [row.cells(name) for name, row in self._rows.items()]
-        told = [f"{name} {step} loss {loss} ({left} left)" for name, step, loss, _, _, _, _, left in known]
-        return f"{'; '.join(told)}; memory {_memory()}"
+        _, steps, *_, rate, left = sum_cells(self._rows)
+        told = []
+        for adapter, row in self._rows.items():
+            name, step, loss, *_, end = row.cells(adapter)
+            told.append(f"{name} {step} loss {loss}" + (f" {end}" if row.is_halted() else ""))
+        return f"step {steps}, {rate} tokens/s, {left} left, memory {_memory()}: {'; '.join(told)}"
 
     def _table(self) -> Table:
-        table = Table(caption=f"memory of the last stage: {_memory()}", caption_justify="left")
-        for column in _COLUMNS:
-            table.add_column(column, justify="left" if column == "adapter" else "right", no_wrap=True)
-        for name, row in self._rows.items():
-            table.add_row(*row.cells(name))
+        table = adapters_table(_COLUMNS)
+        shown = self._shown()
+        for name in shown:
+            table.add_row(*self._rows[name].cells(name))
+        hidden = len(self._rows) - len(shown)
+        table.caption = f"memory of the last stage: {_memory()}"
+        if hidden:
+            table.caption = f"{hidden} more adapters; {table.caption}"
+        table.caption_justify = "left"
+        if len(self._rows) > 1:
+            table.add_section()
+            table.add_row(*sum_cells(self._rows))
         return table
+
+    def _shown(self) -> list[str]:
+        # As many as the terminal has lines for, those that still train before the others.
+        most = max(1, self._console.height - _OTHER_LINES)
+        wanted = sorted(self._rows, key=lambda name: self._rows[name].has_ended())[:most]
+        return [name for name in self._rows if name in wanted]
+
+
+def _rate(tokens: int, ms: float) -> str:
+    return f"{1000 * tokens / ms:,.0f}" if ms > 0 else "-"
 
 
 def _clock(ms: float) -> str:

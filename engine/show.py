@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
@@ -38,15 +39,31 @@ class LoadBars:
         self._progress.update(self._tasks[label], completed=share)
 
     def close(self) -> None:
-        """Draw no more: the workers draw their own bars."""
+        """Draw no more: the workers draw their own bars, once they have come up, which takes seconds."""
         self._progress.stop()
+        if self._progress.console.is_terminal:
+            self._progress.console.print("starting the processes of the run", highlight=False)
+
+
+def adapters_table(columns: Sequence[str], *, title: str | None = None) -> Table:
+    """A table of one row an adapter, to be filled: of 80 columns only the names give way, and are folded, never cut."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("adapter", overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def train_line(run: "TrainedRun") -> str:
+    """A run in one sentence."""
+    return (
+        f"{run.output_dir}: {run.tokens:,} tokens in {run.makespan_ms / 1000:.1f} s, {run.tokens_per_s():,.0f} tokens/s"
+    )
 
 
 def train_table(run: "TrainedRun") -> Table:
     """What a run made, one row per adapter."""
-    table = Table(title=f"{run.output_dir}: {run.tokens} tokens in {run.makespan_ms / 1000:.1f} s")
-    for column in ("adapter", "steps", "first loss", "last loss", "validation"):
-        table.add_column(column, justify="left" if column == "adapter" else "right")
+    table = adapters_table(("steps", "first\nloss", "last\nloss", "validation"))
     for adapter in run.adapters:
         table.add_row(
             adapter.name,
@@ -60,28 +77,27 @@ def train_table(run: "TrainedRun") -> Table:
 
 def _steps(adapter: "TrainedAdapter") -> str:
     if adapter.quarantined_at is not None:
-        return f"{adapter.steps_taken}, then quarantined"
+        return f"{adapter.steps_taken}, then\nquarantined"
     if adapter.stopped_at is not None:
-        return f"{adapter.steps_taken}, then stopped early"
+        return f"{adapter.steps_taken}, then\nstopped early"
     return str(adapter.steps_taken) + (f", {len(adapter.skipped)} left out" if adapter.skipped else "")
 
 
 def parity_table(rows: "Sequence[ParityRow]") -> Table:
     """How far adapters trained together and alone end apart."""
     num_steps = max(row.steps for row in rows)
-    table = Table(
-        title=f"together and alone, {num_steps} steps: largest difference of weights; largest and mean of losses"
+    table = adapters_table(
+        ("alone in", "weights", "losses", "mean", "moved", ""),
+        title=f"together and alone, {num_steps} steps: largest difference of weights,\nlargest and mean one of losses",
     )
-    for column in ("adapter", "alone in", "weights", "losses", "mean", "moved", ""):
-        table.add_column(column, justify="left" if column in ("adapter", "alone in", "") else "right")
     for row in rows:
         table.add_row(
             row.adapter,
-            row.against if row.against == "peft" else f"{row.against} + drop",
+            row.against if row.against == "peft" else f"{row.against}\n+ dropout",
             f"{row.max_weight_difference:.1e}",
             f"{row.max_loss_difference:.1e}",
             f"{row.mean_loss_difference:.1e}",
             f"{row.max_weight_change:.1e}",
-            "equal" if row.is_equal() else f"APART ({row.judged_by}' limit {row.limit:.0e})",
+            "equal" if row.is_equal() else f"APART: {row.judged_by},\nlimit {row.limit:.0e}",
         )
     return table
