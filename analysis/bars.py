@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ..planner.plan import Plan
 from ..traces.timeline import Timeline
-from .actions import BACKWARDS, FORWARDS, letters
+from .actions import BACKWARDS, FORWARDS, OTHERS, letters
 from .style import FORWARD_TINT, MUTED, WAIT, adapter_colour, tint
 
 Floats = NDArray[np.float64]
@@ -59,7 +59,7 @@ def bars_of(timeline: Timeline, plan: Plan | None) -> list[Bars]:
     for shade, chosen in ((FORWARD_TINT, FORWARDS), (0.0, BACKWARDS)):
         passes = np.flatnonzero(compute & np.isin(found, chosen))
         parts += _striped(every, passes, frame["microbatch"].to_numpy()[passes], plan=plan, shade=shade)
-    parts.append(_chosen(every, np.flatnonzero(compute & np.isin(found, ("R", "E"))), colour=MUTED))
+    parts.append(_chosen(every, np.flatnonzero(compute & np.isin(found, OTHERS)), colour=MUTED))
     return [part for part in parts if len(part.row)]
 
 

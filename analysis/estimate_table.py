@@ -88,11 +88,11 @@ def limit_text(plan: Plan, decision: MemoryDecision, summary: Summary | None) ->
     return f"not known without --profile; memory fits, with {percent(1 - worst.peak_bytes() / capacity_bytes)} to spare"
 
 
-def _memory_table(need: Need, capacity_bytes: float | None) -> Table:
-    # One unit for all, so that the columns stay narrow and compare.
+def _memory_table(need: Need, capacity_bytes: float | None) -> RenderableType:
+    # One unit for all, so that the columns stay narrow and compare. A title of the table's own would wrap at its width.
     unit, unit_bytes = ("GiB", 2**30) if need.peak_bytes() >= 2**30 else ("MiB", 2**20)
     title = f"memory of each stage at its peak, in {unit}; recompute: {need.recompute}"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     shown = [(name, field) for name, field in _PARTS if any(getattr(stage, field) for stage in need.stages)]
     for name in ("stage", *(name for name, _ in shown), "peak", "device", "in\nflight"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -101,12 +101,12 @@ def _memory_table(need: Need, capacity_bytes: float | None) -> Table:
         share = "-" if capacity_bytes is None else _share_text(stage.peak_bytes() / capacity_bytes)
         amounts = (f"{num_bytes / unit_bytes:.2f}" for num_bytes in held)
         table.add_row(str(stage.stage), *amounts, share, str(stage.num_in_flight))
-    return table
+    return Group(Text(title, style="italic"), table)
 
 
-def _time_table(plan: Plan, summary: Summary) -> Table:
+def _time_table(plan: Plan, summary: Summary) -> RenderableType:
     steps = sum(len(job.global_batches) for job in plan.jobs)
-    table = Table(title=f"time, by {summary.origin}", title_justify="left", show_header=False)
+    table = Table(show_header=False)
     table.add_column("what")
     table.add_column("value", justify="right")
     table.add_row("in all", ms_text(summary.makespan_ms))
@@ -115,7 +115,7 @@ def _time_table(plan: Plan, summary: Summary) -> Table:
     table.add_row("bubble ratio", percent(summary.bubble_ratio))
     for owner in summary.adapters:
         table.add_row(f"{owner.name} complete after", ms_text(owner.completion_ms))
-    return table
+    return Group(Text(f"time, by {summary.origin}", style="italic"), table)
 
 
 def _share_text(share: float) -> str:

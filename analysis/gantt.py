@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..planner.plan import Plan
 from ..traces.timeline import Timeline
-from .actions import BACKWARDS, FORWARDS, letters
+from .actions import BACKWARDS, FORWARDS, OTHERS, letters
 from .bars import Bars, bars_of, density_image
 from .explain import explain_waits
 from .metrics import summarize
@@ -55,7 +55,7 @@ class _Window:
 
 
 def plot_gantt(timelines: Timeline | Sequence[Timeline], plan: Plan | None, path: Path | str) -> None:
-    """Stack the timelines over one time axis; where that is crowded, a stretch from the middle follows, enlarged.
+    """Stack the timelines over one time axis; where that is crowded, a stretch from within all follows, enlarged.
 
     Colour is the adapter (a microbatch of several is striped by their tokens), pale a forward, full a backward; black
     ticks are optimizer steps, hatching is waiting. Microbatch numbers appear where they fit. Saves SVG and PNG.
@@ -67,8 +67,10 @@ def plot_gantt(timelines: Timeline | Sequence[Timeline], plan: Plan | None, path
     windows = [_Window(from_ms=0.0, to_ms=longest_ms, factor=factor)]
     crowd = max((_passes_in_a_row(timeline) for timeline in shown), default=0)
     if crowd > _CROWDED:
-        half_ms = longest_ms * _ENLARGED / crowd / 2
-        windows.append(_Window(from_ms=longest_ms / 2 - half_ms, to_ms=longest_ms / 2 + half_ms, factor=factor))
+        # Around the middle of the shortest: where one foretold thrice the time, the other shows something too.
+        middle_ms = min(timeline.makespan_ms() for timeline in shown) / 2
+        half_ms = min(longest_ms * _ENLARGED / crowd / 2, middle_ms)
+        windows.append(_Window(from_ms=middle_ms - half_ms, to_ms=middle_ms + half_ms, factor=factor))
     ratios = [timeline.num_stages * timeline.num_replicas for timeline in shown] * len(windows)
     row_height = min(0.5, max(0.16, 9.0 / max(sum(ratios), 1)))
     height = 0.8 + 0.55 * len(ratios) + 0.3 * len(windows) + row_height * sum(ratios)
@@ -82,7 +84,7 @@ def plot_gantt(timelines: Timeline | Sequence[Timeline], plan: Plan | None, path
                 panel.set_xlabel(f"time since the start of the run [{unit}]")
             else:
                 panel.tick_params(axis="x", labelbottom=False)
-        handles, labels = _legend(plan)
+        handles, labels = _legend(plan, shown)
         figure.legend(
             handles,
             labels,
@@ -202,7 +204,7 @@ def _number(
         axes.text(x, y, str(number), ha="center", va="center", fontsize=6.5, color=INK, clip_on=True, bbox=veil)
 
 
-def _legend(plan: Plan | None) -> tuple[list[Any], list[str]]:
+def _legend(plan: Plan | None, timelines: Sequence[Timeline]) -> tuple[list[Any], list[str]]:
     handles: list[Any] = []
     labels: list[str] = []
     jobs = plan.jobs if plan is not None else ()
@@ -213,9 +215,13 @@ def _legend(plan: Plan | None) -> tuple[list[Any], list[str]]:
     if len(jobs) > _MOST_NAMED:
         handles.append(Patch(facecolor="none"))
         labels.append(f"and {len(jobs) - _MOST_NAMED} more adapters")
-    colour = MUTED if jobs else adapter_colour(0)
-    handles.append((Patch(facecolor=tint(colour, FORWARD_TINT)), Patch(facecolor=colour)))
+    colour = adapter_colour(0)
+    sample = (Patch(facecolor=tint(colour, FORWARD_TINT)), Patch(facecolor=colour))
+    handles.append(Patch(facecolor="none") if jobs else sample)
     labels.append("forward (pale), backward (full)")
+    if any(np.isin(letters(timeline.compute()["action"]), OTHERS).any() for timeline in timelines):
+        handles.append(Patch(facecolor=MUTED))
+        labels.append("sums over replicas, evaluation")
     handles += [Patch(facecolor="black"), Patch(facecolor="white", edgecolor=WAIT, hatch="////")]
     labels += ["optimizer step", "waiting"]
     return handles, labels

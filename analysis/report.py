@@ -163,5 +163,6 @@ _DEFINITIONS = f"""<h2>What the numbers mean</h2>
 last forward on).</dd>
 <dt>tokens/s</dt><dd>Real tokens of the plan over the makespan; padding does not count.</dd>
 <dt>waiting</dt><dd>warmup and cooldown: the pipeline fills and drains; imbalance: a neighbour was still computing;
-dependency: forwards were held back for an optimizer step; transfer: the message was under way.</dd>
+dependency: forwards were held back for an optimizer step; transfer: the message was under way; reduce: gradients were
+summed over the replicas; evaluate: validation losses were measured.</dd>
 </dl>"""

@@ -81,10 +81,10 @@ def legend(plan: Plan | None, summaries: Sequence[Summary]) -> str:
         )
         for adapter, name in enumerate(names)
     ]
-    if plan is not None:
-        swatches.append((f"linear-gradient(90deg, {tint(MUTED, FORWARD_TINT)} 50%, {MUTED} 50%)", "forward | backward"))
-    swatches.append(("#000", "optimizer step"))
+    swatches += [("none", "forward pale, backward full"), ("#000", "optimizer step")]
     found = {cause for summary in summaries for cause in summary.bubble_ms_by_cause}
+    others = [name for cause, name in (("reduce", "sums over replicas"), ("evaluate", "evaluation")) if cause in found]
+    swatches += [(MUTED, ", ".join(others))] if others else []
     waits: dict[str, list[str]] = {}
     for cause in (*CAUSES, *sorted(found - set(CAUSES))):
         if cause in found and cause not in ("reduce", "evaluate"):
@@ -126,6 +126,7 @@ def adapter_table(summaries: Sequence[Summary]) -> str:
 def stage_table(summary: Summary) -> str:
     """Busy time, bubbles and memory of each stage."""
     causes = list(summary.bubble_ms_by_cause)
+    tracked = any(stage.peak_memory_bytes is not None for stage in summary.stages)
     rows = [
         [
             f"{summary.source}, "
@@ -135,11 +136,12 @@ def stage_table(summary: Summary) -> str:
             percent(stage.bubble_ratio),
             percent(stage.steady_bubble_ratio),
             *(percent(stage.bubble_ms_by_cause.get(cause, 0.0) / summary.makespan_ms) for cause in causes),
-            bytes_text(stage.peak_memory_bytes),
+            *([bytes_text(stage.peak_memory_bytes)] if tracked else []),
         ]
         for stage in summary.stages
     ]
-    head = ["stage", "busy", "bubble ratio", "steady", *(f"by {cause}" for cause in causes), "peak memory"]
+    head = ["stage", "busy", "bubble ratio", "steady", *(f"by {cause}" for cause in causes)]
+    head += ["peak memory"] if tracked else []
     return table(head, rows, caption=f"Stages, {summary.source}")
 
 

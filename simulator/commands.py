@@ -165,9 +165,11 @@ def _show(found: "Answer", console: "Console", *, systems: "Sequence[dict[str, A
 
     profile, misfit = found.hardware.profile, found.simulation.misfit
     console.print(summary_table(_summary(found)))
-    console.print(f"schedule {found.program.schedule}, {found.program.num_actions():,} actions, ", end="", markup=False)
     console.print(
-        f"by {found.simulation.method}; costs '{profile.name}' ({profile.origin}): {profile.source}", markup=False
+        f"schedule {found.program.schedule}, {found.program.num_actions():,} actions, by {found.simulation.method}; "
+        f"costs '{profile.name}' ({profile.origin}): {profile.source}",
+        markup=False,
+        highlight=False,
     )
     if misfit is not None:
         needed, held = bytes_text(misfit.needed_bytes), bytes_text(misfit.capacity_bytes)
@@ -208,7 +210,12 @@ def _write(
     progress("drawing", 0.5)
     plot_gantt(timeline, found.plan, folder / "gantt")
     capacity = found.hardware.cluster.memory_bytes or found.hardware.profile.memory.capacity_bytes
-    plot_memory(timeline, folder / "memory", capacity_bytes=capacity if capacity != float("inf") else None)
+    if len(timeline.counters):
+        plot_memory(timeline, folder / "memory", capacity_bytes=capacity if capacity != float("inf") else None)
+    else:
+        # Costs without memory: an earlier answer's picture would pass for this one's.
+        for ending in ("png", "svg"):
+            (folder / f"memory.{ending}").unlink(missing_ok=True)
     plot_waste(found.plan, folder / "waste")
     if found.systems:
         summaries = {system.name: summarize(system.timeline) for system in found.systems}

@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from loraplex.analysis.gantt import plot_gantt
-from loraplex.analysis.style import adapter_colour, tint
+from loraplex.analysis.style import MUTED, adapter_colour, tint
 from loraplex.planner.plan import Plan
 from loraplex.traces.timeline import Span, SpanKind, Timeline
 
@@ -72,6 +72,15 @@ def test_a_crowded_run_is_shown_enlarged_below(make_1f1b: MakeTimeline, tmp_path
     assert {"38", "39", "40", "41", "42"} <= set(found)
 
 
+def test_the_enlarged_stretch_lies_within_the_shorter_run_too(make_1f1b: MakeTimeline, tmp_path: Path) -> None:
+    measured = make_1f1b(num_stages=1, num_microbatches=80, source="measured")
+    simulated = make_1f1b(num_stages=1, num_microbatches=80, forward_ms=3.0, backward_ms=6.0)
+    plot_gantt([simulated, measured], None, tmp_path / "gantt")
+    found = texts(tmp_path / "gantt.svg")
+    # Around 120 ms: microbatch 13 of those of 9 ms, 40 of those of 3 ms.
+    assert {"13", "40"} <= set(found)
+
+
 def test_replicas_waits_steps_and_an_unknown_plan_are_drawn_too(tmp_path: Path) -> None:
     actions: list[tuple[SpanKind, str]] = [
         ("compute", "0F0"),
@@ -86,7 +95,20 @@ def test_replicas_waits_steps_and_an_unknown_plan_are_drawn_too(tmp_path: Path) 
     ]
     timeline = Timeline.from_spans(spans, source="measured", origin="two replicas", num_stages=1, num_replicas=2)
     plot_gantt(timeline, None, tmp_path / "gantt")
-    assert {"replica 0, stage 0", "replica 1, stage 0"} <= set(texts(tmp_path / "gantt.svg"))
+    found = texts(tmp_path / "gantt.svg")
+    assert {"replica 0, stage 0", "replica 1, stage 0"} <= set(found)
+    assert "sums over replicas, evaluation" not in found
+
+
+def test_what_neither_trains_nor_steps_is_grey_and_named(two_adapters: Plan, tmp_path: Path) -> None:
+    spans = [
+        Span(stage=0, action=action, microbatch=0, start_ms=at, end_ms=at + 1.0)
+        for at, action in enumerate(("0F0", "0B0", "0R0.0", "0S0.0"))
+    ]
+    timeline = Timeline.from_spans(spans, source="measured", origin="by hand", num_stages=1)
+    plot_gantt(timeline, two_adapters, tmp_path / "gantt")
+    assert "sums over replicas, evaluation" in texts(tmp_path / "gantt.svg")
+    assert rgb(MUTED) in colours(tmp_path / "gantt.png")
 
 
 def test_many_adapters_are_named_up_to_twelve(two_adapters: Plan, tmp_path: Path) -> None:

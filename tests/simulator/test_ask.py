@@ -63,6 +63,13 @@ def test_a_plan_on_a_profile_with_rivals_and_pictures(tmp_path: Path) -> None:
     } <= written  # fmt: skip
 
 
+def test_costs_without_memory_draw_no_picture_of_it(tmp_path: Path) -> None:
+    (tmp_path / "memory.png").write_bytes(b"of an earlier answer")
+    run("simulate", "--uniform", "1,2", "--stages", "2", "--microbatches", "2", "-o", str(tmp_path))
+    assert (tmp_path / "gantt.png").is_file()
+    assert not list(tmp_path.glob("memory.*"))
+
+
 def test_a_program_as_text_is_read_back_and_replayed(tmp_path: Path) -> None:
     words = ("simulate", "--uniform", "1,2", "--stages", "2", "--microbatches", "2")
     gpipe = run(*words, "--schedule", "gpipe", "-o", str(tmp_path / "out"))
