@@ -55,6 +55,30 @@ bench.command("train")(bench_commands.bench_train)
 bench.command("sharing")(analysis_commands.bench_sharing)
 
 
+def _print_version(asked: bool) -> None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    if not asked:
+        return
+    for name in ("loraplex", "torch", "triton", "transformers", "peft"):
+        try:
+            print(name, version(name))
+        except PackageNotFoundError:
+            print(name, "is not installed")
+    print("python", sys.version.split()[0])
+    raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and exit.")
+    ] = False,
+) -> None:
+    # What typer has no other place for: an option of no command.
+    pass
+
+
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to fill.")] = Path("demo"),

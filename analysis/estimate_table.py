@@ -30,6 +30,7 @@ def estimate_table(plan: Plan, decision: MemoryDecision, summary: Summary | None
     return Group(
         _memory_table(decision.need, decision.capacity_bytes()),
         *([Text(decision.share_text(plan))] if _shares(plan, decision) else []),
+        *_idle(plan, decision),
         *([_time_table(plan, summary)] if summary is not None else []),
         Text(f"limit: {limit_text(plan, decision, summary)}"),
         *(Text(f"  {_change_text(change, decision)}") for change in decision.changes),
@@ -125,6 +126,13 @@ def _share_text(share: float) -> str:
 def _change_text(change: Change, decision: MemoryDecision) -> str:
     verdict = "fits" if change.fits else "still too much"
     return f"{change.what} -> {amount_text(change, share_bytes=decision.memory.capacity_bytes)}, {verdict}"
+
+
+def _idle(plan: Plan, decision: MemoryDecision) -> list[Text]:
+    idle = decision.gpus.num_idle(plan.num_workers())
+    if not idle:
+        return []
+    return [Text(f"{idle} of {idle + plan.num_workers()} GPUs idle: --stages and --replicas ask about more of them")]
 
 
 def _shares(plan: Plan, decision: MemoryDecision) -> bool:

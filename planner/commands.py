@@ -148,7 +148,10 @@ def plan(
         if record.instance == "plan":
             console.print(f"note: {record.status}", markup=False)
     costs = f"--profile {profile}" if profile else "--uniform 1,2"
-    console.print(f"Wrote {output}. Next: loraplex simulate {output} {costs}", markup=False)
+    then = f"loraplex simulate {output} {costs}"
+    if job_file is not None:
+        then = f"loraplex train {job_file} --plan {output}, or {then}"
+    console.print(f"Wrote {output}. Next: {then}", markup=False)
 
 
 def check(

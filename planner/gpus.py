@@ -33,6 +33,10 @@ class Gpus:
             return self.free_bytes[0]
         return min(self.free_bytes[gpu] / sharing for gpu, sharing in self._workers(num_workers).items())
 
+    def num_idle(self, num_workers: int) -> int:
+        """GPUs that no worker is laid on."""
+        return 0 if self.one_each else max(0, len(self.free_bytes) - num_workers)
+
     def most_stages(self, num_replicas: int) -> int | None:
         """So many stages have a GPU each; at least 1, and None where every worker has one anyhow."""
         return None if self.one_each else max(1, len(self.free_bytes) // num_replicas)

@@ -1,9 +1,10 @@
 """The plan of a job file: made as the file asks, or one that is there and checked to belong to it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from .errors import PlanError
+from .errors import JobError, PlanError
 from .inputs.loaded_jobs import LoadedJobs
 from .make_plan import make_plan
 from .plan import Plan
@@ -24,6 +25,28 @@ def plan_jobs(loaded: LoadedJobs, *, progress: Callable[[str, float], None] | No
         data_fingerprint=loaded.fingerprint,
         progress=progress,
     )
+
+
+def spread_otherwise(
+    loaded: LoadedJobs, *, num_stages: int | None = None, num_replicas: int | None = None
+) -> LoadedJobs:
+    """What a job file holds, on as many stages and replicas as the command line asks for; None leaves the file's own.
+
+    Raises JobError for more stages than the model has layers.
+    """
+    settings, model = loaded.settings, loaded.settings.base_model
+    if (num_stages or 0) > model.num_layers:
+        raise JobError(
+            f"--stages {num_stages} exceeds the {model.num_layers} layers of {model.name}, and each stage needs one; "
+            "lower it"
+        )
+    # 0 is a mistake to be told, not an absence.
+    asked = replace(
+        settings,
+        num_stages=settings.num_stages if num_stages is None else num_stages,
+        num_replicas=settings.num_replicas if num_replicas is None else num_replicas,
+    )
+    return replace(loaded, settings=asked)
 
 
 def check_plan_belongs(plan: Plan, loaded: LoadedJobs, *, path: Path, resumed: bool = False) -> None:

@@ -109,21 +109,17 @@ def _settings(request: PlanRequest, progress: Progress) -> _Settings:
     if request.global_batch_sizes or request.num_batches:
         raise JobError("--global-batch-size and --num-batches go with --lengths; a job file says them per adapter")
     from .inputs.load_jobs import load_jobs
+    from .job_plan import spread_otherwise
 
     loaded = load_jobs(
         request.job_file, allow_lengths=True, progress=lambda what, share: progress(f"{what} ({share:.0%})", 0.0)
     )
-    model = loaded.settings.base_model
-    if (request.num_stages or 0) > model.num_layers:
-        raise JobError(
-            f"--stages {request.num_stages} exceeds the {model.num_layers} layers of {model.name}, and each stage "
-            "needs one; lower it"
-        )
+    loaded = spread_otherwise(loaded, num_stages=request.num_stages, num_replicas=request.num_replicas)
     return _Settings(
         jobs=loaded.jobs,
         fingerprint=loaded.fingerprint,
-        num_stages=_given(request.num_stages, loaded.settings.num_stages),
-        num_replicas=_given(request.num_replicas, loaded.settings.num_replicas),
+        num_stages=loaded.settings.num_stages,
+        num_replicas=loaded.settings.num_replicas,
         schedule=request.schedule or loaded.settings.schedule,
         capacities=request.capacities or (loaded.settings.microbatch_tokens,),
     )

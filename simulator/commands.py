@@ -240,6 +240,8 @@ def estimate(
             help="GPUs for all stages, which may share them.", min=1, show_default="this machine's, or one each"
         ),
     ] = None,
+    stages: Annotated[int | None, typer.Option(help="Pipeline stages.", show_default="the job file's")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Pipelines side by side.", show_default="the job file's")] = None,
     recompute: Recompute = None,
     json: JsonMsBytes = False,
 ) -> None:
@@ -266,6 +268,8 @@ def estimate(
         device_bytes=None if device_memory is None else device_memory * 2**30,
         num_gpus=gpus,
         recompute=None if recompute is None else recompute_choice(recompute),
+        num_stages=stages,
+        num_replicas=replicas,
     )
     with progress_on_stderr() as progress:
         found = make_estimate(request, progress=progress)

@@ -8,13 +8,14 @@ from ..planner.build_program import build_program
 from ..planner.gpus import Gpus, one_gpu_each
 from ..planner.inputs.load_jobs import load_jobs
 from ..planner.inputs.loaded_jobs import LoadedJobs
-from ..planner.job_plan import check_plan_belongs, plan_jobs
+from ..planner.job_plan import check_plan_belongs, plan_jobs, spread_otherwise
 from ..planner.memory_decision import MemoryDecision, check_profile_model, decide_memory
 from ..planner.plan import Plan
 from ..planner.plan_file import load_plan
 from ..traces.costs import CostProfile
 from ..traces.memory_costs import RecomputeChoice
 from ..traces.profiles import load_profile
+from .errors import SimulationError
 from .simulate import Hardware, Simulation, simulate
 
 Progress = Callable[[str, float], None]
@@ -36,6 +37,9 @@ class EstimateRequest:
     """So many for all stages; one each where absent."""
     recompute: RecomputeChoice | None = None
     """The job file's where absent."""
+    num_stages: int | None = None
+    """The job file's where absent, like the replicas; a plan has its own."""
+    num_replicas: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,9 +55,14 @@ class Estimate:
 def estimate(request: EstimateRequest, *, progress: Progress | None = None) -> Estimate:
     """Plan the job file as `loraplex train` does, and tell what the run takes.
 
-    Raises JobError, PlanError or TraceError naming what is wrong.
+    Raises SimulationError, JobError, PlanError or TraceError naming what is wrong.
     """
+    if request.plan_file is not None and (request.num_stages, request.num_replicas) != (None, None):
+        raise SimulationError(
+            f"{request.plan_file} has its own stages and replicas; leave out --plan, or --stages and --replicas"
+        )
     loaded = load_jobs(request.job_file, allow_lengths=True, progress=progress)
+    loaded = spread_otherwise(loaded, num_stages=request.num_stages, num_replicas=request.num_replicas)
     profile = _profile(request, loaded)
     plan = _plan(request, loaded, progress)
     decision = decide_memory(

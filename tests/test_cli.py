@@ -33,6 +33,13 @@ def test_help_loads_nothing_heavy() -> None:
     assert loaded & {"torch", "triton", "transformers", "pandas", "numpy", "matplotlib", "pydantic", "pulp"} == set()
 
 
+def test_versions_for_whoever_reports_a_fault() -> None:
+    done = loraplex("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    names = [line.split()[0] for line in done.stdout.splitlines()]
+    assert names == ["loraplex", "torch", "triton", "transformers", "peft", "python"]
+
+
 COMMANDS = [
     "init",
     "demo",
@@ -121,6 +128,7 @@ def test_a_sweep_needs_a_worker_and_a_point_to_show(option: str, tmp_path: Path)
 def test_tables_of_80_columns_name_every_adapter_in_full(tmp_path: Path) -> None:
     assert loraplex("init", cwd=tmp_path).returncode == 0
     planned = loraplex("plan", "jobs.yaml", cwd=tmp_path)
+    assert "Next: loraplex train jobs.yaml --plan plan.json, or loraplex simulate plan.json --uni" in planned.stdout
     simulated = loraplex("simulate", "plan.json", "--uniform", "1,2", cwd=tmp_path)
     estimated = loraplex("estimate", "jobs.yaml", "--device-memory", "0.00001", cwd=tmp_path)
     for done in (planned, simulated, estimated):

@@ -25,9 +25,9 @@ _KNOWN_ELSEWHERE = {
     "lora_target_linear": "target_modules",
     "lr": "learning_rate",
     "batch_size": "global_batch_size",
-    "micro_batch_size": "global_batch_size",
-    "gradient_accumulation_steps": "global_batch_size",
+    "per_device_train_batch_size": "global_batch_size",
     "epochs": "num_epochs",
+    "num_train_epochs": "num_epochs",
     "steps": "max_steps",
     "dataset": "datasets",
     "cutoff_len": "sequence_len",
@@ -35,6 +35,17 @@ _KNOWN_ELSEWHERE = {
     "val_set_size": "val_split",
     "model": "base_model",
     "model_name_or_path": "base_model",
+}
+# What needs no field here, or more than a name.
+_EXPLAINED = {
+    "micro_batch_size": "give global_batch_size, the samples of a whole step; microbatch_tokens cuts them",
+    "gradient_accumulation_steps": "give global_batch_size: your batch size times these steps",
+    "optimizer": "it is always AdamW; remove it",
+    "optim": "it is always AdamW; remove it",
+    "sample_packing": "samples are always packed, and never attend to each other; remove it",
+    "gradient_checkpointing": "give recompute: auto, none, selective or full, beside base_model",
+    "save_steps": "give train --checkpoint-every; remove it",
+    "logging_steps": "every step is written down; remove it",
 }
 _MOST_SHOWN = 8
 
@@ -122,10 +133,12 @@ def _check_unique_names(read: ReadJobFile) -> None:
     for number, adapter in enumerate(read.adapters):
         folder = adapter.name.casefold()
         if folder in seen:
-            raise JobError(
-                f"{read.adapter_place(number, 'name')}: {adapter.name!r} and {seen[folder]!r} would share a folder "
-                "where upper and lower case are alike; adapter names must differ, choose another"
-            )
+            other = seen[folder]
+            why = f"{other!r} would share its folder where upper and lower case are alike"
+            if adapter.name == other:
+                why = "another adapter has that name"
+            place = read.adapter_place(number, "name")
+            raise JobError(f"{place}: {adapter.name!r}: {why}; adapter names must differ, choose another")
         seen[folder] = adapter.name
 
 
@@ -176,6 +189,8 @@ def _place(text: YamlText, keys: Sequence[str | int]) -> str:
 
 
 def _nearest(key: str, keys: Sequence[str | int]) -> str:
+    if key in _EXPLAINED:
+        return _EXPLAINED[key]
     here = _fields_at(keys)
     if key in _KNOWN_ELSEWHERE and _KNOWN_ELSEWHERE[key] in here:
         return f"it is called {_KNOWN_ELSEWHERE[key]} here"

@@ -200,8 +200,12 @@ def _turn(place: str, name: str, message: Mapping[str, Any]) -> Turn:
 def _text(place: str, record: Mapping[str, Any], name: str, *, required: bool = False) -> str:
     value = record.get(name)
     if not isinstance(value, str):
-        problem = "is missing" if value is None else f"is a {type(value).__name__}, not text"
-        raise JobError(f"{place}: {name} {problem}; this format needs it")
+        if value is None:
+            held = ", ".join(sorted(map(str, record))) or "nothing"
+            raise JobError(
+                f"{place}: {name} is missing; the record has {held}: add it, or give the dataset another type"
+            )
+        raise JobError(f"{place}: {name} is of type {type(value).__name__}; it must be text, so put it into quotes")
     if required and not value.strip():
         raise JobError(f"{place}: {name} is empty, so there is nothing to learn; fill it in or remove the record")
     return _whole(place, name, value)

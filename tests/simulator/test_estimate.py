@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from loraplex.engine import device_memory
 from loraplex.engine.fit_check import settled_recompute
-from loraplex.planner.errors import PlanError
+from loraplex.planner.errors import JobError, PlanError
 from loraplex.planner.gpus import Gpus
 from loraplex.planner.inputs.load_jobs import load_jobs
 from loraplex.planner.plan_file import save_plan
@@ -157,6 +157,18 @@ def test_sharing_may_be_asked_for_and_is_named(job_file: Path, tmp_path: Path) -
     PROFILE.save(tmp_path / "profile.json")
     words = ["estimate", str(job_file), "--profile", str(tmp_path / "profile.json"), "--gpus", "1"]
     assert "2 stages share a GPU, which leaves each 30.0 MiB" in CliRunner().invoke(app, words).stdout
+
+
+def test_other_stages_and_replicas_may_be_asked_about(job_file: Path, tmp_path: Path) -> None:
+    found = run(str(job_file), "--gpus", "8", "--device-memory", "80", "--stages", "4", "--replicas", "2")
+    assert (found["num_stages"], found["num_replicas"], len(found["stages"])) == (4, 2, 4)
+    words = ["estimate", str(job_file), "--gpus", "8", "--device-memory", "80"]
+    assert "6 of 8 GPUs idle: --stages and --replicas ask about more of them\n" in CliRunner().invoke(app, words).stdout
+    assert "idle" not in CliRunner().invoke(app, [*words, "--replicas", "4"]).stdout
+    with pytest.raises(JobError, match=r"--stages 33 exceeds the 32 layers of llama-3\.1-8b"):
+        estimate(EstimateRequest(job_file=job_file, num_stages=33))
+    with pytest.raises(SimulationError, match=r"has its own stages and replicas; leave out --plan, or --stages"):
+        estimate(EstimateRequest(job_file=job_file, plan_file=tmp_path / "plan.json", num_stages=4))
 
 
 def test_a_profile_gives_times_and_the_memory_it_measured(job_file: Path, tmp_path: Path) -> None:

@@ -41,5 +41,10 @@ def test_nothing_is_ever_overwritten(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"jobs\.yaml: exists already and is never overwritten"):
         write_job_template(path)
     assert path.read_text(encoding="utf-8") == "mine"
-    with pytest.raises(JobError, match=r"jobs\.yaml: cannot be written \(No such file or directory\)"):
-        write_job_template(tmp_path / "none" / "jobs.yaml")
+    with pytest.raises(JobError, match=r"cannot be written \(.*jobs\.yaml is a file\); name another place"):
+        write_job_template(path / "jobs.yaml")
+
+
+def test_the_folders_it_lies_in_are_made(tmp_path: Path) -> None:
+    write_job_template(tmp_path / "new/folder/jobs.yaml")
+    assert (tmp_path / "new/folder/jobs.yaml").read_text(encoding="utf-8").startswith("# Jobs of LoRAPlex")

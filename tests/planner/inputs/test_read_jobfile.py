@@ -170,7 +170,9 @@ def test_one_target_needs_no_list(tmp_path: Path) -> None:
         ("learning_rte: 1", "adapters[0].learning_rte: no such field; did you mean learning_rate?"),
         ("lora-alpha: 1", "adapters[0].lora-alpha: no such field; did you mean lora_alpha?"),
         ("lora_rank: 1", "adapters[0].lora_rank: no such field; it is called r here"),
-        ("micro_batch_size: 1", "adapters[0].micro_batch_size: no such field; it is called global_batch_size here"),
+        ("num_train_epochs: 1", "adapters[0].num_train_epochs: no such field; it is called num_epochs here"),
+        ("micro_batch_size: 1", "adapters[0].micro_batch_size: no such field; give global_batch_size, the samples of "),
+        ("optimizer: adamw", "adapters[0].optimizer: no such field; it is always AdamW; remove it"),
     ],
 )
 def test_a_wrong_field_is_named_with_its_line(tmp_path: Path, line: str, complaint: str) -> None:
@@ -208,18 +210,21 @@ def test_names_that_are_no_folder_names_are_refused(tmp_path: Path, name: str) -
     assert [line.partition(": a name becomes a folder")[0] for line in found] == ["jobs.yaml:3: adapters[0].name"]
 
 
-@pytest.mark.parametrize("other", ["a", "A"])
-def test_names_differ_in_more_than_case(tmp_path: Path, other: str) -> None:
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        ("a", "another adapter has that name"),
+        ("A", "'a' would share its folder where upper and lower case are alike"),
+    ],
+)
+def test_names_differ_in_more_than_case(tmp_path: Path, other: str, why: str) -> None:
     found = complaints(tmp_path, f"{SMALLEST}  - name: {other}\n    datasets: [{{path: a.jsonl}}]\n")
-    assert found == [
-        f"jobs.yaml:5: adapters[1].name: '{other}' and 'a' would share a folder where upper and lower case are alike; "
-        "adapter names must differ, choose another"
-    ]
+    assert found == [f"jobs.yaml:5: adapters[1].name: '{other}': {why}; adapter names must differ, choose another"]
 
 
 def test_a_name_made_by_a_grid_may_not_meet_another(tmp_path: Path) -> None:
     text = SMALLEST + "    grid: {r: [2]}\n  - name: a-r2\n    datasets: [{path: a.jsonl}]\n"
-    assert complaints(tmp_path, text)[0].startswith("jobs.yaml:6: adapters[1].name: 'a-r2' and 'a-r2' would share")
+    assert complaints(tmp_path, text)[0].startswith("jobs.yaml:6: adapters[1].name: 'a-r2': another adapter has")
 
 
 @pytest.mark.parametrize("extra", ["", "    grid: {max_steps: [1, 2]}\n"])

@@ -152,7 +152,11 @@ def test_a_csv_cell_may_be_long(tmp_path: Path) -> None:
         ("a.parquet", "not parquet", ": not readable as parquet"),
         ("a.jsonl", '{"foo": 1, "bar": 2}', ":1: the fields ['bar', 'foo'] belong to no known format"),
         ("a.jsonl", '{"completion": "a"}', ":1: prompt is missing"),
-        ("a.jsonl", '{"prompt": "a", "completion": 3}', ":1: completion is a int, not text"),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "completion": 3}',
+            ":1: completion is of type int; it must be text, so put it into quotes",
+        ),
         ("a.jsonl", '{"prompt": "a", "completion": " \\n"}', ":1: completion is empty, so there is nothing to learn"),
         ("a.jsonl", '{"text": ""}', ":1: text is empty"),
         ("a.jsonl", '{"text": "ab\\ud800"}', ":1: character 2 of text is half a character"),
@@ -183,7 +187,10 @@ def test_bad_texts_name_file_and_line(tmp_path: Path, name: str, text: str, comp
 
 def test_the_given_format_is_held_to(tmp_path: Path) -> None:
     path = write(tmp_path, "a.jsonl", '{"text": "a"}')
-    with pytest.raises(JobError, match=r"a\.jsonl:1: instruction is missing; this format needs it"):
+    with pytest.raises(
+        JobError,
+        match=r"a\.jsonl:1: instruction is missing; the record has text: add it, or give the dataset another type",
+    ):
         read_examples(path, data_format="alpaca")
 
 
