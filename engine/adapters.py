@@ -12,7 +12,7 @@ from ..planner.jobs import Job
 from .flat import FlatTensors
 from .gradient_store import GradientStore, ParameterGradients
 from .host_copy import HostCopy
-from .learning_rate import learning_rate_at
+from .learning_rate import RISKY_RATE, holds, learning_rate_at
 
 # torch's clip_grad_norm_ adds this to the norm it divides by; the same here, so that clipping is the same.
 _CLIP_EPS = 1e-6
@@ -62,6 +62,8 @@ class StageAdapter:
         )
         self.best: FlatTensors | None = None
         """Copies of the parameters as the best evaluation found them, where somebody asks for them."""
+        self.before: FlatTensors | None = None
+        """Behind a step at a risky rate: the parameters before it, until the next gradient shows that it was good."""
         self.evaluated: dict[str, Tensor] = {}
         """What the last stage knows of its evaluations (evaluations.py): float64 scalars."""
         self.alive = self.alive_before = torch.ones((), dtype=torch.bool, device=self._flat_weight.device)
@@ -116,15 +118,19 @@ class StageAdapter:
         """Take the next step with the gradients that `close` set aside, clipped by the norm over all stages.
 
         `update_squares` is the squared change on the stages before this one. Where `total_squares` is no finite number,
-        weights and optimizer stay as they are, bit for bit; with `forever`, from now on, and from now on too where
-        `stopped`, a bool on the device, is true. All stages get the same total and verdict, so all decide alike, on the
-        device: the host does not wait to hear how.
+        or the rate none that float32 can add, weights and optimizer stay as they are, bit for bit; with `forever`, from
+        now on, and from now on too where `stopped`, a bool on the device, is true. Behind a step at a risky rate such a
+        total tells of that step: with `forever` the weights go back to those before it. All stages get the same total
+        and verdict, so all decide alike, on the device: the host does not wait to hear how.
         """
         settings = self.job.optimizer
         self.alive_before = self.alive
         if stopped is not None:
             self.alive = self.alive & ~stopped
-        taken = self.alive & torch.isfinite(total_squares)
+        rate = learning_rate_at(self.version, settings=settings, num_steps=len(self.job.global_batches))
+        finite = torch.isfinite(total_squares)
+        back = (self.alive & ~finite) if forever and self.before is not None else None
+        taken = self.alive & finite if holds(rate, settings=settings) else torch.zeros_like(self.alive)
         if forever:
             self.alive = taken
         self._known.append(HostCopy(self.alive))
@@ -133,8 +139,7 @@ class StageAdapter:
         if settings.max_grad_norm is not None:
             factor = (settings.max_grad_norm / (grad_norm + _CLIP_EPS)).clamp(max=1.0)
             gradients.whole.mul_(factor.to(gradients.whole.dtype))
-        rate = learning_rate_at(self.version, settings=settings, num_steps=len(self.job.global_batches))
-        changes = self._changed_by(gradients, rate=rate, taken=taken)
+        changes = self._changed_by(gradients, rate=rate, taken=taken, back=back)
         self.version += 1
         return StepReport(
             learning_rate=rate,
@@ -143,9 +148,9 @@ class StageAdapter:
             taken=taken,
         )
 
-    def _changed_by(self, gradients: FlatTensors, *, rate: float, taken: Tensor) -> FlatTensors:
-        # By how much AdamW moved each matrix. Its kernel does nothing where found_inf is 1, and takes the step count
-        # back.
+    def _changed_by(self, gradients: FlatTensors, *, rate: float, taken: Tensor, back: Tensor | None) -> FlatTensors:
+        # By how much each matrix moved: by AdamW, whose kernel does nothing where found_inf is 1 and takes the step
+        # count back, or back to where it was before the last step.
         self._flat_weight.grad = gradients.whole
         for param_group in self.optimizer.param_groups:
             param_group["lr"] = rate
@@ -154,6 +159,9 @@ class StageAdapter:
         changes.whole.copy_(self._flat_weight)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.before is not None and back is not None:
+            self._flat_weight.copy_(torch.where(back, self.before.whole, self._flat_weight))
+        self.before = self._cut(changes.whole.clone()) if rate >= RISKY_RATE else None
         changes.whole.sub_(self._flat_weight)
         self.gradients.refresh()
         return changes
@@ -161,13 +169,14 @@ class StageAdapter:
     def tensors(self) -> dict[str, Tensor]:
         """Copies on the host of what a resume needs: beside what trains there is no room counted on for them.
 
-        `alive`, `alive_before`, `weight/NAME`, `best/NAME`, `grad/NAME`, `closed/K/NAME`, `optimizer/FIELD/NAME`,
-        `evaluated/FIELD`.
+        `alive`, `alive_before`, `weight/NAME`, `best/NAME`, `before/NAME`, `grad/NAME`, `closed/K/NAME`,
+        `optimizer/FIELD/NAME`, `evaluated/FIELD`.
         """
         found = {"alive": _on_host(self.alive), "alive_before": _on_host(self.alive_before)}
         wholes = {"weight": self._flat_weight.detach()}
-        if self.best is not None:
-            wholes["best"] = self.best.whole
+        wholes |= {
+            kind: kept.whole for kind, kept in (("best", self.best), ("before", self.before)) if kept is not None
+        }
         wholes |= {f"closed/{global_batch}": gradients.whole for global_batch, gradients in self.closed.items()}
         found |= {f"evaluated/{field}": _on_host(value) for field, value in self.evaluated.items()}
         found |= {f"grad/{name}": _on_host(gradient) for name, gradient in self.gradients.gathered().items()}
@@ -203,6 +212,9 @@ class StageAdapter:
             elif kind == "best":
                 self.best = FlatTensors.like(self.parameters) if self.best is None else self.best
                 self.best[name].copy_(tensor)
+            elif kind == "before":
+                self.before = FlatTensors.like(self.parameters) if self.before is None else self.before
+                self.before[name].copy_(tensor)
             elif kind == "closed":
                 if int(field) not in self.closed:
                     self.closed[int(field)] = FlatTensors.like(self.parameters)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from ..planner.errors import JobError
 from ..traces.files import write_atomically
 from ..traces.run_folder import metrics_name
 from .disk import writing
+from .learning_rate import RISKY_RATE
 
 StepState = Literal["taken", "skipped", "quarantined", "stopped"]
 
@@ -33,7 +34,8 @@ class StepRecord:
     ms: float
     """Since the run, or the resumed part of it, began."""
     state: StepState = "taken"
-    """Otherwise the weights stayed as they were; where quarantined or stopped (early) for good: no line follows."""
+    """Otherwise the weights stayed as they were; where quarantined or stopped (early) for good: no line follows.
+    Quarantined behind a step at a risky rate (learning_rate.py), they went back to those before that step."""
 
 
 class MetricsWriter:
@@ -65,6 +67,16 @@ def read_metrics(path: Path) -> tuple[StepRecord, ...]:
         except (ValueError, TypeError, AttributeError) as error:
             raise JobError(f"{path}:{number}: is no record of a step ({error}); delete that line") from None
     return tuple(found)
+
+
+def steps_kept(records: Sequence[StepRecord]) -> int:
+    """Steps that one adapter's weights hold at its end: those taken, less the last where it went back before that."""
+    taken = sum(record.state == "taken" for record in records)
+    if len(records) < 2 or records[-1].state != "quarantined":
+        return taken
+    before, last = records[-2:]
+    broke = not (math.isfinite(last.loss) and math.isfinite(last.grad_norm))
+    return taken - int(broke and before.state == "taken" and before.learning_rate >= RISKY_RATE)
 
 
 def _is_nonfinite(value: object) -> bool:

@@ -82,5 +82,7 @@ class StepReports:
 def what_broke(record: StepRecord) -> str:
     """Of a step that was not taken."""
     if math.isfinite(record.loss):
+        if math.isfinite(record.grad_norm):
+            return f"the learning rate is {record.learning_rate:g}, more than float32 can add to a weight"
         return f"the gradient norm is {record.grad_norm}"
     return f"the loss is {record.loss}"

@@ -29,8 +29,9 @@ from .evaluation_records import EvaluationRecord, read_evaluations
 from .fit_check import settled_recompute
 from .flash_attention import asked_attention
 from .launch import launch
+from .learning_rate import RISKY_RATE
 from .loggers import check_loggers
-from .metrics import StepRecord, read_metrics
+from .metrics import StepRecord, read_metrics, steps_kept
 from .output import ADAPTERS, CHECKPOINTS, WORK, evaluations_name, read_validation
 from .prepare import Prepared, check_nothing_lost, prepare
 from .reports import what_broke
@@ -52,7 +53,7 @@ class TrainedAdapter:
     skipped: tuple[int, ...] = ()
     """Steps that were left out since their loss or gradient was no finite number."""
     quarantined_at: int | None = None
-    """The step for which that halted it; its weights are those of the step before."""
+    """The step for which that halted it; its weights are those behind `steps_taken` steps."""
     stopped_at: int | None = None
     """The step before which its validation loss had stood still for so long that it stopped early."""
     evaluations: tuple[EvaluationRecord, ...] = ()
@@ -63,15 +64,13 @@ class TrainedAdapter:
         mend = "lower its learning_rate or look at its data"
         if self.quarantined_at is not None:
             broke = what_broke(self.last)
+            when = f"step {self.quarantined_at}" if self.quarantined_at else "its first step"
+            holds = f"as of its last good step, after {self.steps_taken} steps"
             if not self.steps_taken:
-                return (
-                    f"adapter '{self.name}' was quarantined at its first step: {broke}. {self.folder} holds it "
-                    "untrained; look at its data, and at the weights of the base model"
-                )
-            return (
-                f"adapter '{self.name}' was quarantined at step {self.quarantined_at}: {broke}. {self.folder} holds it "
-                f"as of its last good step, after {self.steps_taken} steps; {mend}"
-            )
+                holds = "untrained"
+                if self.first.learning_rate < RISKY_RATE:
+                    mend = "look at its data, and at the weights of the base model"
+            return f"adapter '{self.name}' was quarantined at {when}: {broke}. {self.folder} holds it {holds}; {mend}"
         if self.skipped:
             return f"adapter '{self.name}' left out {len(self.skipped)} steps, the first {self.skipped[0]}; {mend}"
         return ""
@@ -253,7 +252,7 @@ def _result(prepared: Prepared, *, recompute: RecomputeMode) -> TrainedRun:
                 first=records[0],
                 last=records[-1],
                 validation=validation.get(job.name, {}),
-                steps_taken=sum(record.state == "taken" for record in records),
+                steps_taken=steps_kept(records),
                 skipped=tuple(record.step for record in records if record.state == "skipped"),
                 quarantined_at=records[-1].step if records[-1].state == "quarantined" else None,
                 stopped_at=records[-1].step if records[-1].state == "stopped" else None,

@@ -116,6 +116,57 @@ def test_a_step_that_is_no_number_leaves_weights_and_optimizer_as_they_were(fore
     assert torch.equal(broken.parameters["a"], apart.parameters["a"]) is not forever
 
 
+def stepped(adapter: StageAdapter, step: int, *, scale: float = 1.0, forever: bool = True) -> bool:
+    give_gradients(adapter, scale=scale, seed=step)
+    total = adapter.close(step, after=ZERO)
+    return bool(adapter.step(total_squares=total, update_squares=ZERO, forever=forever).taken)
+
+
+def weights(adapter: StageAdapter) -> list[torch.Tensor]:
+    return [weight.detach().clone() for weight in adapter.parameters.values()]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize(("rate", "goes_back"), [(0.09, False), (0.1, True), (1e5, True), (1e30, True)])
+def test_a_step_at_a_risky_rate_is_undone_where_the_next_gradient_is_no_number(
+    rate: float, goes_back: bool, resumed: bool
+) -> None:
+    sizes = {"a": (3, 5), "b": (4, 2)}
+    adapter = adapter_with(sizes, job(learning_rate=rate))
+    stepped(adapter, 0)
+    before = weights(adapter)
+    assert stepped(adapter, 1)
+    behind = weights(adapter)
+    if resumed:
+        saved, adapter = adapter.tensors(), adapter_with(sizes, job(learning_rate=rate))
+        adapter.load(saved, version=2)
+    assert not stepped(adapter, 2, scale=float("nan"))
+    ends = weights(adapter)
+    assert all(map(torch.equal, ends, before if goes_back else behind))
+    # It stays there: the steps behind it are none of its own.
+    assert not stepped(adapter, 3, scale=float("nan"))
+    assert all(map(torch.equal, weights(adapter), ends))
+
+
+def test_a_step_at_a_risky_rate_stays_where_the_next_gradient_is_a_number_or_steps_are_skipped() -> None:
+    adapter, skipping = (adapter_with({"a": (3, 5)}, job(learning_rate=1.0)) for _ in range(2))
+    assert [stepped(adapter, step) for step in range(2)] == [True, True]
+    behind = weights(adapter)
+    assert [stepped(skipping, step, scale=scale, forever=False) for step, scale in enumerate((1.0, 1.0))] == [True] * 2
+    assert not stepped(skipping, 2, scale=float("nan"), forever=False)
+    assert all(map(torch.equal, weights(skipping), behind))
+    assert stepped(skipping, 3, forever=False)
+
+
+@pytest.mark.parametrize("forever", [True, False])
+def test_a_rate_that_float32_cannot_add_is_no_step(forever: bool) -> None:
+    adapter = adapter_with({"a": (3, 5)}, job(learning_rate=1e39))
+    start = weights(adapter)
+    assert not stepped(adapter, 0, forever=forever)
+    assert all(map(torch.equal, weights(adapter), start))
+    assert adapter.alive.item() is not forever
+
+
 def test_a_skipped_step_does_not_halt() -> None:
     adapter = adapter_with({"a": (2, 2)}, job())
     give_gradients(adapter, scale=float("nan"), seed=0)

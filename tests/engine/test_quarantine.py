@@ -10,7 +10,7 @@ import torch
 from loraplex.engine import execute
 from loraplex.engine.batch import PackedBatch, Packer
 from loraplex.engine.loss import adapter_losses
-from loraplex.engine.metrics import StepRecord
+from loraplex.engine.metrics import StepRecord, steps_kept
 from loraplex.engine.stage import Stage
 from loraplex.engine.threads import run_in_threads
 from loraplex.planner.build_program import build_program
@@ -148,18 +148,43 @@ def test_samples_of_a_halted_adapter_are_left_out_from_the_next_batch_but_one(
     assert [lines(records, job)[-1] for job in (jobs[0], jobs[2])] == [(4, "taken")] * 2
 
 
-def test_an_absurd_learning_rate_is_caught(make_stages: Any, tokens_of: Any, small_plan: Any, three_jobs: Any) -> None:
+@pytest.mark.parametrize(
+    ("rate", "states"),
+    [
+        # The last step at this rate whose weights gave a loss and a gradient is the first.
+        (1e5, ["taken", "taken", "quarantined"]),
+        (1e8, ["taken", "quarantined"]),
+        (1e30, ["taken", "quarantined"]),
+        # The step itself would leave no numbers.
+        (1e39, ["quarantined"]),
+    ],
+)
+def test_an_absurd_learning_rate_ends_at_the_weights_of_the_last_good_step(
+    make_stages: Any, tokens_of: Any, small_plan: Any, three_jobs: Any, rate: float, states: list[str]
+) -> None:
     # In the third batch it is halted already, but still there: the others' products are as large as ever.
     sane = three_jobs(num_steps=3)
-    wild = replace(sane[BAD], optimizer=replace(sane[BAD].optimizer, learning_rate=1e30, warmup_ratio=0.0))
+    wild = replace(sane[BAD], optimizer=replace(sane[BAD].optimizer, learning_rate=rate, warmup_ratio=0.0))
     jobs = (sane[0], wild, sane[2])
     plan, sane_plan = small_plan(jobs, num_stages=2), small_plan(sane, num_stages=2)
     stages, quiet = make_stages(plan), make_stages(sane_plan)
-    records, _ = run(stages, plan, tokens_of(jobs), mode="quarantine")
-    assert lines(records, wild) == [(0, "taken"), (1, "quarantined")]
-    for stage in stages:
-        weights = stage.adapters[BAD].parameters.values()
-        assert all(weight.isfinite().all() for weight in weights)
+    good = max(0, len(states) - 2)
+    at_good: dict[int, dict[str, torch.Tensor]] = {}
+
+    def watch(worker: int, place: int) -> None:
+        adapter = stages[worker].adapters[BAD]
+        if adapter.version == good:
+            at_good[worker] = adapter.tensors()
+
+    done = run_in_threads(
+        stages, plan, build_program(plan), tokens_of(jobs), on_nonfinite="quarantine", after_leg=watch
+    )
+    assert lines(done.records, wild) == list(enumerate(states))
+    assert steps_kept([record for record in done.records if record.adapter == wild.name]) == good
+    for worker, stage in enumerate(stages):
+        for name, weight in stage.adapters[BAD].parameters.items():
+            assert weight.isfinite().all()
+            assert torch.equal(weight, at_good[worker][f"weight/{name}"])
     # Nobody who shares its microbatches notices.
     run_in_threads(quiet, sane_plan, build_program(sane_plan), tokens_of(sane))
     for adapter in (0, 2):

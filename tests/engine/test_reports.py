@@ -1,6 +1,7 @@
 """Steps are told in order, once it is known how they went."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,6 +57,12 @@ def test_each_skipped_step_is_told() -> None:
         (1, "taken", 1.0),
     ]
     assert what_broke(heard[0]) == "the gradient norm is inf"
+
+
+def test_a_rate_that_is_no_step_is_what_broke() -> None:
+    heard, reports = told("skip")
+    reports.send(replace(step("one", 0), learning_rate=1e39), figures(1.0, 4.0, taken=False))
+    assert what_broke(heard[0]) == "the learning rate is 1e+39, more than float32 can add to a weight"
 
 
 def test_an_adapter_that_stops_early_is_told_once() -> None:
