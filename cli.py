@@ -4,6 +4,7 @@
 Everything heavy is imported inside the commands, so that `loraplex --help` answers at once.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -20,6 +21,9 @@ from .planner import commands as planner_commands
 from .simulator import commands as simulator_commands
 from .simulator import sweep_commands
 from .traces.errors import InputError
+
+_STOPPED = 130
+"""Exit code after Ctrl-C."""
 
 app = typer.Typer(
     name="loraplex",
@@ -141,6 +145,13 @@ def main() -> None:
     """Run a command. Bad input ends with exit code 2 and one message, never a traceback."""
     try:
         app()
+    except SystemExit as ended:
+        if ended.code == _STOPPED and "torch" in sys.modules:
+            # Threads of a backward that was interrupted are still there, for which torch aborts an ordinary end.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(_STOPPED)
+        raise
     except InputError as error:
         message = str(error)
     except OSError as error:

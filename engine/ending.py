@@ -48,7 +48,8 @@ def ends_process(*, alike: bool = False) -> Iterator[None]:
             raise
         _end(f"worker {worker}: {broken}", code=1)
     except KeyboardInterrupt as error:
-        _end(f"worker {worker} stopped ({error})", code=STOPPED)
+        # Python's own handler, which is there before the watchdog's, names no signal.
+        _end(f"worker {worker} stopped ({str(error) or 'SIGINT'})", code=STOPPED)
 
 
 def _end(message: str, *, code: int) -> None:

@@ -65,7 +65,7 @@ def profile_model(
         arguments += ["--random-weights"] if random_weights else []
         arguments += ["--load-in-4bit"] if load_in_4bit else []
         arguments += ["--device", device, "--depth", str(depth), "--command", shlex.join(["loraplex", *sys.argv[1:]])]
-        launch("loraplex.engine.profile_worker", arguments, work_dir=Path(folder), num_workers=num_stages)
+        launch("loraplex.engine.profile_main", arguments, work_dir=Path(folder), num_workers=num_stages)
     return CostProfile.load(output)
 
 

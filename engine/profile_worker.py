@@ -1,7 +1,6 @@
-"""One process of `loraplex profile`, started by profile_model: measures, and as worker 0 writes the profile."""
+"""One process of `loraplex profile`, which profile_main starts: measures, and as worker 0 writes the profile."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from ..traces.profile_points import points_path, save_points
 from .base_folder import base_model_folder
 from .connect import open_transport
 from .devices import choose_device
-from .ending import ends_process
 from .gpu_profile import GpuRequest, measure_gpu_profile, shallow
 from .position import PositionFile, position_path
 from .profile import measure_profile
@@ -28,7 +26,7 @@ from .watchdog import start_watchdog
 
 def main() -> None:
     """Measure what the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m loraplex.engine.profile_worker")
+    parser = argparse.ArgumentParser(prog="python -m loraplex.engine.profile_main")
     parser.add_argument("model")
     parser.add_argument("output", type=Path)
     parser.add_argument("--work", type=Path, required=True)
@@ -100,10 +98,3 @@ def _on_gpu(
 def _tell(text: str) -> None:
     # Beside, not in, what the command line prints.
     print(f"loraplex profile: {text}", file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    with ends_process():
-        main()
-    # The process group's threads may outlive it.
-    os._exit(0)

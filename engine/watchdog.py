@@ -32,6 +32,8 @@ def start_watchdog(describe: Callable[[], str]) -> None:
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    # Raised inside some object's __del__, an interrupt is lost, and Python would print where: the thread ends us then.
+    sys.unraisablehook = _tell_of_unraisable
     # The writer must live as long as the process: the thread holds both ends.
     parent = int(os.environ.get(LAUNCHER, os.getppid()))
     threading.Thread(
@@ -41,6 +43,11 @@ def start_watchdog(describe: Callable[[], str]) -> None:
 
 def _interrupt(number: int, _frame: object) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _tell_of_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
 
 
 def _watch(reader: socket.socket, writer: socket.socket, parent: int, describe: Callable[[], str]) -> None:

@@ -40,6 +40,27 @@ def test_versions_for_whoever_reports_a_fault() -> None:
     assert names == ["loraplex", "torch", "triton", "transformers", "peft", "python"]
 
 
+INTERRUPTED = """
+import sys; sys.path.insert(0, {path!r})
+from loraplex import cli
+if {torch}: sys.modules["torch"] = sys
+def interrupted(): raise SystemExit({code})
+cli.app = interrupted
+import atexit; atexit.register(print, "an ordinary end")
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("torch", "code", "told"),
+    [(True, 130, ""), (False, 130, "an ordinary end\n"), (True, 1, "an ordinary end\n")],
+)
+def test_a_command_stopped_amid_torch_ends_at_once(torch: bool, code: int, told: str) -> None:
+    script = INTERRUPTED.format(path=str(ROOT / ".pythonpath"), torch=torch, code=code)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, told, "")
+
+
 COMMANDS = [
     "init",
     "demo",

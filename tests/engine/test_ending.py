@@ -2,7 +2,11 @@
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +39,7 @@ class OutOfMemoryError(RuntimeError):
         ),
         (OSError(errno.ENOSPC, "full", "out/a"), "1", 1, "loraplex: worker 1: out/a could not be written (full); free"),
         (KeyboardInterrupt("SIGTERM"), "1", 130, "loraplex: worker 1 stopped (SIGTERM)\n"),
+        (KeyboardInterrupt(), "1", 130, "loraplex: worker 1 stopped (SIGINT)\n"),
     ],
 )
 def test_what_goes_wrong_is_one_line_and_an_exit_code(
@@ -81,3 +86,22 @@ def test_what_nobody_foresaw_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error)) as raised, ends_process():
         raise error
     assert raised.value is error
+
+
+def test_a_profile_stopped_while_torch_is_imported_says_so_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(
+        "import threading\nprint('importing', flush=True)\nthreading.Event().wait()\n", encoding="utf-8"
+    )
+    package = Path(__file__).resolve().parents[2] / ".pythonpath"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "loraplex.engine.profile_main"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{package}", "RANK": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "loraplex: worker 1 stopped (SIGINT)\n")

@@ -52,6 +52,33 @@ def test_a_stuck_worker_ends_when_told_and_says_where_it_was(number: signal.Sign
     assert err == f"loraplex: pp_rank 5 at 5F3, microbatch 3: told to stop by {number.name}\n"
 
 
+# An interrupt that comes while an object is taken down is lost; another object's own fault is still told of.
+TAKEN_DOWN = """
+import os, signal, sys, threading
+sys.path.insert(0, {path!r})
+from loraplex.engine.watchdog import start_watchdog
+start_watchdog(lambda: "pp_rank 5 at 5F3, microbatch 3")
+class Interrupted:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(10): pass
+class Faulty:
+    def __del__(self):
+        raise ValueError("its own fault")
+Faulty(); Interrupted()
+threading.Event().wait()
+"""
+
+
+def test_an_interrupt_lost_in_a_destructor_ends_the_worker_without_a_traceback() -> None:
+    script = TAKEN_DOWN.format(path=str(ROOT / ".pythonpath"))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 130
+    assert done.stderr.endswith("loraplex: pp_rank 5 at 5F3, microbatch 3: told to stop by SIGINT\n")
+    assert "KeyboardInterrupt" not in done.stderr
+    assert "ValueError: its own fault" in done.stderr
+
+
 def test_a_worker_whose_launcher_was_gone_before_it_looked_ends_as_well() -> None:
     nobody = subprocess.Popen([sys.executable, "-c", ""])
     nobody.wait()
