@@ -18,8 +18,8 @@ from .engine import bench_commands
 from .engine import commands as engine_commands
 from .kernels import commands as kernels_commands
 from .planner import commands as planner_commands
+from .simulator import advise_commands, sweep_commands
 from .simulator import commands as simulator_commands
-from .simulator import sweep_commands
 from .traces.errors import InputError
 
 _STOPPED = 130
@@ -43,6 +43,7 @@ app.command("check")(planner_commands.check)
 app.command("profile")(engine_commands.profile)
 app.command("simulate")(simulator_commands.simulate)
 app.command("estimate")(simulator_commands.estimate)
+app.command("advise")(advise_commands.advise)
 app.command("train")(engine_commands.train)
 app.command("compare")(analysis_commands.compare)
 app.command("report")(analysis_commands.report)

@@ -25,7 +25,7 @@ def train(
     recompute: Recompute = None,
     profile: Annotated[
         str | None,
-        typer.Option(help="Measured memory to go by, a cost profile.", show_default="the model's shapes"),
+        typer.Option(help="Cost profile to plan and to count memory by.", show_default="the model's shapes"),
     ] = None,
     report_to: Annotated[
         list[str] | None, typer.Option(help="tensorboard or wandb, or both.", show_default="the job file's")

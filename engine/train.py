@@ -9,9 +9,11 @@ from pathlib import Path
 from ..planner.build_program import rival_schedules
 from ..planner.inputs.load_jobs import load_jobs
 from ..planner.job_plan import check_plan_belongs, plan_jobs
+from ..planner.memory_decision import check_profile_model
 from ..planner.plan_file import load_plan, save_plan
 from ..planner.position import continued
 from ..planner.trained import trained_tokens
+from ..traces.costs import CostProfile
 from ..traces.memory_costs import RecomputeMode
 from ..traces.profiles import load_profile
 from ..traces.run_folder import MEASURED, PLAN, metrics_name
@@ -191,8 +193,12 @@ def _recompute(settings: RunSettings, prepared: Prepared) -> RecomputeMode:
         loaded,
         asked=settings.recompute or loaded.settings.recompute,
         gpus=free_gpus() if resolved_device(settings.device) == "cuda" else None,
-        profile=None if settings.profile is None else load_profile(settings.profile),
+        profile=_profile(settings),
     )
+
+
+def _profile(settings: RunSettings) -> CostProfile | None:
+    return None if settings.profile is None else load_profile(settings.profile)
 
 
 def _plan(settings: RunSettings, *, progress: Callable[[str, float], None] | None) -> None:
@@ -201,7 +207,11 @@ def _plan(settings: RunSettings, *, progress: Callable[[str, float], None] | Non
     folder = settings.output_dir or loaded.settings.output_dir
     # Before the earlier run's plan is gone.
     check_nothing_lost(settings, folder)
-    plan = plan_jobs(loaded, progress=progress)
+    profile = _profile(settings)
+    if profile is not None:
+        # Before the time that planning takes.
+        check_profile_model(profile, loaded.settings.base_model)
+    plan = plan_jobs(loaded, profile=profile, progress=progress)
     folder.mkdir(parents=True, exist_ok=True)
     save_plan(plan, folder / PLAN)
 

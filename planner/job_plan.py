@@ -4,16 +4,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from ..traces.costs import CostProfile
+from .assumed_costs import assumed_costs
 from .errors import JobError, PlanError
 from .inputs.loaded_jobs import LoadedJobs
 from .make_plan import make_plan
 from .plan import Plan
 
 
-def plan_jobs(loaded: LoadedJobs, *, progress: Callable[[str, float], None] | None = None) -> Plan:
+def plan_jobs(
+    loaded: LoadedJobs,
+    *,
+    profile: CostProfile | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> Plan:
     """A plan for what a job file holds, with the stages, replicas, capacity and schedule it asks for.
 
-    Raises PlanError where there is none.
+    Without a profile pipelines are planned by `assumed_costs`. Raises PlanError where there is none.
     """
     wanted = loaded.settings
     return make_plan(
@@ -22,6 +29,7 @@ def plan_jobs(loaded: LoadedJobs, *, progress: Callable[[str, float], None] | No
         num_replicas=wanted.num_replicas,
         microbatch_tokens=wanted.microbatch_tokens,
         schedule=wanted.schedule,
+        profile=profile or assumed_costs(num_workers=wanted.num_stages * wanted.num_replicas),
         data_fingerprint=loaded.fingerprint,
         progress=progress,
     )

@@ -131,7 +131,7 @@ def _filled_plan(base: Plan, manner: _Manner) -> Plan:
 
 
 def _loosest_plan(full: Plan, base: Plan, manner: _Manner, *, profile: CostProfile) -> Plan:
-    """The full plan, or a faster one whose microbatches are filled to a half, a quarter, ... as long as that helps."""
+    """The full plan, or a faster one whose microbatches are filled to a half, a quarter, ... until that harms."""
 
     def planner(jobs: Sequence[Job], tokens: int) -> Plan:
         return _filled_plan(replace(base, jobs=tuple(jobs), microbatch_tokens=tokens), manner)
@@ -149,9 +149,11 @@ def _loosest_plan(full: Plan, base: Plan, manner: _Manner, *, profile: CostProfi
             pad_multiple=base.pad_multiple,
         )
         makespan_ms = predicted_makespan_ms(plan, profile)
-        if makespan_ms >= best_ms:
+        if makespan_ms > best_ms:
             break
-        best, best_ms = plan, makespan_ms
+        if makespan_ms < best_ms:
+            # Equal is what no global batch reaches: what is filled less may still be faster.
+            best, best_ms = plan, makespan_ms
     return best
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..traces.costs import CostProfile
 from ..traces.profiles import load_profile
+from .assumed_costs import assumed_costs
 from .errors import JobError
 from .inputs.lengths_jobs import jobs_from_lengths
 from .jobs import Job
@@ -153,6 +154,9 @@ def _plan(
         microbatch_tokens=capacity,
         overlong=request.overlong,
     )
+    if profile is None and request.job_file is not None:
+        # As `loraplex train` does.
+        profile = assumed_costs(num_workers=settings.num_stages * settings.num_replicas)
     return make_plan(
         jobs,
         num_stages=settings.num_stages,

@@ -264,7 +264,7 @@ def estimate(
         job_file=job_file,
         plan_file=plan,
         profile=profile,
-        machine=_machine() if device_memory is None and gpus is None else None,
+        machine=this_machine() if device_memory is None and gpus is None else None,
         device_bytes=None if device_memory is None else device_memory * 2**30,
         num_gpus=gpus,
         recompute=None if recompute is None else recompute_choice(recompute),
@@ -281,7 +281,8 @@ def estimate(
     console.print(estimate_table(found.plan, found.decision, summary))
 
 
-def _machine() -> "Gpus | None":
+def this_machine() -> "Gpus | None":
+    """Its GPUs with what is free of them; None without any, or without torch."""
     from importlib.util import find_spec
 
     if find_spec("torch") is None:

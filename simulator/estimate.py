@@ -64,7 +64,7 @@ def estimate(request: EstimateRequest, *, progress: Progress | None = None) -> E
     loaded = load_jobs(request.job_file, allow_lengths=True, progress=progress)
     loaded = spread_otherwise(loaded, num_stages=request.num_stages, num_replicas=request.num_replicas)
     profile = _profile(request, loaded)
-    plan = _plan(request, loaded, progress)
+    plan = _plan(request, loaded, profile, progress)
     decision = decide_memory(
         plan,
         loaded.settings.base_model,
@@ -101,9 +101,9 @@ def _gpus(request: EstimateRequest, profile: CostProfile | None) -> Gpus | None:
     return Gpus(free_bytes=(each_bytes,) * request.num_gpus)
 
 
-def _plan(request: EstimateRequest, loaded: LoadedJobs, progress: Progress | None) -> Plan:
+def _plan(request: EstimateRequest, loaded: LoadedJobs, profile: CostProfile | None, progress: Progress | None) -> Plan:
     if request.plan_file is None:
-        return plan_jobs(loaded, progress=progress)
+        return plan_jobs(loaded, profile=profile, progress=progress)
     plan = load_plan(request.plan_file)
     check_plan_belongs(plan, loaded, path=request.plan_file)
     return plan

@@ -1,0 +1,209 @@
+"""advise: of all ways to lay a job file on so many GPUs, the ones that fit, by the tokens/s that are foretold."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..planner.build_program import build_program
+from ..planner.errors import PlanError
+from ..planner.gpus import Gpus
+from ..planner.inputs.load_jobs import load_jobs
+from ..planner.inputs.loaded_jobs import JobSettings, LoadedJobs
+from ..planner.jobs import Job
+from ..planner.make_plan import make_plan
+from ..planner.memory_check import Need
+from ..planner.memory_decision import check_profile_model, decide_memory
+from ..planner.plan import Plan
+from ..traces.costs import CostProfile
+from ..traces.profiles import load_profile
+from .cluster import Cluster
+from .cluster_file import load_cluster
+from .simulate import Hardware, Simulation, simulate
+
+Progress = Callable[[str, float], None]
+
+SIZES = (1, 2, 4, 8)
+"""Microbatches of so many times sequence_len, which they must hold."""
+MOST_TOKENS = 16384
+"""No larger ones are tried unless sequence_len asks for it: profiles measure up to here."""
+PLAN_SECONDS = 5.0
+"""For each plan: what is compared here must be good, not the best."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdviseRequest:
+    """The options of `loraplex advise`; None where the user said nothing."""
+
+    job_file: Path
+    profile: str
+    num_gpus: int | None = None
+    """The machine's, else as many as the job file has workers."""
+    device_bytes: float | None = None
+    """Memory of each GPU: the machine's, else the profile's."""
+    machine: Gpus | None = None
+    """This machine's GPUs, if it has any."""
+    cluster: Path | None = None
+    """A cluster file, for what transfers cost."""
+    num_batches: int | None = 32
+    """So many first global batches of each adapter; None: all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What a job file says of where its work goes."""
+
+    num_stages: int
+    num_replicas: int
+    microbatch_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Candidate:
+    """A layout, and how it would go."""
+
+    layout: Layout
+    plan: Plan
+    need: Need
+    """With as little recomputation as fits, or what the job file says."""
+    fits: bool
+    simulation: Simulation
+
+    def tokens_per_s(self) -> float:
+        """Real tokens."""
+        return 1e3 * self.plan.num_tokens() / self.simulation.makespan_ms()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Advice:
+    """All candidates, the best first: those that fit, by tokens/s. Of equal plans the one with the smallest size."""
+
+    candidates: tuple[Candidate, ...]
+    asked: Layout
+    """The job file's own."""
+    gpus: Gpus
+    profile: CostProfile
+    num_batches: int
+    """Global batches of the adapter that has most, as far as they were looked at."""
+    free_transfers: bool
+    """Nothing is known of what a message between GPUs takes."""
+    impossible: tuple[tuple[Layout, str], ...] = field(default=())
+    """Layouts that no plan was found for, and why."""
+
+    def best(self) -> Candidate | None:
+        """The first, where anything fits."""
+        return next((candidate for candidate in self.candidates if candidate.fits), None)
+
+
+def advise(request: AdviseRequest, *, progress: Progress | None = None) -> Advice:
+    """Plan and simulate every layout. Raises JobError, PlanError or TraceError naming what is wrong."""
+    loaded = load_jobs(request.job_file, allow_lengths=True, progress=progress)
+    profile = load_profile(request.profile)
+    check_profile_model(profile, loaded.settings.base_model)
+    cluster = load_cluster(request.cluster) if request.cluster else Cluster()
+    gpus = _gpus(request, loaded.settings, profile)
+    jobs = _first_batches(loaded.jobs, request.num_batches)
+    found: list[Candidate] = []
+    impossible: list[tuple[Layout, str]] = []
+    layouts = tuple(layouts_of(loaded, num_gpus=len(gpus.free_bytes)))
+    for number, layout in enumerate(layouts):
+        if progress is not None:
+            progress(
+                f"{layout.num_stages} stages, {layout.num_replicas} replicas, {layout.microbatch_tokens} tokens",
+                number / len(layouts),
+            )
+        try:
+            plan = make_plan(
+                jobs,
+                num_stages=layout.num_stages,
+                num_replicas=layout.num_replicas,
+                microbatch_tokens=layout.microbatch_tokens,
+                schedule=loaded.settings.schedule,
+                profile=profile,
+                time_limit_s=PLAN_SECONDS,
+            )
+        except PlanError as error:
+            impossible.append((layout, str(error)))
+            continue
+        # Where global batches are small, room for more changes nothing.
+        if layout == _asked(loaded.settings) or not any(_is_same(plan, other.plan) for other in found):
+            found.append(_candidate(layout, plan, loaded, profile=profile, gpus=gpus, cluster=cluster))
+    if progress is not None:
+        progress("done", 1.0)
+    return Advice(
+        candidates=tuple(sorted(found, key=lambda one: (not one.fits, -one.tokens_per_s()))),
+        asked=_asked(loaded.settings),
+        gpus=gpus,
+        profile=profile,
+        num_batches=max(len(job.global_batches) for job in jobs),
+        free_transfers=len(gpus.free_bytes) > 1
+        and cluster.node_link is None
+        and profile.link.bytes_per_ms == float("inf"),
+        impossible=tuple(impossible),
+    )
+
+
+def layouts_of(loaded: LoadedJobs, *, num_gpus: int) -> Iterator[Layout]:
+    """Every split of the GPUs into stages and replicas, with every size, of which the job file's own is one."""
+    sizes = microbatch_sizes(loaded.settings)
+    for num_stages in range(1, min(num_gpus, loaded.settings.base_model.num_layers) + 1):
+        if num_gpus % num_stages == 0:
+            for size in sizes:
+                yield Layout(num_stages=num_stages, num_replicas=num_gpus // num_stages, microbatch_tokens=size)
+
+
+def microbatch_sizes(settings: JobSettings) -> tuple[int, ...]:
+    """Tokens a microbatch may hold, ascending."""
+    least = settings.sequence_len
+    larger = (least * times for times in SIZES if least * times <= MOST_TOKENS)
+    return tuple(sorted({least, settings.microbatch_tokens, *larger}))
+
+
+def _gpus(request: AdviseRequest, settings: JobSettings, profile: CostProfile) -> Gpus:
+    machine = request.machine
+    if request.num_gpus is None and request.device_bytes is None and machine is not None:
+        return machine
+    count = request.num_gpus
+    if count is None:
+        count = len(machine.free_bytes) if machine is not None else settings.num_stages * settings.num_replicas
+    each_bytes = request.device_bytes
+    if each_bytes is None:
+        each_bytes = min(machine.free_bytes) if machine is not None else profile.memory.capacity_bytes
+    return Gpus(free_bytes=(each_bytes,) * count)
+
+
+def _first_batches(jobs: Sequence[Job], num_batches: int | None) -> tuple[Job, ...]:
+    return tuple(replace(job, global_batches=job.global_batches[:num_batches]) for job in jobs)
+
+
+def _candidate(
+    layout: Layout, plan: Plan, loaded: LoadedJobs, *, profile: CostProfile, gpus: Gpus, cluster: Cluster
+) -> Candidate:
+    decision = decide_memory(
+        plan,
+        loaded.settings.base_model,
+        asked=loaded.settings.recompute,
+        evaluation=loaded.evaluation,
+        profile=profile,
+        gpus=gpus,
+    )
+    need = decision.need
+    hardware = Hardware(profile=replace(profile, memory=decision.memory), cluster=cluster, recompute=need.recompute)
+    return Candidate(
+        layout=layout,
+        plan=plan,
+        need=need,
+        fits=need.peak_bytes() <= decision.memory.capacity_bytes,
+        simulation=simulate(build_program(plan), plan, hardware),
+    )
+
+
+def _is_same(plan: Plan, other: Plan) -> bool:
+    return plan.num_stages == other.num_stages and plan.microbatches == other.microbatches
+
+
+def _asked(settings: JobSettings) -> Layout:
+    return Layout(
+        num_stages=settings.num_stages,
+        num_replicas=settings.num_replicas,
+        microbatch_tokens=settings.microbatch_tokens,
+    )

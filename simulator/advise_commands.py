@@ -1,0 +1,114 @@
+"""The command line's share of the simulator, third part: `advise`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..planner.options import JobFile, JsonMsBytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..analysis.advise_table import AdviceRow
+    from .advise import Advice, Candidate
+
+
+def advise(
+    job_file: JobFile,
+    profile: Annotated[
+        str, typer.Option(help="Cost profile: a name in the box or a file that `loraplex profile` wrote.")
+    ],
+    gpus: Annotated[
+        int | None,
+        typer.Option(help="GPUs to lay it on.", min=1, show_default="this machine's, else the job file's workers"),
+    ] = None,
+    device_memory: Annotated[
+        float | None,
+        typer.Option(metavar="GIB", help="Memory of each GPU.", show_default="this machine's, else the profile's"),
+    ] = None,
+    cluster: Annotated[
+        Path | None, typer.Option(help="Cluster file (YAML): links between GPUs.", show_default="the profile's link")
+    ] = None,
+    batches: Annotated[
+        int, typer.Option(help="Look at so many first global batches of each adapter; 0: at all.", min=0)
+    ] = 32,
+    top: Annotated[int, typer.Option(help="Layouts to show, best first.", min=1)] = 10,
+    json: JsonMsBytes = False,
+) -> None:
+    """Find the fastest way to lay a job file on so many GPUs: stages, replicas, microbatches, recomputation."""
+    import json as json_module
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from ..analysis.advise_table import advice_table, advice_values
+    from .advise import AdviseRequest
+    from .advise import advise as make_advice
+    from .commands import this_machine
+    from .errors import SimulationError
+    from .progress import progress_on_stderr
+
+    if device_memory is not None and not device_memory > 0:
+        raise SimulationError(f"--device-memory {device_memory} must be above 0 GiB; raise it")
+    request = AdviseRequest(
+        job_file=job_file,
+        profile=profile,
+        num_gpus=gpus,
+        device_bytes=None if device_memory is None else device_memory * 2**30,
+        machine=this_machine(),
+        cluster=cluster,
+        num_batches=batches or None,
+    )
+    with progress_on_stderr() as progress:
+        advice = make_advice(request, progress=progress)
+    rows = [_row(candidate, advice) for candidate in advice.candidates]
+    if json:
+        impossible = [asdict(layout) | {"why": why} for layout, why in advice.impossible]
+        content = {
+            "num_gpus": len(advice.gpus.free_bytes),
+            "profile": advice.profile.name,
+            "num_batches": advice.num_batches,
+        }
+        print(json_module.dumps(content | {"layouts": advice_values(rows), "impossible": impossible}, allow_nan=False))
+    else:
+        Console().print(advice_table(rows, title=_title(advice), notes=tuple(_notes(advice)), top=top))
+
+
+def _row(candidate: "Candidate", advice: "Advice") -> "AdviceRow":
+    from ..analysis.advise_table import AdviceRow
+    from ..analysis.metrics import summarize
+
+    return AdviceRow(
+        num_stages=candidate.layout.num_stages,
+        num_replicas=candidate.layout.num_replicas,
+        microbatch_tokens=candidate.layout.microbatch_tokens,
+        recompute=candidate.need.recompute,
+        is_job_files=candidate.layout == advice.asked,
+        fits=candidate.fits,
+        peak_bytes=candidate.need.peak_bytes(),
+        tokens_per_s=candidate.tokens_per_s(),
+        bubble_ratio=summarize(candidate.simulation.timeline).bubble_ratio,
+    )
+
+
+def _title(advice: "Advice") -> str:
+    from ..analysis.units import bytes_text
+
+    free = advice.gpus.free_bytes
+    each = "" if min(free) == float("inf") else f" of {bytes_text(min(free))}"
+    return f"{len(free)} GPU{'s' * (len(free) > 1)}{each}, by {advice.profile.name}"
+
+
+def _notes(advice: "Advice") -> "Iterator[str]":
+    yield f"over the first {advice.num_batches} global batches of each adapter (--batches)"
+    if advice.free_transfers:
+        yield (
+            "messages between GPUs count as free: the profile knows no link; --cluster describes one, and "
+            "loraplex profile --stages 2 measures one"
+        )
+    for layout, why in advice.impossible:
+        yield (
+            f"no plan for {layout.num_stages} stages, {layout.num_replicas} replicas, {layout.microbatch_tokens} "
+            f"tokens: {why}"
+        )
