@@ -10,6 +10,8 @@ two thousand tokens of an 8B model. Simulated by that GPU's profile, plans made 
 profile, mostly within 1 %, and full microbatches up to 2.7 times slower (docs/log.md, 2026-11-26)."""
 _TOKEN_MS: Final = 1e-3
 """Any: plans are only compared."""
+_LAYERS: Final = 24
+"""Of a worker's stage: any that its model parts, where a schedule has several, divide evenly."""
 
 
 def assumed_costs(*, num_workers: int) -> CostProfile | None:
@@ -27,7 +29,7 @@ def assumed_costs(*, num_workers: int) -> CostProfile | None:
         name="assumed",
         origin="textbook",
         source=f"a token costs the same everywhere, a microbatch {OVERHEAD_TOKENS} tokens beside",
-        num_layers=num_workers,
+        num_layers=_LAYERS * num_workers,
         forward=PassCosts(linears={"fused": forward}),
         backward=PassCosts(linears={"fused": backward}),
     )

@@ -55,7 +55,7 @@ def test_losses_go_down_and_every_step_is_noted(trained: tuple[Path, dict[str, o
 def test_two_replicas_export_the_best_weights_too(tmp_path: Path) -> None:
     job = write_job(tmp_path)
     # At such a rate it gets worse again.
-    rough = JOB.replace("learning_rate: 5e-3", "learning_rate: 1").replace("eval_steps: 10", "eval_steps: 5")
+    rough = JOB.replace("learning_rate: 5e-3", "learning_rate: 2").replace("eval_steps: 10", "eval_steps: 5")
     job.write_text(rough.replace("{stages: 2}", "{stages: 1, replicas: 2}"), encoding="utf-8")
     code, out, err = finish(start(command(*LORAPLEX, "train", job, "--device", "cpu"), tmp_path), seconds=120)
     assert code == 0, out + err
