@@ -20,6 +20,8 @@ from .units import percent
 
 _SMOOTHED_FROM = 40
 """Steps from which a loss curve is shown smoothed, with the raw one pale behind it."""
+_LEAST_TICK_GAP = 0.12
+"""Of a linear axis, so that two labels beside each other can both be read."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -169,6 +171,12 @@ def plot_waste(plan: Plan, path: Path | str) -> None:
         figure.legend(loc="outside lower center", ncols=3)
 
 
+def _stand_apart(ticks: Sequence[float]) -> bool:
+    # Whether an axis has room for each of these, in reading order.
+    gaps = np.diff(ticks)
+    return bool(len(gaps)) and gaps.min() >= _LEAST_TICK_GAP * gaps.sum()
+
+
 def plot_curves(
     curves: Mapping[str, pd.DataFrame],
     path: Path | str,
@@ -198,9 +206,11 @@ def plot_curves(
             )
         if level is not None:
             axes.axhline(level, color=INK, linestyle="--", linewidth=1.0)
+        ticks = sorted({float(value) for frame in curves.values() for value in frame["x"]})
         if log_x:
-            ticks = sorted({float(value) for frame in curves.values() for value in frame["x"]})
             axes.set_xscale("log", base=2)
+        if log_x or _stand_apart(ticks):
+            # The values there are, and not 2.5 stages between two and three.
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         if from_zero:
             axes.set_ylim(bottom=0.0)

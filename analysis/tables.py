@@ -15,6 +15,8 @@ from .units import bytes_text, difference_text, ms_text, percent, rate_text, sig
 
 _MOST_COLUMNS = 3
 """Fields of a sweep that a terminal of 80 columns has room for, one a column."""
+_FAR_OFF = 0.2
+"""Error of a makespan from which the reader is asked about the costs."""
 
 
 def summary_table(summary: Summary) -> RenderableType:
@@ -68,8 +70,18 @@ def comparison_table(comparison: Comparison) -> RenderableType:
             signed_percent(action.error()),
         )
     order = "the same on every stage, span for span" if comparison.same_order() else comparison.first_difference or ""
-    notes = [Text(comparison.note())] if comparison.note() else []
+    notes = [Text(note) for note in (comparison.note(), _costs_note(comparison)) if note]
     return Group(whole, kinds, Text(f"order of actions: {order}"), *notes)
+
+
+def _costs_note(comparison: Comparison) -> str:
+    error = comparison.makespan_error()
+    if error is None or abs(error) < _FAR_OFF:
+        return ""
+    return (
+        f"The costs were those of {comparison.simulated.origin}. If they were not measured on this machine, with this "
+        "job and this load, measure them: loraplex profile MODEL --job jobs.yaml -o profile.json"
+    )
 
 
 def systems_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:

@@ -47,7 +47,11 @@ def train(
     from rich.console import Console
 
     from ..planner.inputs.override import Override
+    from ..planner.inputs.read_jobfile import read_jobfile
     from ..traces.memory_costs import recompute_choice
+
+    # Before torch, whose import takes seconds: a mistake in the file is told at once.
+    read_jobfile(job_file)
     from .errors import STOPPED, EngineError, InterruptedRunError
     from .loggers import logger_names
     from .run_settings import RunSettings
@@ -191,6 +195,10 @@ def parity(
     import tempfile
     from dataclasses import asdict
 
+    from ..planner.inputs.read_jobfile import read_jobfile
+
+    # Before torch, whose import takes seconds: a mistake in the file is told at once.
+    read_jobfile(job_file)
     import torch
     from rich.console import Console
 

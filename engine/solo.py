@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,8 @@ def train_alone(
 def _peft_model(
     folder: Path, job: Job, *, target_modules: Sequence[str], nf4: Nf4Settings | None, dtype: torch.dtype
 ) -> Any:
+    # peft imports it where it is there, and it then recommends a package for CPUs that nothing here would use.
+    getLogger("bitsandbytes").setLevel(ERROR)
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging

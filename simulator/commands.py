@@ -252,6 +252,7 @@ def estimate(
 
     from ..analysis.estimate_table import estimate_table, estimate_values
     from ..analysis.metrics import summarize
+    from ..planner.inputs.read_jobfile import read_jobfile
     from ..traces.memory_costs import recompute_choice
     from .errors import SimulationError
     from .estimate import EstimateRequest
@@ -260,6 +261,8 @@ def estimate(
 
     if device_memory is not None and not device_memory > 0:
         raise SimulationError(f"--device-memory {device_memory} must be above 0 GiB; raise it")
+    # Before torch, which counts the GPUs and takes seconds to import: a mistake in the file is told at once.
+    read_jobfile(job_file)
     request = EstimateRequest(
         job_file=job_file,
         plan_file=plan,

@@ -103,6 +103,9 @@ def test_the_tables_say_what_the_numbers_say(make_1f1b: MakeTimeline, two_adapte
     assert rows[0] == ["makespan", "12.0 ms", "16.0 ms", "-25.0 %"]
     assert ["1", "backward", "3", "2.00 ms", "3.00 ms", "-33.3 %"] in rows
     assert "the same on every stage, span for span" in text
+    assert "The costs were those of by hand. If they were not measured on this machine" in text
+    close = make_1f1b(num_stages=2, num_microbatches=3, backward_ms=2.2, source="measured")
+    assert "The costs" not in printed(comparison_table(compare(simulated, measured=close, plan=two_adapters)))
     text = printed(summary_table(summarize(simulated, plan=two_adapters, alone_ms={"papers": 5.0})))
     for words in ("bubble ratio", "by warmup", "by cooldown", "maths", "papers", "unused capacity"):
         assert words in text

@@ -79,6 +79,15 @@ def test_curves(tmp_path: Path) -> None:
     plot_curves(curves, tmp_path / "curves", x_label="adapters", y_label="speed-up [x]", title="Sharing")
     found = set(written(tmp_path / "curves"))
     assert {"adapters", "speed-up [x]", "Sharing", "ours", "theirs", "3,500"} <= found
+    # The three numbers of adapters, and none between them.
+    assert {"1", "2", "4"} <= found
+    assert not {"1.5", "3", "2.5"} & found
+
+
+def test_values_too_close_for_labels_of_their_own_get_round_ones(tmp_path: Path) -> None:
+    curve = pd.DataFrame({"x": [1, 2, 400], "y": [1.0, 2.0, 3.0]})
+    plot_curves({"ours": curve}, tmp_path / "curves", x_label="adapters", y_label="speed-up [x]", title="Sharing")
+    assert {"0", "100", "200", "300", "400"} <= set(written(tmp_path / "curves"))
 
 
 def test_predictions(make_1f1b: MakeTimeline, tmp_path: Path) -> None:
