@@ -68,6 +68,22 @@ def resumed(path: Path, *, gpu: str, versions: Mapping[str, str]) -> Results:
     return Results(records=records, profiles=profiles)
 
 
+def check_whole(path: Path) -> None:
+    """Raise `ValueError` where an unfinished run's results lie at `path`, which a new run would write over."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        missing, unprofiled = document["rows"]["missing"], document["missed_without_profile"]
+        measured = len(document["records"])
+    except (OSError, ValueError, KeyError, TypeError):
+        # nothing there, or nothing of this command
+        return
+    if measured and (missing or unprofiled):
+        raise ValueError(
+            f"{path} holds {measured} rows of a run of today that lacks {len(missing)} rows and {len(unprofiled)} "
+            f"profiles: go on with --resume {path}, or move it away to begin anew"
+        )
+
+
 def measure_rows(
     rows: Sequence[Row], results: Results, *, peers: Sequence[str], out_of_time: Callable[[], bool],
     report: Callable[[str], None], keep: Callable[[], None],
@@ -154,4 +170,4 @@ def _tidy(row: Row, *, failed: bool) -> None:
     torch.cuda.synchronize()
 
 
-__all__ = ["Results", "absent_peers", "document", "measure_rows", "profile_missed", "resumed"]
+__all__ = ["Results", "absent_peers", "check_whole", "document", "measure_rows", "profile_missed", "resumed"]

@@ -66,7 +66,10 @@ def _measured(
         rows = bench.read_grid(grid) if grid is not None else bench.read_grid()
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{grid}: {error}: a grid is a list of rows like kernels/bench_grid.json") from error
+    stem = f"kernels-{slug(gpu)}-{date}"
     try:
+        if resume is None:
+            bench_run.check_whole(output / f"{stem}.json")
         results = bench_run.Results() if resume is None else bench_run.resumed(resume, gpu=gpu, versions=versions())
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -76,7 +79,6 @@ def _measured(
         "command": "loraplex bench kernels" + ("" if grid is None else f" --grid {grid.name}"),
         "gpu": gpu, "date": date, "versions": versions(), "absent_peers": absent,
     }  # fmt: skip
-    stem = f"kernels-{slug(gpu)}-{date}"
 
     def keep() -> None:
         bench_report.write_json(output / f"{stem}.json", bench_run.document(rows, results, facts=facts))

@@ -93,9 +93,14 @@ def tuned_document(gpu: str, date: str, entries: list[Tuned]) -> dict[str, Any]:
 
 
 def write_tuned(path: Path, document: dict[str, Any]) -> None:
-    """A `tuned_document` as readable JSON."""
+    """A `tuned_document` as readable JSON, whole or not at all: a run may read it while it is written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def read_tuned(path: Path, *, same_versions: bool) -> tuple[Tuned, ...]:

@@ -252,6 +252,12 @@ def test_an_unfinished_run_ends_with_1_and_is_resumed(
     begun = json.loads(path.read_text(encoding="utf-8"))
     assert begun["rows"] == {"in_grid": 3, "measured": 1, "missing": [row.name() for row in ROWS[1:]]}
     assert f"2 of 3 rows and 1 profiles are missing: go on with --resume {path}" in capsys.readouterr().err
+    with pytest.raises(
+        InputError,
+        match=rf"holds 1 rows of a run of today that lacks 2 rows and 1 profiles: go on with --resume {path}",
+    ):
+        commands.bench_kernels(output=tmp_path, grid=short_grid)
+    assert json.loads(path.read_text(encoding="utf-8")) == begun
 
     commands.bench_kernels(output=tmp_path, grid=short_grid, resume=path, json=True)
     out, err = capsys.readouterr()
@@ -262,6 +268,9 @@ def test_an_unfinished_run_ends_with_1_and_is_resumed(
     assert set(done["profile_ms"]) == {row.shape_name() for row in ROWS}
     assert done == json.loads(path.read_text(encoding="utf-8"))
     assert f"wrote {path}" in err
+    # A whole one may be made anew.
+    commands.bench_kernels(output=tmp_path, grid=short_grid)
+    capsys.readouterr()
 
     path.write_text(json.dumps(done | {"gpu": "Another"}), encoding="utf-8")
     with pytest.raises(InputError, match="has gpu Another, here it is Some GPU"):

@@ -1,6 +1,7 @@
 """Tuned configurations: which bucket serves a call, and what a damaged or foreign file is worth."""
 
 import dataclasses
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,24 @@ def test_a_file_keeps_its_entries_and_its_versions(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(tuning, "versions", lambda: {"torch": "9"})
     assert read_tuned(path, same_versions=True) == ()
     assert read_tuned(path, same_versions=False) == tuple(entries)
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "gpu.json"
+    write_tuned(path, tuned_document("Some GPU", "2026-11-24", [entry(2048, 16)]))
+
+    def half(self: Path, text: str, *, encoding: str) -> None:
+        with self.open("w", encoding=encoding) as file:
+            file.write(text[: len(text) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="No space left"):
+        write_tuned(path, tuned_document("Some GPU", "2026-11-25", [entry(8192, 64)]))
+    assert read_tuned(path, same_versions=True) == (entry(2048, 16),)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 0}', '{"format": 2, "versions": {}, "entries": [{}]}'])
