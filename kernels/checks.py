@@ -63,6 +63,8 @@ def check_frozen(x: Tensor, weight: Tensor | Nf4Weight, bias: Tensor | None, *, 
         )
     if bias is not None and (bias.shape != (n,) or bias.device != x.device):
         raise ValueError(f"bias has shape {tuple(bias.shape)} on {bias.device}: give [{n}] on {x.device}")
+    if bias is not None and not bias.is_floating_point():
+        raise ValueError(f"bias has dtype {bias.dtype}: give a floating dtype")
 
 
 def check_targets(

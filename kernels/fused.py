@@ -84,7 +84,7 @@ def frozen_linear(x: Tensor, weights: Sequence[Tensor | Nf4Weight], bias: Tensor
     """The frozen part alone, for a call in which no adapter takes part."""
     dense = [weight.dequantize() if isinstance(weight, Nf4Weight) else weight for weight in weights]
     y = torch.cat([functional.linear(x, weight) for weight in dense], dim=-1)
-    return y if bias is None else y + bias
+    return y if bias is None else (y + bias).to(y.dtype)
 
 
 def joined_bias(weights: Sequence[Tensor | Nf4Weight], biases: Sequence[Tensor | None]) -> Tensor | None:

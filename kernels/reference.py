@@ -58,7 +58,10 @@ def _linear(
 ) -> Tensor:
     check_linear(x, weight, bias, lora_a, lora_b, routing=routing)
     rows = x.reshape(-1, x.shape[-1])
-    base = functional.linear(rows, weight, bias)
+    if bias is None or bias.dtype == rows.dtype:
+        base = functional.linear(rows, weight, bias)
+    else:
+        base = (functional.linear(rows, weight) + bias).to(rows.dtype)
     pieces: list[Tensor] = []
     row = 0
     for segment in routing.segments:

@@ -244,6 +244,8 @@ def _token_index(token_index: Sequence[int] | Tensor | None, num_rows: int) -> T
         raise ValueError(
             f"token_index has shape {tuple(index.shape)}, but one entry per row is needed: give {num_rows} integers"
         )
+    if index.dtype == torch.bool or index.is_floating_point():
+        raise ValueError(f"token_index has dtype {index.dtype}: give {num_rows} integers")
     return index.to(torch.int32)
 
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from loraplex.kernels import fused
+from loraplex.kernels import fused, reference
 from loraplex.kernels.layout import DEFAULT_CONFIG
 from loraplex.tests.kernels.cases import Case, expected, relative_errors, rounded, run, targets_of
 
@@ -120,6 +120,35 @@ def test_adapters_in_float32_beside_16_bit_activations_get_float32_gradients(dev
     found = call(case, dtype, device, adapter_dtype=torch.float32)
     assert {found[f"lora_a 0 {a}"].dtype for a in range(4)} == {torch.float32}
     errors = relative_errors(found, expected(case, dtype))
+    assert {which: error for which, error in errors.items() if not error < 2e-3} == {}
+
+
+def test_a_bias_of_another_dtype_leaves_the_output_that_of_the_input(device: str) -> None:
+    case = CASES["rows of no adapter, an adapter without rows, one without the target"]
+    values = rounded(case.inputs(), torch.float16, device)
+    wide = [None if bias is None else bias.detach().float().requires_grad_() for bias in values["biases"]]
+    wanted = expected(case, torch.float16)["y"]
+    for linears in (fused.fused_linears, reference.multi_lora_linears):
+        for segments in (case.segments, ()):
+            routing = dataclasses.replace(case, segments=segments).routing(device)
+            y = linears(
+                values["x"], values["weights"], wide, values["lora_a"], values["lora_b"], routing=routing, targets=(0,)
+            )
+            assert y.dtype == torch.float16
+            if segments:
+                assert relative_errors({"y": y.detach()}, {"y": wanted})["y"] < 2e-3
+
+
+def test_adapters_of_one_call_may_differ_in_dtype(device: str) -> None:
+    case = CASES["one adapter in two segments"]
+    values = rounded(case.inputs(), torch.float16, device)
+    for matrices in (values["lora_a"][0], values["lora_b"][0]):
+        first = matrices[0]
+        assert first is not None
+        matrices[0] = first.detach().float().requires_grad_()
+    found = run(fused.fused_linears, values, routing=case.routing(device), targets=(0,))
+    assert [found[f"lora_{side} 0 {a}"].dtype for side in "ab" for a in (0, 1)] == [torch.float32, torch.float16] * 2
+    errors = relative_errors(found, expected(case, torch.float16))
     assert {which: error for which, error in errors.items() if not error < 2e-3} == {}
 
 

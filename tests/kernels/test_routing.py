@@ -22,12 +22,12 @@ class Changed(TypedDict, total=False):
     scaling: list[float]
     dropout: list[float]
     seeds: list[int]
-    token_index: list[int]
+    token_index: list[int] | Tensor
 
 
 def build(
     *triples: Triple, num_rows: int = 300, scaling: Sequence[float] = (1.0, 2.0), dropout: Sequence[float] = (0.0, 0.1),
-    seeds: Sequence[int] = (0, 1), token_index: Sequence[int] | None = None, device: str = "cpu",
+    seeds: Sequence[int] = (0, 1), token_index: Sequence[int] | Tensor | None = None, device: str = "cpu",
     wanted: WantedTables | None = None,
 ) -> Routing:  # fmt: skip
     return Routing.build(
@@ -56,6 +56,7 @@ def build(
         ([], {"scaling": [1.0, float("nan")]}, r"scaling\[1\] = nan is not finite"),
         ([], {"seeds": [1]}, r"'seeds': 1.* give them equal lengths"),
         ([], {"token_index": [0, 1]}, r"token_index has shape \(2,\).* give 300 integers"),
+        ([], {"token_index": torch.zeros(300)}, r"token_index has dtype torch.float32: give 300 integers"),
         ([], {"num_rows": -1}, r"num_rows = -1 is negative"),
     ],
 )
@@ -162,6 +163,7 @@ def arguments(**changed: Unpack[Arguments]) -> Arguments:
         ({"weight": torch.zeros(6, 8).half()}, r"weight has dtype torch.float16, but x has torch.float32"),
         ({"weight": torch.zeros(8)}, r"weight has shape \(8,\): give \[N, K\]"),
         ({"bias": torch.zeros(7)}, r"bias has shape \(7,\) on cpu: give \[6\]"),
+        ({"bias": torch.zeros(6).int()}, r"bias has dtype torch.int32: give a floating dtype"),
         ({"lora_a": [torch.zeros(2, 8)]}, r"lora_a has 1 and lora_b 2 entries, but routing has 2"),
         ({"lora_a": [None, None]}, r"lora_a\[0\] or lora_b\[0\] is None"),
         ({"lora_a": [torch.zeros(0, 8), None]}, r"lora_a\[0\] has r = 0: r lies between 1 and 256"),
