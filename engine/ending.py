@@ -37,7 +37,7 @@ def ends_process(*, alike: bool = False) -> Iterator[None]:
         _end(str(error), code=PEER_LOST)
     except EngineError as error:
         _end(str(error), code=1)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         told = out_of_memory(error)
         if told is None:
             raise

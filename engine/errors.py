@@ -20,12 +20,18 @@ class InterruptedRunError(EngineError):
     """The user, or whoever runs us, asked to stop."""
 
 
-def out_of_memory(error: RuntimeError) -> EngineError | None:
-    """What to tell of a device that is full, and how to mend it; None for another error."""
+_FULL = ("out of memory", "alloc_failed", "can't allocate memory", "not enough memory")
+"""What CUDA, Triton, cuBLAS and torch's allocator of host memory say, none of them as an OutOfMemoryError."""
+
+
+def out_of_memory(error: RuntimeError | MemoryError) -> EngineError | None:
+    """What to tell of a device or a machine that is full, and how to mend it; None for another error."""
+    said = str(error)
     # By name, so that importing this needs no torch.
-    if type(error).__name__ != "OutOfMemoryError":
+    known = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+    if not known and not any(words in said.lower() for words in _FULL):
         return None
-    what = str(error).partition(" Of the allocated memory")[0]
+    what = said.partition(" Of the allocated memory")[0].partition("\n")[0] or "of the machine"
     return EngineError(
         f"out of memory ({what}); lower microbatch_tokens, set recompute to more, or give the pipeline more stages"
     )

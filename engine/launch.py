@@ -68,6 +68,11 @@ def _failure(error: ChildFailedError, work_dir: Path) -> EngineError | JobError:
     how = f"killed by {signal.Signals(-failure.exitcode).name}" if failure.exitcode < 0 else f"exit {failure.exitcode}"
     where = read_position(position_path(work_dir, worker))
     told = f"pp_rank {worker} ended ({how}) at {where}; all other workers were stopped"
+    if failure.exitcode == -signal.SIGKILL:
+        told += (
+            ". Where nobody killed it, the machine's own memory was full: give it more, lower microbatch_tokens, or "
+            "run fewer stages on it"
+        )
     if failure.exitcode == BAD_INPUT:
         return JobError(f"{told}; what is wrong with the input stands above")
     return EngineError(told)

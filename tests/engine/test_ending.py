@@ -37,6 +37,7 @@ class OutOfMemoryError(RuntimeError):
             1,
             "loraplex: worker 1: out of memory (of 80 GiB); lower microbatch_tokens",
         ),
+        (MemoryError(), "0", 1, "loraplex: worker 0: out of memory (of the machine); lower microbatch_tokens"),
         (OSError(errno.ENOSPC, "full", "out/a"), "1", 1, "loraplex: worker 1: out/a could not be written (full); free"),
         (KeyboardInterrupt("SIGTERM"), "1", 130, "loraplex: worker 1 stopped (SIGTERM)\n"),
         (KeyboardInterrupt(), "1", 130, "loraplex: worker 1 stopped (SIGINT)\n"),

@@ -56,6 +56,15 @@ def test_the_cause_is_named_and_where_it_was(
     assert "microbatch" in str(raised.value)
 
 
+def test_a_killed_worker_points_at_the_machines_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_given: object) -> object:
+        raise FailedRunError({0: Ended(PEER_LOST, 1), 1: Ended(-signal.SIGKILL, 2)})
+
+    monkeypatch.setattr(launch_module, "elastic_launch", lambda *_given: fail)
+    with pytest.raises(EngineError, match=r"Where nobody killed it, the machine's own memory was full: give it more"):
+        launch("module", [], work_dir=tmp_path, num_workers=2)
+
+
 def test_workers_hear_who_starts_them_and_share_the_cores_that_we_may_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +89,19 @@ def test_bad_input_that_a_worker_found_is_bad_input_for_the_command_as_well(
         launch("module", [], work_dir=tmp_path, num_workers=2)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "Triton Error [CUDA]: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_a_full_device_is_known_whoever_says_so(said: str) -> None:
+    first = said.partition("\n")[0]
+    assert str(out_of_memory(RuntimeError(said))).startswith(f"out of memory ({first}); lower microbatch_tokens")
+
+
 class OutOfMemoryError(RuntimeError):
     """As torch's, which needs a GPU to come from."""
 
@@ -91,4 +113,8 @@ def test_a_full_device_is_told_with_its_mend() -> None:
         "more, or give the pipeline more stages"
     )
     assert out_of_memory(RuntimeError("something else")) is None
+    assert str(out_of_memory(MemoryError())).startswith("out of memory (of the machine); lower microbatch_tokens")
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(10**15)
+    assert "tried to allocate 4000000000000000 bytes" in str(out_of_memory(raised.value))
     assert torch.OutOfMemoryError.__name__ == OutOfMemoryError.__name__
