@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checks import MAX_LORA_RANK
 from .multi_lora import multi_lora_linear
 from .nf4 import Nf4Weight
 from .routing import Routing, Segment
@@ -27,7 +28,7 @@ class PatchSummary:
     fused: tuple[str, ...]
     """Names of the linears that now run fused."""
     left: dict[str, str]
-    """Name of each LoRA layer left on PEFT's own path, and why."""
+    """Name of each LoRA layer left on PEFT's own path, and why; "LAYER, adapter NAME" of one adapter of a fused one."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,7 +47,9 @@ class _State:
 def patch_peft(model: nn.Module, *, seed: int = 0) -> PatchSummary:
     """Replace the forward of every LoRA linear that the kernels can run; `unpatch_peft` undoes it.
 
-    Dropout's masks come from (`seed`, the model's forward pass, the layer, the row), not from torch's generator.
+    Dropout's masks come from (`seed`, the model's forward pass, the layer, the row), not from torch's generator. Under
+    autocast, and where input and base weight differ in dtype, a call goes PEFT's own way: load the base in the compute
+    dtype.
     Raises `ValueError` on a model without LoRA layers or already patched.
     """
     from peft.tuners.lora.layer import LoraLayer
@@ -64,6 +67,11 @@ def patch_peft(model: nn.Module, *, seed: int = 0) -> PatchSummary:
         if reason is not None:
             left[name] = reason
             continue
+        left |= {
+            f"{name}, adapter {adapter}": f"it {why}"
+            for adapter in layer.lora_A
+            if (why := _why_not_adapter(layer, adapter)) is not None
+        }
         layer.forward = _fused_forward(layer, layer.forward, state, target)
         state.layers.append(layer)
         fused.append(name)
@@ -127,10 +135,19 @@ def _why_not(layer: Any) -> str | None:
         return "its weight is stored transposed (fan_in_fan_out)"
     if weight is not None and weight.requires_grad:
         return "its base weight is trained"
-    variants = {name for name in layer.lora_A if name in layer.lora_variant}
-    if variants and variants == set(layer.lora_A):
-        kinds = sorted({type(layer.lora_variant[name]).__name__ for name in variants})
-        return f"every adapter is a variant: {', '.join(kinds)}"
+    reasons = [_why_not_adapter(layer, name) for name in layer.lora_A]
+    known = sorted({reason for reason in reasons if reason is not None})
+    return f"every adapter {' or '.join(known)}" if reasons and None not in reasons else None
+
+
+def _why_not_adapter(layer: Any, name: str) -> str | None:
+    """Why PEFT's own path takes this adapter of a layer, or None."""
+    if name in layer.lora_variant:
+        return f"is a variant: {type(layer.lora_variant[name]).__name__}"
+    if layer.lora_bias[name]:
+        return "has a bias of its own (lora_bias)"
+    if layer.r[name] > MAX_LORA_RANK:
+        return f"has r = {layer.r[name]}, above {MAX_LORA_RANK}"
     return None
 
 
@@ -169,7 +186,7 @@ def _adapters_now(layer: Any, state: _State) -> tuple[str, ...]:
         if len(names) != 1:
             return ()
     own = [name for name in names if name in layer.lora_A]
-    return names if all(name not in layer.lora_variant and not layer.lora_bias[name] for name in own) else ()
+    return names if all(_why_not_adapter(layer, name) is None for name in own) else ()
 
 
 def _matrices(layer: Any, name: str) -> tuple[Tensor, Tensor] | tuple[None, None]:

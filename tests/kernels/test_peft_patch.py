@@ -28,6 +28,7 @@ class Options(TypedDict, total=False):
     use_dora: bool
     bias: Literal["none", "all", "lora_only"]
     rank_pattern: dict[str, int]
+    lora_bias: bool
 
 
 def base_model() -> transformers.LlamaForCausalLM:
@@ -115,6 +116,33 @@ def test_what_cannot_be_fused_is_left_and_named() -> None:
     assert summary.fused == ()
     assert set(summary.left.values()) == {"every adapter is a variant: DoraLinearVariant"}
     torch.testing.assert_close(loss_and_gradients(model)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"target_modules": ["q_proj"], "lora_bias": True}, "every adapter has a bias of its own (lora_bias)"),
+        ({"target_modules": ["q_proj"], "r": 257}, "every adapter has r = 257, above 256"),
+    ],
+)
+def test_an_adapter_that_no_kernel_holds_stays_with_peft_and_is_named(more: Options, why: str) -> None:
+    model = peft_model(**more)
+    expected, _ = loss_and_gradients(model)
+    summary = patch_peft(model)
+    assert (summary.fused, set(summary.left.values())) == ((), {why})
+    assert torch.equal(loss_and_gradients(model)[0], expected)
+
+
+def test_one_adapter_of_a_layer_may_stay_with_peft_beside_one_that_is_fused() -> None:
+    model = peft_model(target_modules=["q_proj"])
+    wide = peft.LoraConfig(r=300, target_modules=["q_proj"], init_lora_weights=False)
+    model.add_adapter("wide", wide)
+    model.set_adapter("wide")
+    expected, _ = loss_and_gradients(model)
+    summary = patch_peft(model)
+    assert len(summary.fused) == 2
+    assert summary.left == {f"{name}, adapter wide": "it has r = 300, above 256" for name in summary.fused}
+    assert torch.equal(loss_and_gradients(model)[0], expected)
 
 
 def test_dropout_is_fresh_at_every_pass_off_in_evaluation_and_the_same_when_recomputed() -> None:
