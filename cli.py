@@ -161,6 +161,9 @@ def main() -> None:
             # Our own OSErrors say the mend after a semicolon; the system's say none.
             mend = "" if ";" in str(error.strerror) else "; name another path, or mend that one"
             message = f"{error.filename}: {error.strerror}{mend}"
+            if isinstance(error, FileExistsError) and Path(error.filename).is_file():
+                # Where a folder was to be made.
+                message = f"{error.filename}: is a file; name a folder"
     else:
         return
     print(f"loraplex: error: {message}", file=sys.stderr)

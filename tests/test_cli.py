@@ -112,7 +112,7 @@ profile: {name: llama-70b-h100-published}
         (("demo", "-o", "there.txt"), "loraplex: error: there.txt: is a file; give a folder with -o\n"),
         (
             ("simulate", "--uniform", "1,2", "--microbatches", "3", "-o", "there.txt"),
-            "loraplex: error: there.txt: File exists; name another path, or mend that one\n",
+            "loraplex: error: there.txt: is a file; name a folder\n",
         ),
         (
             ("plan", "jobs.yaml", "-o", "folder"),
