@@ -126,9 +126,10 @@ def _why_not(layer: Any) -> str | None:
     base = layer.get_base_layer()
     if isinstance(base, nn.Embedding):
         return "an embedding"
-    weight = getattr(base, "weight", None)
+    weight: Any = getattr(base, "weight", None)
     if _is_nf4(weight):
-        return None
+        k, block_size = weight.quant_state.shape[1], weight.quant_state.blocksize
+        return f"its NF4 blocks of {block_size} lie across rows of {k}" if k % block_size else None
     if type(base) is not nn.Linear:
         return f"its base is a {type(base).__name__}"
     if layer.fan_in_fan_out:

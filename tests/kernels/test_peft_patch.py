@@ -2,12 +2,14 @@
 
 import copy
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from types import SimpleNamespace
+from typing import Any, Literal, TypedDict, Unpack
 
 import peft
 import pytest
 import torch
 import transformers
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from loraplex.kernels.peft_patch import patch_peft, route, unpatch_peft
@@ -131,6 +133,19 @@ def test_an_adapter_that_no_kernel_holds_stays_with_peft_and_is_named(more: Opti
     summary = patch_peft(model)
     assert (summary.fused, set(summary.left.values())) == ((), {why})
     assert torch.equal(loss_and_gradients(model)[0], expected)
+
+
+def test_an_nf4_base_whose_blocks_lie_across_rows_stays_with_peft_and_is_named() -> None:
+    model = peft_model(target_modules=["q_proj", "down_proj"])
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            weight: Any = layer.get_base_layer().weight
+            weight.quant_state = SimpleNamespace(quant_type="nf4", shape=weight.shape, blocksize=64)
+    summary = patch_peft(model)
+    assert {name.rpartition(".")[2] for name in summary.fused} == {"q_proj"}
+    assert {name.rpartition(".")[2]: why for name, why in summary.left.items()} == {
+        "down_proj": "its NF4 blocks of 64 lie across rows of 96"
+    }
 
 
 def test_one_adapter_of_a_layer_may_stay_with_peft_beside_one_that_is_fused() -> None:
