@@ -35,6 +35,13 @@ def write_json(folder: Path, stem: str, document: dict[str, Any]) -> None:
     write_atomically(folder / f"{stem}.json", _one_record_a_line(document))
 
 
+def check_nothing_lost(folder: Path, stem: str) -> None:
+    """Raise InputError where results of that name lie, which the first record of a new run would write over."""
+    path = folder / f"{stem}.json"
+    if path.is_file():
+        raise InputError(f"{path} holds results of today; keep them with --add, move them away, or give another folder")
+
+
 def joined_with_earlier(
     folder: Path, stem: str, document: dict[str, Any], *, measured: Sequence[dict[str, str]]
 ) -> dict[str, Any]:

@@ -252,6 +252,18 @@ def test_the_command_writes_json_csv_and_a_plot(tmp_path: Path) -> None:
         joined_with_earlier(tmp_path, path.stem, fresh | {"versions": changed}, measured=now)
 
 
+def test_results_of_the_same_day_are_not_written_over(tmp_path: Path) -> None:
+    path, _, _ = bench_train(tmp_path, "--dropout", "0")
+    kept = path.read_text()
+    words = ["bench", "train", "--model", "tiny", "--random-weights", "--device", "cpu", "-o", str(tmp_path)]
+    again = CliRunner().invoke(app, words)
+    assert isinstance(again.exception, InputError)
+    assert str(again.exception) == (
+        f"{path} holds results of today; keep them with --add, move them away, or give another folder"
+    )
+    assert path.read_text() == kept
+
+
 def test_a_base_in_4_bits_has_a_file_of_its_own(tmp_path: Path) -> None:
     path, document, _ = bench_train(tmp_path, "--dropout", "0", "--load-in-4bit")
     assert path.name.startswith("train-nf4-cpu-")
