@@ -75,7 +75,7 @@ def test_a_killed_worker_ends_the_run_and_torchrun_resumes_it_to_the_same_bits(
     assert time.monotonic() - begin < 10
     assert code == 1
     # In a pass, which has a microbatch, or in an optimizer step, which has none.
-    assert re.search(r"pp_rank 1 ended \(killed by SIGKILL\) at 1([FB]\d+, microbatch \d+|S\d+\.\d+);", err)
+    assert re.search(r"pp_rank 1 ended \(killed by SIGKILL\) at 1([FBE]\d+, microbatch \d+|S\d+\.\d+);", err)
     assert "Traceback" not in err
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers.values())
     assert not (folder / "output" / "adapters").exists()
