@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ..traces.errors import InputError
 from ..traces.files import write_atomically
+from .bench_train_spec import SYSTEMS
 
 Record = dict[str, Any]
 NOT_INSTALLED: Final = "not installed"
@@ -136,7 +137,8 @@ def _plot(records: Sequence[Record], path: Path, *, title: str, growth: bool) ->
 
 def _bars(axes: Any, records: Sequence[Record]) -> None:
     # One panel a workload, one bar a system and dropout.
-    named = _by_name(records)
+    order = tuple(SYSTEMS)
+    named = dict(sorted(_by_name(records).items(), key=lambda item: order.index(item[1][0]["system"])))
     dropouts = sorted({record["dropout"] for record in records})
     for axis, workload in zip(axes, dict.fromkeys(record["workload"] for record in records), strict=False):
         for place, dropout in enumerate(dropouts):
