@@ -92,7 +92,10 @@ def test_every_way_goes_as_estimate_foretells_of_a_job_file_that_says_so(folder:
 
 
 def test_what_does_not_fit_stands_behind_what_does_however_fast(folder: Path) -> None:
-    # 32 layers of weights take 32 MiB on one stage, 8 on four.
+    # 32 layers of weights take 32 MiB on one stage, which is the fastest, and 8 on four.
+    (folder / "jobs.yaml").write_text(f"{JOBS}{AS_NOW}recompute: none\n", encoding="utf-8")
+    rates = {way["num_stages"]: way["tokens_per_s"] for way in run("advise", folder, "--gpus", "4")["layouts"]}
+    assert max(rates, key=lambda stages: rates[stages]) == 1
     found = run("advise", folder, "--gpus", "4", "--device-memory", str(24 / 1024))["layouts"]
     assert [way["fits"] for way in found] == sorted((way["fits"] for way in found), reverse=True)
     assert {way["num_stages"] for way in found if way["fits"]} == {2, 4}
