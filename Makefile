@@ -25,7 +25,7 @@ lint: $(VENV)/installed
 	$(BIN)/codespell
 
 wheel: $(VENV)/installed
-	rm -rf dist
+	rm -rf build dist
 	$(BIN)/python -m build --wheel --outdir dist .
 
 clean:
