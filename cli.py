@@ -16,14 +16,12 @@ import typer
 from .analysis import commands as analysis_commands
 from .engine import bench_commands
 from .engine import commands as engine_commands
+from .engine.errors import STOPPED
 from .kernels import commands as kernels_commands
 from .planner import commands as planner_commands
 from .simulator import advise_commands, sweep_commands
 from .simulator import commands as simulator_commands
 from .traces.errors import InputError
-
-_STOPPED = 130
-"""Exit code after Ctrl-C."""
 
 app = typer.Typer(
     name="loraplex",
@@ -147,11 +145,11 @@ def main() -> None:
     try:
         app()
     except SystemExit as ended:
-        if ended.code == _STOPPED and "torch" in sys.modules:
+        if ended.code == STOPPED and "torch" in sys.modules:
             # Threads of a backward that was interrupted are still there, for which torch aborts an ordinary end.
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(_STOPPED)
+            os._exit(STOPPED)
         raise
     except InputError as error:
         message = str(error)

@@ -50,7 +50,7 @@ def estimate_values(plan: Plan, decision: MemoryDecision, summary: Summary | Non
         "num_tokens": plan.num_tokens(),
         "num_steps": num_steps,
         "recompute": need.recompute,
-        "fits": capacity_bytes is None or need.peak_bytes() <= capacity_bytes,
+        "fits": decision.fits(),
         "capacity_bytes": capacity_bytes,
         "stages_per_gpu": decision.gpus.num_sharing(plan.num_workers()),
         "peak_memory_bytes": round(need.peak_bytes()),
@@ -80,7 +80,7 @@ def estimate_values(plan: Plan, decision: MemoryDecision, summary: Summary | Non
 def limit_text(plan: Plan, decision: MemoryDecision, summary: Summary | None) -> str:
     """What binds the run: memory where it does not fit, else what sets its time, as far as known."""
     worst, capacity_bytes = decision.need.worst(), decision.capacity_bytes()
-    if capacity_bytes is not None and worst.peak_bytes() > capacity_bytes:
+    if not decision.fits():
         return f"memory: stage {worst.stage} needs {bytes_text(worst.peak_bytes())}, {decision.share_text(plan)}"
     if summary is not None:
         return time_limit(summary)

@@ -147,7 +147,7 @@ def bench_train(
     from rich.console import Console
 
     from .bench_train import ask_all, make_questions, surroundings
-    from .bench_train_report import check_nothing_lost, joined_with_earlier, results_table, write_json, write_results
+    from .bench_train_report import check_no_earlier, joined_with_earlier, results_table, write_json, write_results
     from .bench_train_spec import SYSTEMS
     from .devices import resolved_device
 
@@ -188,7 +188,7 @@ def bench_train(
         measured = [question.variant() for question in questions]
         document = joined_with_earlier(output, stem, document, measured=measured)
     else:
-        check_nothing_lost(output, stem)
+        check_no_earlier(output, stem)
     for record in ask_all(questions):
         console.print(json_module.dumps(record), soft_wrap=True, markup=False, highlight=False)
         document["records"].append(record)

@@ -36,7 +36,7 @@ def write_json(folder: Path, stem: str, document: dict[str, Any]) -> None:
     write_atomically(folder / f"{stem}.json", _one_record_a_line(document))
 
 
-def check_nothing_lost(folder: Path, stem: str) -> None:
+def check_no_earlier(folder: Path, stem: str) -> None:
     """Raise InputError where results of that name lie, which the first record of a new run would write over."""
     path = folder / f"{stem}.json"
     if path.is_file():

@@ -16,6 +16,7 @@ def plan_jobs(
     loaded: LoadedJobs,
     *,
     profile: CostProfile | None = None,
+    time_limit_s: float = 30.0,
     progress: Callable[[str, float], None] | None = None,
 ) -> Plan:
     """A plan for what a job file holds, with the stages, replicas, capacity and schedule it asks for.
@@ -29,6 +30,7 @@ def plan_jobs(
         num_replicas=wanted.num_replicas,
         microbatch_tokens=wanted.microbatch_tokens,
         schedule=wanted.schedule,
+        time_limit_s=time_limit_s,
         profile=profile or assumed_costs(num_workers=wanted.num_stages * wanted.num_replicas),
         data_fingerprint=loaded.fingerprint,
         progress=progress,

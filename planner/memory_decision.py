@@ -31,6 +31,10 @@ class MemoryDecision:
     changes: tuple[Change, ...]
     """Empty where it fits."""
 
+    def fits(self) -> bool:
+        """Whether every stage has room, or nobody counts."""
+        return self.need.peak_bytes() <= self.memory.capacity_bytes
+
     def capacity_bytes(self) -> float | None:
         """What each stage may take; None where that is not known."""
         return self.memory.capacity_bytes if self.memory.capacity_bytes < float("inf") else None

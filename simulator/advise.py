@@ -1,24 +1,23 @@
 """advise: of all ways to lay a job file on so many GPUs, the ones that fit, by the tokens/s that are foretold."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from ..planner.build_program import build_program
 from ..planner.errors import PlanError
 from ..planner.gpus import Gpus
 from ..planner.inputs.load_jobs import load_jobs
-from ..planner.inputs.loaded_jobs import JobSettings, LoadedJobs
+from ..planner.inputs.loaded_jobs import JobSettings
+from ..planner.job_plan import plan_jobs
 from ..planner.jobs import Job
-from ..planner.make_plan import make_plan
-from ..planner.memory_check import Need
-from ..planner.memory_decision import check_profile_model, decide_memory
+from ..planner.memory_decision import check_profile_model
 from ..planner.plan import Plan
 from ..traces.costs import CostProfile
 from ..traces.profiles import load_profile
+from ..traces.timeline import Timeline
 from .cluster import Cluster
 from .cluster_file import load_cluster
-from .simulate import Hardware, Simulation, simulate
+from .estimate import Estimate, estimate_plan
 
 Progress = Callable[[str, float], None]
 
@@ -56,21 +55,31 @@ class Layout:
     num_replicas: int
     microbatch_tokens: int
 
+    @classmethod
+    def of(cls, settings: JobSettings) -> "Layout":
+        """The job file's own."""
+        return cls(
+            num_stages=settings.num_stages,
+            num_replicas=settings.num_replicas,
+            microbatch_tokens=settings.microbatch_tokens,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Candidate:
     """A layout, and how it would go."""
 
     layout: Layout
-    plan: Plan
-    need: Need
-    """With as little recomputation as fits, or what the job file says."""
-    fits: bool
-    simulation: Simulation
+    estimate: Estimate
+
+    def timeline(self) -> Timeline:
+        """As simulated by the profile, which is always there."""
+        assert self.estimate.simulation is not None
+        return self.estimate.simulation.timeline
 
     def tokens_per_s(self) -> float:
         """Real tokens."""
-        return 1e3 * self.plan.num_tokens() / self.simulation.makespan_ms()
+        return 1e3 * self.estimate.plan.num_tokens() / self.timeline().makespan_ms()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -89,10 +98,6 @@ class Advice:
     impossible: tuple[tuple[Layout, str], ...] = field(default=())
     """Layouts that no plan was found for, and why."""
 
-    def best(self) -> Candidate | None:
-        """The first, where anything fits."""
-        return next((candidate for candidate in self.candidates if candidate.fits), None)
-
 
 def advise(request: AdviseRequest, *, progress: Progress | None = None) -> Advice:
     """Plan and simulate every layout. Raises JobError, PlanError or TraceError naming what is wrong."""
@@ -101,40 +106,37 @@ def advise(request: AdviseRequest, *, progress: Progress | None = None) -> Advic
     check_profile_model(profile, loaded.settings.base_model)
     cluster = load_cluster(request.cluster) if request.cluster else Cluster()
     gpus = _gpus(request, loaded.settings, profile)
-    jobs = _first_batches(loaded.jobs, request.num_batches)
+    looked_at = replace(loaded, jobs=_first_batches(loaded.jobs, request.num_batches))
+    asked = Layout.of(loaded.settings)
     found: list[Candidate] = []
     impossible: list[tuple[Layout, str]] = []
-    layouts = tuple(layouts_of(loaded, num_gpus=len(gpus.free_bytes)))
+    layouts = tuple(layouts_of(loaded.settings, num_gpus=len(gpus.free_bytes)))
     for number, layout in enumerate(layouts):
         if progress is not None:
             progress(
                 f"{layout.num_stages} stages, {layout.num_replicas} replicas, {layout.microbatch_tokens} tokens",
                 number / len(layouts),
             )
+        laid = replace(looked_at, settings=replace(loaded.settings, **asdict(layout)))
         try:
-            plan = make_plan(
-                jobs,
-                num_stages=layout.num_stages,
-                num_replicas=layout.num_replicas,
-                microbatch_tokens=layout.microbatch_tokens,
-                schedule=loaded.settings.schedule,
-                profile=profile,
-                time_limit_s=PLAN_SECONDS,
-            )
+            plan = plan_jobs(laid, profile=profile, time_limit_s=PLAN_SECONDS)
         except PlanError as error:
             impossible.append((layout, str(error)))
             continue
         # Where global batches are small, room for more changes nothing.
-        if layout == _asked(loaded.settings) or not any(_is_same(plan, other.plan) for other in found):
-            found.append(_candidate(layout, plan, loaded, profile=profile, gpus=gpus, cluster=cluster))
+        if layout == asked or not any(_is_same(plan, other.estimate.plan) for other in found):
+            estimate = estimate_plan(
+                plan, laid, asked=loaded.settings.recompute, profile=profile, gpus=gpus, cluster=cluster
+            )
+            found.append(Candidate(layout=layout, estimate=estimate))
     if progress is not None:
         progress("done", 1.0)
     return Advice(
-        candidates=tuple(sorted(found, key=lambda one: (not one.fits, -one.tokens_per_s()))),
-        asked=_asked(loaded.settings),
+        candidates=tuple(sorted(found, key=lambda one: (not one.estimate.decision.fits(), -one.tokens_per_s()))),
+        asked=asked,
         gpus=gpus,
         profile=profile,
-        num_batches=max(len(job.global_batches) for job in jobs),
+        num_batches=max(len(job.global_batches) for job in looked_at.jobs),
         free_transfers=len(gpus.free_bytes) > 1
         and cluster.node_link is None
         and profile.link.bytes_per_ms == float("inf"),
@@ -142,10 +144,10 @@ def advise(request: AdviseRequest, *, progress: Progress | None = None) -> Advic
     )
 
 
-def layouts_of(loaded: LoadedJobs, *, num_gpus: int) -> Iterator[Layout]:
+def layouts_of(settings: JobSettings, *, num_gpus: int) -> Iterator[Layout]:
     """Every split of the GPUs into stages and replicas, with every size, of which the job file's own is one."""
-    sizes = microbatch_sizes(loaded.settings)
-    for num_stages in range(1, min(num_gpus, loaded.settings.base_model.num_layers) + 1):
+    sizes = microbatch_sizes(settings)
+    for num_stages in range(1, min(num_gpus, settings.base_model.num_layers) + 1):
         if num_gpus % num_stages == 0:
             for size in sizes:
                 yield Layout(num_stages=num_stages, num_replicas=num_gpus // num_stages, microbatch_tokens=size)
@@ -175,35 +177,5 @@ def _first_batches(jobs: Sequence[Job], num_batches: int | None) -> tuple[Job, .
     return tuple(replace(job, global_batches=job.global_batches[:num_batches]) for job in jobs)
 
 
-def _candidate(
-    layout: Layout, plan: Plan, loaded: LoadedJobs, *, profile: CostProfile, gpus: Gpus, cluster: Cluster
-) -> Candidate:
-    decision = decide_memory(
-        plan,
-        loaded.settings.base_model,
-        asked=loaded.settings.recompute,
-        evaluation=loaded.evaluation,
-        profile=profile,
-        gpus=gpus,
-    )
-    need = decision.need
-    hardware = Hardware(profile=replace(profile, memory=decision.memory), cluster=cluster, recompute=need.recompute)
-    return Candidate(
-        layout=layout,
-        plan=plan,
-        need=need,
-        fits=need.peak_bytes() <= decision.memory.capacity_bytes,
-        simulation=simulate(build_program(plan), plan, hardware),
-    )
-
-
 def _is_same(plan: Plan, other: Plan) -> bool:
     return plan.num_stages == other.num_stages and plan.microbatches == other.microbatches
-
-
-def _asked(settings: JobSettings) -> Layout:
-    return Layout(
-        num_stages=settings.num_stages,
-        num_replicas=settings.num_replicas,
-        microbatch_tokens=settings.microbatch_tokens,
-    )

@@ -1,5 +1,6 @@
 """The command line's share of the simulator, third part: `advise`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,25 +39,25 @@ def advise(
 ) -> None:
     """Find the fastest way to lay a job file on so many GPUs: stages, replicas, microbatches, recomputation."""
     import json as json_module
-    from dataclasses import asdict
 
     from rich.console import Console
 
     from ..analysis.advise_table import advice_table, advice_values
+    from ..planner.inputs.read_jobfile import read_jobfile
     from .advise import AdviseRequest
     from .advise import advise as make_advice
-    from .commands import this_machine
-    from .errors import SimulationError
+    from .commands import bytes_of_gib, this_machine
     from .progress import progress_on_stderr
 
-    if device_memory is not None and not device_memory > 0:
-        raise SimulationError(f"--device-memory {device_memory} must be above 0 GiB; raise it")
+    device_bytes = bytes_of_gib(device_memory)
+    # Before torch, which counts the GPUs and takes seconds to import: a mistake in the file is told at once.
+    read_jobfile(job_file)
     request = AdviseRequest(
         job_file=job_file,
         profile=profile,
         num_gpus=gpus,
-        device_bytes=None if device_memory is None else device_memory * 2**30,
-        machine=this_machine(),
+        device_bytes=device_bytes,
+        machine=this_machine() if gpus is None or device_bytes is None else None,
         cluster=cluster,
         num_batches=batches or None,
     )
@@ -79,16 +80,15 @@ def _row(candidate: "Candidate", advice: "Advice") -> "AdviceRow":
     from ..analysis.advise_table import AdviceRow
     from ..analysis.metrics import summarize
 
+    decision = candidate.estimate.decision
     return AdviceRow(
-        num_stages=candidate.layout.num_stages,
-        num_replicas=candidate.layout.num_replicas,
-        microbatch_tokens=candidate.layout.microbatch_tokens,
-        recompute=candidate.need.recompute,
+        **asdict(candidate.layout),
+        recompute=decision.need.recompute,
         is_job_files=candidate.layout == advice.asked,
-        fits=candidate.fits,
-        peak_bytes=candidate.need.peak_bytes(),
+        fits=decision.fits(),
+        peak_bytes=decision.need.peak_bytes(),
         tokens_per_s=candidate.tokens_per_s(),
-        bubble_ratio=summarize(candidate.simulation.timeline).bubble_ratio,
+        bubble_ratio=summarize(candidate.timeline()).bubble_ratio,
     )
 
 

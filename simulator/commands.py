@@ -254,13 +254,11 @@ def estimate(
     from ..analysis.metrics import summarize
     from ..planner.inputs.read_jobfile import read_jobfile
     from ..traces.memory_costs import recompute_choice
-    from .errors import SimulationError
     from .estimate import EstimateRequest
     from .estimate import estimate as make_estimate
     from .progress import progress_on_stderr
 
-    if device_memory is not None and not device_memory > 0:
-        raise SimulationError(f"--device-memory {device_memory} must be above 0 GiB; raise it")
+    device_bytes = bytes_of_gib(device_memory)
     # Before torch, which counts the GPUs and takes seconds to import: a mistake in the file is told at once.
     read_jobfile(job_file)
     request = EstimateRequest(
@@ -268,7 +266,7 @@ def estimate(
         plan_file=plan,
         profile=profile,
         machine=this_machine() if device_memory is None and gpus is None else None,
-        device_bytes=None if device_memory is None else device_memory * 2**30,
+        device_bytes=device_bytes,
         num_gpus=gpus,
         recompute=None if recompute is None else recompute_choice(recompute),
         num_stages=stages,
@@ -282,6 +280,15 @@ def estimate(
         return
     console = Console()
     console.print(estimate_table(found.plan, found.decision, summary))
+
+
+def bytes_of_gib(device_memory: float | None) -> float | None:
+    """Of --device-memory. Raises SimulationError where it is not above 0."""
+    from .errors import SimulationError
+
+    if device_memory is not None and not device_memory > 0:
+        raise SimulationError(f"--device-memory {device_memory} must be above 0 GiB; raise it")
+    return None if device_memory is None else device_memory * 2**30
 
 
 def this_machine() -> "Gpus | None":

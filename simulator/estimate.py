@@ -15,6 +15,7 @@ from ..planner.plan_file import load_plan
 from ..traces.costs import CostProfile
 from ..traces.memory_costs import RecomputeChoice
 from ..traces.profiles import load_profile
+from .cluster import Cluster
 from .errors import SimulationError
 from .simulate import Hardware, Simulation, simulate
 
@@ -65,17 +66,37 @@ def estimate(request: EstimateRequest, *, progress: Progress | None = None) -> E
     loaded = spread_otherwise(loaded, num_stages=request.num_stages, num_replicas=request.num_replicas)
     profile = _profile(request, loaded)
     plan = _plan(request, loaded, profile, progress)
-    decision = decide_memory(
+    return estimate_plan(
         plan,
-        loaded.settings.base_model,
+        loaded,
         asked=request.recompute or loaded.settings.recompute,
-        evaluation=loaded.evaluation,
         profile=profile,
         gpus=_gpus(request, profile),
     )
+
+
+def estimate_plan(
+    plan: Plan,
+    loaded: LoadedJobs,
+    *,
+    asked: RecomputeChoice,
+    profile: CostProfile | None,
+    gpus: Gpus | None,
+    cluster: Cluster | None = None,
+) -> Estimate:
+    """What a run of this plan of a job file takes, with as little recomputation as fits or as is `asked` for."""
+    decision = decide_memory(
+        plan,
+        loaded.settings.base_model,
+        asked=asked,
+        evaluation=loaded.evaluation,
+        profile=profile,
+        gpus=gpus,
+    )
     simulation = None
     if profile is not None:
-        hardware = Hardware(profile=replace(profile, memory=decision.memory), recompute=decision.need.recompute)
+        known = replace(profile, memory=decision.memory)
+        hardware = Hardware(profile=known, cluster=cluster or Cluster(), recompute=decision.need.recompute)
         simulation = simulate(build_program(plan), plan, hardware)
     return Estimate(plan=plan, decision=decision, simulation=simulation)
 

@@ -1,6 +1,7 @@
 """`loraplex advise`: of all ways to lay a job file on so many GPUs, the ones that fit, the fastest first."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from loraplex.simulator.advise import AdviseRequest, advise, microbatch_sizes
 from loraplex.simulator.advise_commands import advise as command
 from loraplex.simulator.commands import estimate
 from loraplex.simulator.errors import SimulationError
-from loraplex.traces.costs import CostProfile, CostTerms, LinkCosts, MemoryCosts, PassCosts
+from loraplex.tests.simulator.made_up import PROFILE as MADE_UP
+from loraplex.traces.costs import CostTerms, LinkCosts, PassCosts
 
 app = typer.Typer()
 app.command("advise")(command)
@@ -31,20 +33,11 @@ adapters:
   - {name: two, datasets: [{path: lengths.csv, type: lengths}]}
 """
 AS_NOW = "pipeline: {stages: 2}\nmicrobatch_tokens: 4096\n"
-PROFILE = CostProfile(
-    name="made-up",
-    origin="textbook",
+PROFILE = replace(
+    MADE_UP,
     source="a microsecond a token and layer, and as much as 100 tokens beside",
-    num_layers=32,
     forward=PassCosts(linears={"fused": CostTerms(per_token_ms=0.001, fixed_ms=0.1)}),
     backward=PassCosts(linears={"fused": CostTerms(per_token_ms=0.002, fixed_ms=0.2)}),
-    memory=MemoryCosts(
-        layer_weight_bytes=2**20,
-        activation_bytes_per_token_layer=100.0,
-        selective_bytes_per_token_layer=50.0,
-        boundary_bytes_per_token=10.0,
-        capacity_bytes=60 * 2**20,
-    ),
 )
 
 
@@ -136,10 +129,7 @@ def test_it_is_told_that_messages_count_as_free_where_no_link_is_known(folder: P
     (folder / "cluster.yaml").write_text("node_link: {latency_ms: 0.01, gb_per_s: 20}\n", encoding="utf-8")
     assert "free" not in shown(folder, "--cluster", str(folder / "cluster.yaml"))
     slow = LinkCosts(latency_ms=5.0, bytes_per_ms=1e6, bytes_per_token=8192.0)
-    CostProfile(
-        name="linked", origin="textbook", source="made up", num_layers=32, forward=PROFILE.forward,
-        backward=PROFILE.backward, memory=PROFILE.memory, link=slow,
-    ).save(folder / "profile.json")  # fmt: skip
+    replace(PROFILE, name="linked", link=slow).save(folder / "profile.json")
     assert "free" not in shown(folder)
     # One GPU sends nothing.
     PROFILE.save(folder / "profile.json")
@@ -167,14 +157,7 @@ def test_sizes_are_multiples_of_sequence_len_and_the_job_files_own(folder: Path)
 
 
 def test_wrong_input_is_told(folder: Path) -> None:
-    CostProfile(
-        name="another",
-        origin="textbook",
-        source="made up",
-        num_layers=16,
-        forward=PROFILE.forward,
-        backward=PROFILE.backward,
-    ).save(folder / "profile.json")
+    replace(PROFILE, name="another", num_layers=16).save(folder / "profile.json")
     with pytest.raises(PlanError, match="profile 'another' is of a model of 16 layers"):
         run("advise", folder)
     with pytest.raises(SimulationError, match=r"--device-memory -1\.0 must be above 0 GiB"):

@@ -19,7 +19,7 @@ from loraplex.simulator.commands import estimate as command
 from loraplex.simulator.errors import SimulationError
 from loraplex.simulator.estimate import EstimateRequest, estimate
 from loraplex.simulator.sweep_commands import sweep
-from loraplex.traces.costs import CostProfile, CostTerms, MemoryCosts, PassCosts
+from loraplex.tests.simulator.made_up import PROFILE
 from loraplex.traces.errors import TraceError
 
 app = typer.Typer()
@@ -37,21 +37,6 @@ adapters:
   - {name: one, datasets: [{path: lengths.csv, type: lengths}]}
   - {name: two, r: 32, datasets: [{path: lengths.csv, type: lengths}]}
 """
-PROFILE = CostProfile(
-    name="made-up",
-    origin="textbook",
-    source="a microsecond a token and layer",
-    num_layers=32,
-    forward=PassCosts(linears={"fused": CostTerms(per_token_ms=0.001)}),
-    backward=PassCosts(linears={"fused": CostTerms(per_token_ms=0.002)}),
-    memory=MemoryCosts(
-        layer_weight_bytes=2**20,
-        activation_bytes_per_token_layer=100.0,
-        selective_bytes_per_token_layer=50.0,
-        boundary_bytes_per_token=10.0,
-        capacity_bytes=60 * 2**20,
-    ),
-)
 
 
 @pytest.fixture
