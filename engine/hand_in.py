@@ -63,7 +63,7 @@ def publish(prepared: Prepared, base_folder: Path) -> None:
     plan, folder = prepared.plan, prepared.output_dir
     work = folder / WORK
     parts = [Timeline.load(work / f"spans-{worker}.json") for worker in range(plan.num_workers())]
-    join_timelines(parts).save(folder / MEASURED)
+    timeline = join_timelines(parts)
     export_adapters(
         plan.jobs,
         [work / _part(stage) for stage in range(plan.num_stages)],
@@ -71,6 +71,8 @@ def publish(prepared: Prepared, base_folder: Path) -> None:
         base_model=base_reference(prepared.loaded.settings.base_model, base_folder),
         linears=whole_linears(base_folder),
     )
+    # Last: where it is, the run is finished (finished.py).
+    timeline.save(folder / MEASURED)
 
 
 def join_timelines(parts: Sequence[Timeline]) -> Timeline:

@@ -33,10 +33,19 @@ class Prepared:
     output_dir: Path
 
 
-def prepare(settings: RunSettings, *, progress: ProgressCallback | None = None) -> Prepared:
-    """Read job file, texts and plan and check that they belong together. Raises JobError or PlanError."""
+def load(settings: RunSettings, *, progress: ProgressCallback | None = None) -> LoadedJobs:
+    """Read job file and texts. Raises JobError, also where they cannot be trained on."""
     loaded = load_jobs(settings.job_file, override=settings.override, progress=progress)
     check_has_weights(loaded.settings.base_model)
+    return loaded
+
+
+def prepare(settings: RunSettings, *, loaded: LoadedJobs | None = None) -> Prepared:
+    """Read the plan and check that it belongs to job file and texts, which `load` reads where they are not given.
+
+    Raises JobError or PlanError.
+    """
+    loaded = load(settings) if loaded is None else loaded
     check_init_adapters(loaded)
     output_dir = settings.output_dir or loaded.settings.output_dir
     check_nothing_lost(settings, output_dir)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..planner.build_program import rival_schedules
-from ..planner.inputs.load_jobs import load_jobs
+from ..planner.inputs.loaded_jobs import LoadedJobs
 from ..planner.job_plan import check_plan_belongs, plan_jobs
 from ..planner.memory_decision import check_profile_model
 from ..planner.plan_file import load_plan, save_plan
@@ -19,7 +19,7 @@ from ..traces.profiles import load_profile
 from ..traces.run_folder import MEASURED, PLAN, metrics_name
 from ..traces.timeline import Timeline
 from .base_check import check_base
-from .base_folder import base_model_folder, check_has_weights
+from .base_folder import base_model_folder
 from .base_identity import base_identity
 from .checkpoint import newest_position
 from .connect import asked_transport
@@ -28,6 +28,7 @@ from .device_memory import free_gpus
 from .devices import check_device, resolved_device
 from .disk import writing
 from .evaluation_records import EvaluationRecord, read_evaluations
+from .finished import finished_text, forget_end, is_finished
 from .fit_check import settled_recompute
 from .flash_attention import asked_attention
 from .launch import launch
@@ -35,7 +36,7 @@ from .learning_rate import RISKY_RATE
 from .loggers import check_loggers
 from .metrics import StepRecord, read_metrics, steps_kept
 from .output import ADAPTERS, CHECKPOINTS, WORK, evaluations_name, read_validation
-from .prepare import Prepared, check_nothing_lost, prepare
+from .prepare import Prepared, check_nothing_lost, load, prepare
 from .reports import what_broke
 from .run_settings import RunSettings
 
@@ -105,8 +106,8 @@ class TrainedRun:
     """From the first start to the last end of any action."""
     tokens: int
     """Trained on; like the makespan, of the resumed part only where a run was resumed."""
-    recompute: RecomputeMode
-    """What the backward made again."""
+    recompute: RecomputeMode | None
+    """What the backward made again; None where the run had been finished before."""
     adapters: tuple[TrainedAdapter, ...]
 
     def tokens_per_s(self) -> float:
@@ -136,29 +137,41 @@ def train(
     """Train all adapters of a job file on this machine, one process per stage and replica.
 
     A plan is made when none is given. On resume it is that of the run so far; where the job file asks for another
-    pipeline or microbatch_tokens than that has, what is left is planned anew for them. `before_launch` is called when
-    all is checked and the processes start, which draw their own bars; `tell` hears where a resumed run goes on. Raises
-    JobError or PlanError for bad input before that, EngineError when the run breaks.
+    pipeline or microbatch_tokens than that has, what is left is planned anew for them. Of a run that is finished
+    already nothing is touched; what it made is returned. `before_launch` is called when all is checked and the
+    processes start, which draw their own bars; `tell` hears where a resumed run goes on. Raises JobError or PlanError
+    for bad input before that, EngineError when the run breaks.
     """
     check_device(settings.device)
     asked_transport()
     asked_attention()
+    profile = None if settings.profile is None else load_profile(settings.profile)
+    loaded = load(settings, progress=progress)
     if settings.plan_file is None:
-        (_plan_rest if settings.resume else _plan)(settings, progress=progress)
-    prepared = prepare(settings, progress=progress)
-    check_loggers(settings.report_to or prepared.loaded.settings.report_to)
+        if settings.resume:
+            _plan_rest(settings, loaded)
+        else:
+            _plan(settings, loaded, profile=profile, progress=progress)
+    prepared = prepare(settings, loaded=loaded)
+    check_loggers(settings.report_to or loaded.settings.report_to)
     if settings.checkpoint_every is not None:
         check_can_cut(prepared.program)
     identity = _check_base(prepared)
     if settings.resume:
         # Here, so that it is told once and before any process starts.
         slot = newest_position(prepared.output_dir, prepared.plan, base=identity)
+        finished = is_finished(prepared.output_dir, prepared.plan)
         if tell is not None:
-            tell(_where_it_goes_on(prepared, slot))
+            tell(
+                finished_text(prepared.output_dir, settings.job_file) if finished else _where_it_goes_on(prepared, slot)
+            )
+        if finished:
+            return _result(prepared, recompute=None)
+    recompute = _recompute(settings, prepared, profile=profile)
+    forget_end(prepared.output_dir)
     if settings.plan_file is not None:
         prepared.output_dir.mkdir(parents=True, exist_ok=True)
         save_plan(prepared.plan, prepared.output_dir / PLAN)
-    recompute = _recompute(settings, prepared)
     settings = replace(settings, plan_file=None, output_dir=prepared.output_dir, recompute=recompute)
     if before_launch is not None:
         before_launch()
@@ -185,7 +198,7 @@ def _check_base(prepared: Prepared) -> str:
     return base_identity(folder, settings.base_model, seed=settings.seed)
 
 
-def _recompute(settings: RunSettings, prepared: Prepared) -> RecomputeMode:
+def _recompute(settings: RunSettings, prepared: Prepared, *, profile: CostProfile | None) -> RecomputeMode:
     # Here, so that what cannot fit is told before any process starts.
     plan, loaded = prepared.plan, prepared.loaded
     return settled_recompute(
@@ -193,31 +206,30 @@ def _recompute(settings: RunSettings, prepared: Prepared) -> RecomputeMode:
         loaded,
         asked=settings.recompute or loaded.settings.recompute,
         gpus=free_gpus() if resolved_device(settings.device) == "cuda" else None,
-        profile=_profile(settings),
+        profile=profile,
     )
 
 
-def _profile(settings: RunSettings) -> CostProfile | None:
-    return None if settings.profile is None else load_profile(settings.profile)
-
-
-def _plan(settings: RunSettings, *, progress: Callable[[str, float], None] | None) -> None:
-    loaded = load_jobs(settings.job_file, override=settings.override, progress=progress)
-    check_has_weights(loaded.settings.base_model)
+def _plan(
+    settings: RunSettings,
+    loaded: LoadedJobs,
+    *,
+    profile: CostProfile | None,
+    progress: Callable[[str, float], None] | None,
+) -> None:
     folder = settings.output_dir or loaded.settings.output_dir
     # Before the earlier run's plan is gone.
     check_nothing_lost(settings, folder)
-    profile = _profile(settings)
     if profile is not None:
         # Before the time that planning takes.
         check_profile_model(profile, loaded.settings.base_model)
     plan = plan_jobs(loaded, profile=profile, progress=progress)
     folder.mkdir(parents=True, exist_ok=True)
+    forget_end(folder)
     save_plan(plan, folder / PLAN)
 
 
-def _plan_rest(settings: RunSettings, *, progress: Callable[[str, float], None] | None) -> None:
-    loaded = load_jobs(settings.job_file, override=settings.override, progress=progress)
+def _plan_rest(settings: RunSettings, loaded: LoadedJobs) -> None:
     wanted = loaded.settings
     folder = settings.output_dir or wanted.output_dir
     if not (folder / PLAN).is_file():
@@ -232,7 +244,7 @@ def _plan_rest(settings: RunSettings, *, progress: Callable[[str, float], None] 
         microbatch_tokens=wanted.microbatch_tokens,
         schedule=schedule,
     )
-    if changed == plan:
+    if changed == plan or is_finished(folder, plan):
         return
     check_plan_belongs(plan, loaded, path=folder / PLAN, resumed=True)
     slot = newest_position(folder, plan)
@@ -247,7 +259,7 @@ def _plan_rest(settings: RunSettings, *, progress: Callable[[str, float], None] 
     save_plan(rest, folder / PLAN)
 
 
-def _result(prepared: Prepared, *, recompute: RecomputeMode) -> TrainedRun:
+def _result(prepared: Prepared, *, recompute: RecomputeMode | None) -> TrainedRun:
     plan, folder = prepared.plan, prepared.output_dir
     adapters = []
     validation = read_validation(folder)

@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,7 @@ from .devices import choose_device
 from .disk import writing
 from .evaluations import Evaluations, load_best
 from .execute import Executor
+from .finished import finished_text, forget_end, is_finished
 from .fit_check import agreed_recompute, settled_recompute
 from .hand_in import hand_in, publish
 from .init_adapter import start_from
@@ -58,6 +60,8 @@ def run_worker(settings: RunSettings, prepared: Prepared, listener: Listener) ->
     start_watchdog(lambda: f"pp_rank {index} at {position.text}")
     if settings.checkpoint_every is not None or settings.resume:
         check_shared(transport, prepared.output_dir, num_workers=plan.num_workers())
+    if _has_ended(settings, prepared, transport):
+        return
     # Before hours of other things: whoever is not logged in hears of it at once.
     loggers = _loggers(settings, prepared) if (replica, index) == (0, plan.num_stages - 1) else ()
     folder = _base_folder(prepared, transport)
@@ -109,6 +113,22 @@ def run_worker(settings: RunSettings, prepared: Prepared, listener: Listener) ->
     transport.barrier()
     transport.close()
     shutil.rmtree(prepared.output_dir / WORK, ignore_errors=True)
+
+
+def _has_ended(settings: RunSettings, prepared: Prepared, transport: Transport) -> bool:
+    # Whether a resumed run was finished before. All find the same: none changes anything before all have looked.
+    ended = settings.resume and is_finished(prepared.output_dir, prepared.plan)
+    transport.barrier()
+    if not ended:
+        if transport.worker == 0:
+            forget_end(prepared.output_dir)
+        return False
+    if transport.worker == 0:
+        print(f"loraplex: {finished_text(prepared.output_dir, settings.job_file)}", file=sys.stderr)
+        # The position files are in it.
+        shutil.rmtree(prepared.output_dir / WORK, ignore_errors=True)
+    transport.close()
+    return True
 
 
 def _recompute(settings: RunSettings, prepared: Prepared, transport: Transport) -> RecomputeMode:
