@@ -95,13 +95,16 @@ def test_job_file_and_profile_are_read_once(
 ) -> None:
     folder, _ = finished
     timeline, read = folder / "output" / "timeline-measured.json", []
-    for module, name in ((prepare_module, "load_jobs"), (train_module, "load_profile")):
 
-        def counted(*given: object, own: Callable[..., object] = getattr(module, name), **named: object) -> object:
+    def counted(own: Callable[..., object]) -> Callable[..., object]:
+        def call(*given: object, **named: object) -> object:
             read.append(own.__name__)
             return own(*given, **named)
 
-        monkeypatch.setattr(module, name, counted)
+        return call
+
+    for module, name in ((prepare_module, "load_jobs"), (train_module, "load_profile")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
     monkeypatch.setattr(train_module, "launch", lambda *_, **__: shutil.copy(folder / "kept.json", timeline))
     shutil.copy(timeline, folder / "kept.json")
     train(RunSettings(job_file=folder / "jobs.yaml", device="cpu", profile="tiny-cpu"))
