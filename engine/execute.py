@@ -20,7 +20,7 @@ from .loss import adapter_losses
 from .mailbox import Mailbox, Sums, zero
 from .message import Wire
 from .metrics import StepRecord
-from .pack_ahead import PackAhead
+from .pack_ahead import PackAhead, packed_before
 from .recorder import Recorder
 from .reports import PendingStep, StepReports
 from .stage import Stage
@@ -110,14 +110,16 @@ class Executor:
         self._figures.flush()
 
     def _walk(self, legs: Sequence[Leg], collect: Callable[[], None]) -> None:
-        for place, leg in enumerate(legs):
+        # On a CPU packing is work like any other.
+        packs = packed_before(legs) if self._device.type == "cuda" else [None] * len(legs)
+        for place, (leg, packed) in enumerate(zip(legs, packs, strict=True)):
             microbatch = leg.action.microbatch
             if self._before_leg is not None:
                 self._before_leg(leg)
             self._mailbox.post(leg.post)
-            if self._device.type == "cuda" and leg.action.kind in (ActionKind.FORWARD, ActionKind.EVALUATE):
-                # The host packs while the message is on its way. On a CPU packing is work like any other.
-                self._packed.prepare(leg.action)
+            if packed is not None:
+                # The host packs while the message is on its way.
+                self._packed.prepare(packed)
             if leg.receive is not None:
                 self._mailbox.take(leg.receive, leg)
             start = self._recorder.mark()

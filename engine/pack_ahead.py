@@ -11,10 +11,28 @@ from ..planner.program import Action, ActionKind
 from .adapters import StageAdapter
 from .batch import PackedBatch, Packer
 from .evaluations import Evaluations
+from .itinerary import Leg
+
+_PACKED = (ActionKind.FORWARD, ActionKind.EVALUATE)
+
+
+def packed_before(legs: Sequence[Leg]) -> tuple[Action | None, ...]:
+    """For each leg the action whose microbatch is packed before the leg waits for its message.
+
+    Behind a backward that waits, the forward that follows it right away, so that the host packs while it would wait:
+    activations are mostly there when a forward begins. Never across a Step, which may halt an adapter. Otherwise the
+    leg's own.
+    """
+    own = [leg.action if leg.action.kind in _PACKED else None for leg in legs]
+    following = [*own[1:], None]
+    return tuple(
+        after if leg.action.kind is ActionKind.BACKWARD and leg.receive is not None else action
+        for leg, action, after in zip(legs, own, following, strict=True)
+    )
 
 
 class PackAhead:
-    """Packs when first asked, which on a GPU is while the microbatch's message is on its way."""
+    """Packs when first asked, which on a GPU is while a message is on its way (`packed_before`)."""
 
     def __init__(
         self, plan: Plan, packer: Packer, adapters: Sequence[StageAdapter], *, evaluations: Evaluations | None
@@ -26,13 +44,13 @@ class PackAhead:
         self._ready: dict[int, PackedBatch | None] = {}
 
     def prepare(self, action: Action) -> None:
-        """Pack the microbatch of a Forward or Evaluate for `take`."""
-        self._ready[action.microbatch] = self._packed(action)
+        """Pack the microbatch of a Forward or Evaluate for `take`, unless that is done."""
+        if action.microbatch not in self._ready:
+            self._ready[action.microbatch] = self._packed(action)
 
     def take(self, action: Action) -> PackedBatch | None:
         """It, handed out once; None where nothing is left of a microbatch."""
-        if action.microbatch not in self._ready:
-            self.prepare(action)
+        self.prepare(action)
         return self._ready.pop(action.microbatch)
 
     def _packed(self, action: Action) -> PackedBatch | None:
