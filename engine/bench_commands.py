@@ -131,7 +131,7 @@ def bench_train(
     ] = None,
     output: ResultsFolder = RESULTS,
     add: Annotated[
-        bool, typer.Option("--add", help="Keep what today's file has of other systems, attention or recomputation.")
+        bool, typer.Option("--add", help="Keep what today's file has, but for what is measured again.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -147,7 +147,14 @@ def bench_train(
     from rich.console import Console
 
     from .bench_train import ask_all, make_questions, surroundings
-    from .bench_train_report import check_no_earlier, joined_with_earlier, results_table, write_json, write_results
+    from .bench_train_report import (
+        check_no_earlier,
+        joined_with_earlier,
+        results_table,
+        with_record,
+        write_json,
+        write_results,
+    )
     from .bench_train_spec import SYSTEMS
     from .devices import resolved_device
 
@@ -185,13 +192,12 @@ def bench_train(
     kinds = [word for word, holds in (("growth", growth), ("nf4", load_in_4bit)) if holds]
     stem = "-".join(["train", *kinds, *around["gpu"].lower().split(), date])
     if add:
-        measured = [question.variant() for question in questions]
-        document = joined_with_earlier(output, stem, document, measured=measured)
+        document = joined_with_earlier(output, stem, document)
     else:
         check_no_earlier(output, stem)
     for record in ask_all(questions):
         console.print(json_module.dumps(record), soft_wrap=True, markup=False, highlight=False)
-        document["records"].append(record)
+        document["records"] = with_record(document["records"], record)
         write_json(output, stem, document)
     paths = write_results(output, stem, document)
     if json:

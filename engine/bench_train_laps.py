@@ -1,4 +1,4 @@
-"""Time and memory of microbatches one after another, without making the device wait for the host."""
+"""Time and memory of passes over microbatches, without making the device wait for the host."""
 
 import gc
 import itertools
@@ -12,57 +12,59 @@ import torch
 
 _AHEAD = 2
 """Microbatches that the host may launch ahead of the device."""
-_WINDOWS = 3
+_LEAST_PASSES = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What a run of microbatches took, its warm-up left out."""
+    """What passes over the same microbatches took, the warm-up left out."""
 
     tokens_per_s: float
-    """Median of three windows; padding is not counted."""
+    """Of the median pass; padding is not counted."""
     spread: float
-    """(fastest - slowest window) / median."""
+    """(fastest - slowest pass) / median."""
     num_microbatches: int
     num_tokens: int
 
 
 class Laps:
-    """Call `lap` behind every microbatch; it says when `seconds` of measuring are over."""
+    """Call `lap` behind every microbatch and `turn` behind every pass, which says when `seconds` are measured.
 
-    def __init__(self, device: torch.device, *, seconds: float, num_warmup: int, num_least: int = 2 * _WINDOWS) -> None:
+    The first pass over the microbatches is the warm-up: kernels are compiled and loaded in it, and memory is taken.
+    """
+
+    def __init__(self, device: torch.device, *, seconds: float) -> None:
         self._device = device
         self._seconds = seconds
-        self._num_warmup = num_warmup
-        self._num_least = num_least
         self._marks: list[torch.cuda.Event | float] = [self._mark()]
         self._tokens: list[int] = []
-        self._warm_s = time.perf_counter()
+        self._turns: list[int] = []
+        self._warm_s = 0.0
 
-    def lap(self, num_tokens: int) -> bool:
-        """Note that a microbatch of so many tokens has been launched. True once enough has been measured."""
+    def lap(self, num_tokens: int) -> None:
+        """Note that a microbatch of so many tokens has been launched."""
         self._marks.append(self._mark())
         self._tokens.append(num_tokens)
         if len(self._marks) > _AHEAD:
             _wait(self._marks[-1 - _AHEAD])
-        if len(self._tokens) == self._num_warmup:
+
+    def turn(self) -> bool:
+        """Note that a pass has been launched. True once enough has been measured."""
+        self._turns.append(len(self._tokens))
+        if len(self._turns) == 1:
             _wait(self._marks[-1])
             self._warm_s = time.perf_counter()
-        measured = len(self._tokens) - self._num_warmup
-        return measured >= self._num_least and time.perf_counter() - self._warm_s >= self._seconds
+        return len(self._turns) > _LEAST_PASSES and time.perf_counter() - self._warm_s >= self._seconds
 
     def measured(self) -> Measured:
-        """The figures. Raises ValueError where the warm-up was never over."""
+        """The figures. Raises ValueError where nothing came behind the warm-up."""
         _wait(self._marks[-1])
-        tokens = self._tokens[self._num_warmup :]
-        marks = self._marks[self._num_warmup :]
+        tokens = self._tokens[self._turns[0] :] if self._turns else []
         if not tokens:
-            raise ValueError(
-                f"{len(self._tokens)} microbatches are all warm-up ({self._num_warmup} are left out): give more samples"
-            )
+            raise ValueError(f"{len(self._tokens)} microbatches are all warm-up: make one pass more over them")
         rates = [
-            sum(tokens[first:end]) / _seconds_between(marks[first], marks[end])
-            for first, end in _windows(len(tokens), min(_WINDOWS, len(tokens)))
+            sum(self._tokens[first:end]) / _seconds_between(self._marks[first], self._marks[end])
+            for first, end in itertools.pairwise(self._turns)
         ]
         usual = statistics.median(rates)
         return Measured(
@@ -91,11 +93,6 @@ def _seconds_between(start: "torch.cuda.Event | float", end: "torch.cuda.Event |
         assert isinstance(end, float)
         return end - start
     return float(start.elapsed_time(end)) / 1e3
-
-
-def _windows(count: int, parts: int) -> list[tuple[int, int]]:
-    edges = [count * part // parts for part in range(parts + 1)]
-    return list(itertools.pairwise(edges))
 
 
 def together(parts: Sequence[tuple[Measured, int]]) -> Measured:

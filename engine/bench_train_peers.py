@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from .model import read_config
 from .random_weights import DEFAULT_STD, random_weights
 from .varlen_interface import register_varlen
 
-_WARM_UP = 3
-_WARM_AGAIN = 1
-"""Where another data set has warmed the kernels."""
+_PACKS = 4
+_PADDED_BATCHES = 8
+"""In a pass, of each data set."""
 _PADDED_BATCH = 4
 
 
@@ -159,7 +160,7 @@ def _measure_all(
         while one.dataset not in found:
             try:
                 found[one.dataset] = _measure_one(
-                    model, one, point, question, size=size, seconds=question.seconds / len(distinct), warm=bool(found)
+                    model, one, point, question, size=size, seconds=question.seconds / len(distinct)
                 )
             except torch.OutOfMemoryError:
                 if not ASSEMBLIES[question.system].padded or size == 1:
@@ -176,7 +177,7 @@ def _measure_all(
 
 
 def _measure_one(
-    model: Any, data: AdapterData, point: Point, question: Question, *, size: int, seconds: float, warm: bool
+    model: Any, data: AdapterData, point: Point, question: Question, *, size: int, seconds: float
 ) -> Measured:
     assembly, device = ASSEMBLIES[question.system], next(model.parameters()).device
     num_words: int = model.config.vocab_size
@@ -184,12 +185,13 @@ def _measure_one(
     model.zero_grad(set_to_none=True)
     start_counting_memory(device)
     trainer = Trainer(model, assembly, global_batch_size=point.global_batch_size, device=device)
-    batches = padded(data, size, num_words, device) if assembly.padded else packed(data, point, num_words, device)
-    laps = Laps(device, seconds=seconds, num_warmup=_WARM_AGAIN if warm else _WARM_UP, num_least=3)
-    for batch, num_samples, num_tokens in batches:
-        trainer.train(batch, num_samples=num_samples)
-        if laps.lap(num_tokens):
-            break
+    laps, enough = Laps(device, seconds=seconds), False
+    while not enough:
+        batches = padded(data, size, num_words, device) if assembly.padded else packed(data, point, num_words, device)
+        for batch, num_samples, num_tokens in islice(batches, _PADDED_BATCHES if assembly.padded else _PACKS):
+            trainer.train(batch, num_samples=num_samples)
+            laps.lap(num_tokens)
+        enough = laps.turn()
     measured = laps.measured()
     # No speed of what computes nothing: fresh adapters on a random model stay near log(words).
     if not torch.isfinite(trainer.loss):

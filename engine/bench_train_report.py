@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..traces.errors import InputError
 from ..traces.files import write_atomically
-from .bench_train_spec import SYSTEMS
+from .bench_train_spec import NAMED, SYSTEMS
 
 Record = dict[str, Any]
 NOT_INSTALLED: Final = "not installed"
@@ -43,13 +43,11 @@ def check_no_earlier(folder: Path, stem: str) -> None:
         raise InputError(f"{path} holds results of today; keep them with --add, move them away, or give another folder")
 
 
-def joined_with_earlier(
-    folder: Path, stem: str, document: dict[str, Any], *, measured: Sequence[dict[str, str]]
-) -> dict[str, Any]:
-    """The document with what an earlier one of that name has of others than `measured`, whose commands are named too.
+def joined_with_earlier(folder: Path, stem: str, document: dict[str, Any]) -> dict[str, Any]:
+    """The document with the records of an earlier one of that name, whose commands are named too.
 
-    `measured`: the variants (`Question.variant`) that are measured now. What the earlier one says beside (a note)
-    stays. Raises InputError where the earlier one was of another model, GPU or other versions.
+    What the earlier one says beside (a note) stays. Raises InputError where it was of another model, GPU or other
+    versions.
     """
     path = folder / f"{stem}.json"
     if not path.is_file():
@@ -62,15 +60,22 @@ def joined_with_earlier(
         both = earlier["versions"][package], document["versions"][package]
         if NOT_INSTALLED not in both:
             _check_same(path, package, *both)
-    kept = [record for record in earlier["records"] if not any(one.items() <= record.items() for one in measured)]
     return {
         **earlier,
         **document,
         "versions": earlier["versions"] | {k: v for k, v in document["versions"].items() if v != NOT_INSTALLED},
-        "command": f"{earlier['command']} && {document['command']}" if kept else document["command"],
+        "command": f"{earlier['command']} && {document['command']}",
         "systems": earlier["systems"] | document["systems"],
-        "records": kept + document["records"],
+        "records": earlier["records"] + document["records"],
     }
+
+
+def with_record(records: Sequence[Record], record: Record) -> list[Record]:
+    """The records and a new one behind them, which takes the place of one of the same variant and point.
+
+    One at a time, so that a run that is cut short loses nothing that was measured before it.
+    """
+    return [*(other for other in records if any(other.get(name) != record[name] for name in NAMED)), record]
 
 
 def _check_same(path: Path, name: str, earlier: str, now: str) -> None:
@@ -112,7 +117,9 @@ def _plot(records: Sequence[Record], path: Path, *, title: str, growth: bool) ->
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(13, 5))
+    panels = 2 if growth else len({record["workload"] for record in records})
+    figure, grid = pyplot.subplots(1, panels, figsize=(6.5 * panels, 5), squeeze=False)
+    axes = grid[0]
     if growth:
         base = records[0]["microbatch_tokens"]
         for axis, key, of in (
@@ -125,8 +132,8 @@ def _plot(records: Sequence[Record], path: Path, *, title: str, growth: bool) ->
             axis.set_xscale("log", base=2)
             axis.set_xlabel(key)
             axis.set_ylabel("real tokens/s")
-            axis.set_ylim(bottom=0)
-        axes[0].legend()
+            axis.set_ylim(0, 1.08 * max(record["tokens_per_s"] for record in records))
+        axes[0].legend(loc="lower right")
     else:
         _bars(axes, records)
     figure.suptitle(title)
@@ -143,19 +150,22 @@ def _bars(axes: Any, records: Sequence[Record]) -> None:
     for axis, workload in zip(axes, dict.fromkeys(record["workload"] for record in records), strict=False):
         for place, dropout in enumerate(dropouts):
             own = {
-                index: record["tokens_per_s"]
+                index: record
                 for index, found in enumerate(named.values())
                 for record in found
                 if record["workload"] == workload and record["dropout"] == dropout
             }
-            spots, heights = [index + 0.4 * place for index in own], list(own.values())
+            spots, heights = [index + 0.4 * place for index in own], [record["tokens_per_s"] for record in own.values()]
             bars = axis.barh(spots, heights, height=0.38, label=f"dropout {dropout:g}")
-            axis.bar_label(bars, labels=[f"{height:,.0f}" for height in heights], fontsize=7, padding=2)
+            labels = [f"{record['tokens_per_s']:,.0f}{' *' * ('note' in record)}" for record in own.values()]
+            axis.bar_label(bars, labels=labels, fontsize=7, padding=2)
         axis.set_yticks([index + 0.2 * (len(dropouts) - 1) for index in range(len(named))], list(named))
         axis.invert_yaxis()
         axis.set_title(workload)
         axis.set_xlabel("real tokens/s")
         axis.margins(x=0.12)
+    if any("note" in record for record in records):
+        axes[0].figure.text(0.01, 0.01, "* the file says more of it", fontsize=8)
     # Above the bars: inside, it would hide some of them.
     axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="upper right", ncols=len(dropouts), fontsize=8)
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -59,6 +59,10 @@ class Point:
     microbatch_tokens: int
     global_batch_size: int
     """Samples of each adapter to an optimizer step."""
+
+
+NAMED: Final = ("system", "attention", "recompute", *(field.name for field in fields(Point)))
+"""What a record is told from others by: its variant and its point."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -113,15 +113,43 @@ def test_several_runs_weigh_as_many_tokens_as_they_stand_for() -> None:
     assert together([(slow, 8), (slow, 8)]) == slow
 
 
-def test_laps_leave_the_warm_up_out_and_say_when_it_is_enough() -> None:
-    laps = Laps(CPU, seconds=0.0, num_warmup=2, num_least=3)
-    assert [laps.lap(tokens) for tokens in (100, 100, 1, 2, 3)] == [False, False, False, False, True]
-    found = laps.measured()
-    assert (found.num_microbatches, found.num_tokens) == (3, 6)
-    short = Laps(CPU, seconds=0.0, num_warmup=1)
-    short.lap(5)
+def test_laps_leave_the_first_pass_out_and_say_when_it_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the start, two laps, the end of the warm-up, four laps, and whether it is enough
+    clock = iter([0.0, 70.0, 80.0, 80.0, 84.0, 85.0, 87.0, 88.0, 88.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    laps = Laps(CPU, seconds=8.0)
+    turns = []
+    for _ in range(3):
+        for tokens in (10, 20):
+            laps.lap(tokens)
+        turns.append(laps.turn())
+    assert turns == [False, False, True]
+    # 30 tokens in 5 s and in 3, and not the 80 s in which kernels were compiled
+    assert laps.measured() == Measured(tokens_per_s=8.0, spread=0.5, num_microbatches=4, num_tokens=60)
+
+
+def test_a_warm_up_alone_has_no_speed() -> None:
+    laps = Laps(CPU, seconds=0.0)
+    laps.lap(5)
+    assert not laps.turn()
     with pytest.raises(ValueError, match="1 microbatches are all warm-up"):
-        short.measured()
+        laps.measured()
+
+
+def test_a_peer_is_timed_over_the_microbatches_that_warmed_it(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+    train = Trainer.train
+
+    def watched(self: Trainer, batch: dict[str, Any], *, num_samples: int) -> None:
+        seen.append(batch["packed_rows"].sample_lengths)
+        train(self, batch, num_samples=num_samples)
+
+    monkeypatch.setattr(Trainer, "train", watched)
+    point = dataclasses.replace(POINT, workload="dialogsum")
+    measured, _ = measure_peer(tiny("peft-packed"), point, dataclasses.replace(question("peft-packed"), seconds=0.0))
+    assert measured.num_microbatches == 8
+    assert seen[:4] == seen[4:8] == seen[8:]
+    assert len(set(seen)) == 4
 
 
 @pytest.fixture(scope="module")
@@ -236,24 +264,21 @@ def test_the_command_writes_json_csv_and_a_plot(tmp_path: Path) -> None:
     assert unsloth["skipped"] == "unsloth is not installed"
     assert document["systems"] == {"ours": SYSTEMS["ours"], "unsloth": SYSTEMS["unsloth"]}
     fresh = document | {"command": "again", "systems": {"unsloth": "now"}, "records": []}
-    asked = {"attention": "torch", "recompute": "none"}
-    now = [asked | {"system": "unsloth"}, asked | {"system": "ours"}]  # ours above was with selective
-    assert joined_with_earlier(tmp_path, path.stem, fresh, measured=now) == document | {
+    assert joined_with_earlier(tmp_path, path.stem, fresh) == document | {
         "command": f"{document['command']} && again",
         "systems": {"ours": SYSTEMS["ours"], "unsloth": "now"},
-        "records": [ours],
     }
     with pytest.raises(InputError, match="is of gpu cpu, not another; leave --add out"):
-        joined_with_earlier(tmp_path, path.stem, fresh | {"gpu": "another"}, measured=now)
+        joined_with_earlier(tmp_path, path.stem, fresh | {"gpu": "another"})
     added, changed = ({**document["versions"], package: "9"} for package in ("unsloth", "torch"))
-    joined = joined_with_earlier(tmp_path, path.stem, fresh | {"versions": added}, measured=now)
+    joined = joined_with_earlier(tmp_path, path.stem, fresh | {"versions": added})
     assert joined["versions"] == added
     with pytest.raises(InputError, match=r"is of torch .*, not 9; leave --add out"):
-        joined_with_earlier(tmp_path, path.stem, fresh | {"versions": changed}, measured=now)
+        joined_with_earlier(tmp_path, path.stem, fresh | {"versions": changed})
 
 
-def test_results_of_the_same_day_are_not_written_over(tmp_path: Path) -> None:
-    path, _, _ = bench_train(tmp_path, "--dropout", "0")
+def test_results_of_the_same_day_are_not_written_over_and_may_be_added_to(tmp_path: Path) -> None:
+    path, first, _ = bench_train(tmp_path, "--dropout", "0")
     kept = path.read_text()
     words = ["bench", "train", "--model", "tiny", "--random-weights", "--device", "cpu", "-o", str(tmp_path)]
     again = CliRunner().invoke(app, words)
@@ -262,6 +287,10 @@ def test_results_of_the_same_day_are_not_written_over(tmp_path: Path) -> None:
         f"{path} holds results of today; keep them with --add, move them away, or give another folder"
     )
     assert path.read_text() == kept
+    # another dropout of the same system stands beside the first
+    _, both, _ = bench_train(tmp_path, "--dropout", "0.1", "--add")
+    assert both["records"][:-1] == first["records"]
+    assert [record["dropout"] for record in both["records"]] == [0.0, 0.1]
 
 
 def test_a_base_in_4_bits_has_a_file_of_its_own(tmp_path: Path) -> None:

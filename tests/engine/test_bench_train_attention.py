@@ -13,7 +13,7 @@ from rich.console import Console
 from loraplex.engine.bench_train import ask
 from loraplex.engine.bench_train_attention import settled_attention
 from loraplex.engine.bench_train_peers import ASSEMBLIES
-from loraplex.engine.bench_train_report import joined_with_earlier, results_table, write_results
+from loraplex.engine.bench_train_report import joined_with_earlier, results_table, with_record, write_results
 from loraplex.engine.bench_train_spec import PADDED, Point, Question
 from loraplex.engine.flash_attention import ATTENTION
 from loraplex.planner.inputs.base_model import find_base_model
@@ -106,16 +106,17 @@ def test_rows_of_both_lie_side_by_side_and_are_told_apart(tmp_path: Path) -> Non
     write_results(tmp_path, "train", document)
     second = {key: value for key, value in document.items() if key != "note"}
     second |= {"command": "second", "systems": {"ours": ""}, "records": []}
-    joined = joined_with_earlier(tmp_path, "train", second, measured=[ASKED.variant()])
+    joined = joined_with_earlier(tmp_path, "train", second)
     assert joined["note"] == "said of the first"
-    joined["records"].append(figures(ASKED, 3.0))
+    joined["records"] = with_record(joined["records"], figures(ASKED, 3.0))
     assert [(record["system"], record["attention"]) for record in joined["records"]] == [
         ("peft-padded", "sdpa"), ("ours", "torch"), ("ours", "flash"),
     ]  # fmt: skip
-    # the same again takes the place of what it was
-    write_results(tmp_path, "train", joined)
-    again = joined_with_earlier(tmp_path, "train", second, measured=[ASKED.variant()])
-    assert again["records"] == joined["records"][:2]
+    # the same again takes the place of what it was, and of nothing else
+    anew = with_record(joined["records"], figures(ASKED, 4.0))
+    assert anew == [*joined["records"][:2], figures(ASKED, 4.0)]
+    elsewhere = ASKED.named(dataclasses.replace(POINT, dropout=0.5))
+    assert with_record(joined["records"], elsewhere) == [*joined["records"], elsewhere]
     console = Console(width=150, record=True, file=io.StringIO())
     console.print(results_table(joined["records"]))
     cells = [[cell.strip() for cell in line.split("│")[1:3]] for line in console.export_text().splitlines()]
@@ -137,3 +138,14 @@ def test_bars_are_named_by_attention_where_there_is_more_than_one(
         records = [figures(each, 1.0 + place) for place, each in enumerate(asked)]
         write_results(tmp_path, "train", {"model": "tiny", "gpu": "cpu", "growth": False, "records": records})
     assert named == [["peft-padded", "ours"], ["peft-padded", "ours, torch", "ours, flash"]]
+
+
+def test_bars_of_which_the_file_says_more_are_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    told: list[list[str]] = []
+    monkeypatch.setattr(Axes, "bar_label", lambda _self, _bars, labels, **_how: told.append(labels))
+    other = dataclasses.replace(ASKED, attention="torch")
+    records = [figures(ASKED, 1500.0), figures(other, 1400.0) | {"note": "on another GPU"}]
+    write_results(tmp_path, "train", {"model": "tiny", "gpu": "cpu", "growth": False, "records": records})
+    assert told == [["1,500", "1,400 *"]]
