@@ -16,8 +16,9 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "docs/examples"
 def test_profiles_in_the_box_say_where_they_come_from() -> None:
     origins = {name: load_profile(name).origin for name in profile_names()}
     assert origins["tiny-cpu"] == "measured"
-    for measured in ("llama-3.1-8b-nvidia-h100-80gb-hbm3", "llama-3.1-8b-nvidia-h200", "qwen2.5-32b-nvidia-h200"):
-        assert origins[f"{measured}-measured"] == "measured"
+    for model in ("llama-3.1-8b", "qwen2.5-32b", "llama-3.1-70b"):
+        assert origins[f"{model}-nvidia-h200-measured"] == "measured"
+    assert origins["llama-3.1-8b-nvidia-h100-80gb-hbm3-measured"] == "measured"
     assert origins["llama-70b-h100-published"] == "published"
     for name in origins:
         assert len(load_profile(name).source) > 20

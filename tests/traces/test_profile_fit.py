@@ -217,7 +217,13 @@ def test_a_stretch_that_is_no_slower_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "of", ["llama-3.1-8b-nvidia-h100-80gb-hbm3", "llama-3.1-8b-nvidia-h200", "qwen2.5-32b-nvidia-h200"]
+    "of",
+    [
+        "llama-3.1-8b-nvidia-h100-80gb-hbm3",
+        "llama-3.1-8b-nvidia-h200",
+        "qwen2.5-32b-nvidia-h200",
+        "llama-3.1-70b-nvidia-h200",
+    ],
 )
 def test_a_profile_in_the_box_is_the_fit_of_its_points(of: str) -> None:
     name = f"{of}-measured"
