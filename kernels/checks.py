@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from . import rows
 from .layout import MAX_TARGETS
+from .nf4 import Nf4Weight
 from .routing import Routing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .bank import AdapterBank
-    from .nf4 import Nf4Weight
 
 MAX_LORA_RANK = 256
 
@@ -61,6 +62,8 @@ def check_frozen(x: Tensor, weight: Tensor | Nf4Weight, bias: Tensor | None, *, 
         raise ValueError(
             f"x is on {x.device}, weight on {weight.device}, routing on {routing.device}: move them to one device"
         )
+    if not isinstance(weight, Nf4Weight):
+        rows.check_frozen(weight, "weight")
     if bias is not None and (bias.shape != (n,) or bias.device != x.device):
         raise ValueError(f"bias has shape {tuple(bias.shape)} on {bias.device}: give [{n}] on {x.device}")
     if bias is not None and not bias.is_floating_point():
@@ -83,7 +86,10 @@ def check_targets(
         raise ValueError(f"{lengths}: these hold one entry per linear, so give them equal lengths")
     if not 1 <= len(weights) <= MAX_TARGETS:
         raise ValueError(f"weights has {len(weights)} entries: one call serves 1 to {MAX_TARGETS} linears")
-    if len({type(weight).__name__ == "Nf4Weight" for weight in weights}) > 1:
+    for target in targets:
+        if not isinstance(target, int):
+            raise ValueError(f"target is {target!r}, a {type(target).__name__}: give the id of the linear, an int")
+    if len({isinstance(weight, Nf4Weight) for weight in weights}) > 1:
         raise ValueError("weights holds NF4 and dense weights: give all of one call in one form")
 
 

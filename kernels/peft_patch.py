@@ -49,7 +49,7 @@ def patch_peft(model: nn.Module, *, seed: int = 0) -> PatchSummary:
 
     Dropout's masks come from (`seed`, the model's forward pass, the layer, the row), not from torch's generator. Under
     autocast, and where input and base weight differ in dtype, a call goes PEFT's own way: load the base in the compute
-    dtype.
+    dtype. So does one whose base weight wants a gradient, which the kernels never make.
     Raises `ValueError` on a model without LoRA layers or already patched.
     """
     from peft.tuners.lora.layer import LoraLayer
@@ -163,13 +163,23 @@ def _fused_forward(layer: Any, original: Callable[..., Tensor], state: _State, t
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         names = _adapters_now(layer, state)
-        weight = _weight_of(layer.get_base_layer(), unpacked)
-        if args or kwargs or not names or weight.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
+        base = layer.get_base_layer()
+        weight = _weight_of(base, unpacked)
+        # One that has been set free since it was patched is trained, and that only PEFT's path does.
+        trained = base.weight.requires_grad
+        if (
+            args
+            or kwargs
+            or not names
+            or trained
+            or weight.dtype != x.dtype
+            or torch.is_autocast_enabled(x.device.type)
+        ):
             return original(x, *args, **kwargs)
         routing = _routing(layer, state, names, x)
         pairs = [_matrices(layer, name) for name in names]
         return multi_lora_linear(
-            x, weight, layer.get_base_layer().bias, [a for a, _ in pairs], [b for _, b in pairs],
+            x, weight, base.bias, [a for a, _ in pairs], [b for _, b in pairs],
             routing=routing, target=target,
         )  # fmt: skip
 

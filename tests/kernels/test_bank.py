@@ -292,6 +292,8 @@ def test_a_call_that_does_not_fit_its_bank_is_refused() -> None:
         linear(torch.zeros(4, 8), adapters=2)
     with pytest.raises(ValueError, match=r"x has dtype torch.float16 on cpu, but the bank torch.float32"):
         linear(torch.zeros(4, 8), dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"weight requires a gradient: .*; call requires_grad_\(False\) on it"):
+        linear(torch.zeros(4, 8, requires_grad=True))
 
 
 @pytest.mark.gpu

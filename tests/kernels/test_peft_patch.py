@@ -148,6 +148,24 @@ def test_an_nf4_base_whose_blocks_lie_across_rows_stays_with_peft_and_is_named()
     }
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_base_weight_that_is_trained_gets_its_gradient_from_peft(late: bool) -> None:
+    model = peft_model(target_modules=["q_proj"])
+    layer: Any = next(layer for layer in model.modules() if isinstance(layer, LoraLayer))
+    first: Tensor = layer.get_base_layer().weight
+    first.requires_grad_(not late)
+    summary = patch_peft(model)
+    first.requires_grad_()
+    assert set(summary.left.values()) == (set() if late else {"its base weight is trained"})
+    loss_and_gradients(model)
+    assert first.grad is not None
+    found = first.grad.clone()
+    unpatch_peft(model)
+    model.zero_grad()
+    loss_and_gradients(model)
+    torch.testing.assert_close(found, first.grad)
+
+
 def test_one_adapter_of_a_layer_may_stay_with_peft_beside_one_that_is_fused() -> None:
     model = peft_model(target_modules=["q_proj"])
     wide = peft.LoraConfig(r=300, target_modules=["q_proj"], init_lora_weights=False)

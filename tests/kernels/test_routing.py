@@ -1,7 +1,7 @@
 """Routing: what it refuses, the tiles it cuts, and whom it gives each block of rows."""
 
 from collections.abc import Sequence
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import pytest
 import torch
@@ -171,6 +171,7 @@ def arguments(**changed: Unpack[Arguments]) -> Arguments:
         ({"lora_a": [torch.zeros(2, 7), None]}, r"lora_a\[0\] has shape \(2, 7\): give \[r, 8\]"),
         ({"lora_b": [torch.zeros(6, 3), None]}, r"lora_b\[0\] has shape \(6, 3\): give \[6, 2\]"),
         ({"lora_b": [torch.zeros(6, 2).half(), None]}, r"lora_b\[0\] torch.float16: give one floating dtype"),
+        ({"weight": torch.zeros(6, 8, requires_grad=True)}, r"weight requires a gradient: base weights are frozen"),
         ({"x": torch.zeros(300, 8, device="meta")}, r"x is on meta, weight on cpu"),
     ],
 )
@@ -178,6 +179,21 @@ def test_a_call_that_does_not_fit_is_refused_by_name_and_value(changed: Argument
     given = arguments(**changed)
     with pytest.raises(ValueError, match=message):
         multi_lora_linear(**given, routing=build((0, 300, 0)), target=0)
+
+
+def test_without_autograd_nobody_asks_whether_the_weight_is_frozen() -> None:
+    given = arguments(weight=torch.zeros(6, 8, requires_grad=True))
+    with torch.no_grad():
+        multi_lora_linear(**given, routing=build((0, 300, 0)), target=0)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("q_proj", "target is 'q_proj', a str: give"), (1.0, "target is 1.0, a float"), (None, "target is None")],
+)
+def test_a_target_that_is_no_number_is_refused(target: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        multi_lora_linear(**arguments(), routing=build((0, 300, 0)), target=target)
 
 
 def test_lists_of_targets_have_one_length() -> None:
