@@ -120,8 +120,8 @@ class StageAdapter:
         `update_squares` is the squared change on the stages before this one. Where `total_squares` is no finite number,
         or the rate none that float32 can add, weights and optimizer stay as they are, bit for bit; with `forever`, from
         now on, and from now on too where `stopped`, a bool on the device, is true. Behind a step at a risky rate such a
-        total tells of that step: with `forever` the weights go back to those before it. All stages get the same total
-        and verdict, so all decide alike, on the device: the host does not wait to hear how.
+        total tells of that step: the weights go back to those before it. All stages get the same total and verdict, so
+        all decide alike, on the device: the host does not wait to hear how.
         """
         settings = self.job.optimizer
         self.alive_before = self.alive
@@ -129,7 +129,7 @@ class StageAdapter:
             self.alive = self.alive & ~stopped
         rate = learning_rate_at(self.version, settings=settings, num_steps=len(self.job.global_batches))
         finite = torch.isfinite(total_squares)
-        back = (self.alive & ~finite) if forever and self.before is not None else None
+        back = None if self.before is None else self.alive & ~finite
         taken = self.alive & finite if holds(rate, settings=settings) else torch.zeros_like(self.alive)
         if forever:
             self.alive = taken
@@ -161,7 +161,9 @@ class StageAdapter:
         self.optimizer.zero_grad(set_to_none=True)
         if self.before is not None and back is not None:
             self._flat_weight.copy_(torch.where(back, self.before.whole, self._flat_weight))
-        self.before = self._cut(changes.whole.clone()) if rate >= RISKY_RATE else None
+        # Behind a step that was left out nothing is at risk: those before it may be the broken ones.
+        held = torch.where(taken, changes.whole, self._flat_weight) if rate >= RISKY_RATE else None
+        self.before = None if held is None else self._cut(held)
         changes.whole.sub_(self._flat_weight)
         self.gradients.refresh()
         return changes

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +36,7 @@ class StepRecord:
     """Since the run, or the resumed part of it, began."""
     state: StepState = "taken"
     """Otherwise the weights stayed as they were; where quarantined or stopped (early) for good: no line follows.
-    Quarantined behind a step at a risky rate (learning_rate.py), they went back to those before that step."""
+    Behind a step at a risky rate (learning_rate.py) they went back to those before that step."""
 
 
 class MetricsWriter:
@@ -70,13 +71,20 @@ def read_metrics(path: Path) -> tuple[StepRecord, ...]:
 
 
 def steps_kept(records: Sequence[StepRecord]) -> int:
-    """Steps that one adapter's weights hold at its end: those taken, less the last where it went back before that."""
-    taken = sum(record.state == "taken" for record in records)
-    if len(records) < 2 or records[-1].state != "quarantined":
-        return taken
-    before, last = records[-2:]
-    broke = not (math.isfinite(last.loss) and math.isfinite(last.grad_norm))
-    return taken - int(broke and before.state == "taken" and before.learning_rate >= RISKY_RATE)
+    """Steps that one adapter's weights hold at its end: those taken, less those that it went back behind."""
+    return sum(record.state == "taken" for record in records) - len(steps_undone(records))
+
+
+def steps_undone(records: Sequence[StepRecord]) -> tuple[int, ...]:
+    """Steps at a risky rate that were taken and, since the next loss or gradient was no number, taken back."""
+    return tuple(
+        before.step
+        for before, record in pairwise(records)
+        if record.state in ("skipped", "quarantined")
+        and not (math.isfinite(record.loss) and math.isfinite(record.grad_norm))
+        and before.state == "taken"
+        and before.learning_rate >= RISKY_RATE
+    )
 
 
 def _is_nonfinite(value: object) -> bool:

@@ -34,7 +34,7 @@ from .flash_attention import asked_attention
 from .launch import launch
 from .learning_rate import RISKY_RATE
 from .loggers import check_loggers
-from .metrics import StepRecord, read_metrics, steps_kept
+from .metrics import StepRecord, read_metrics, steps_kept, steps_undone
 from .output import ADAPTERS, CHECKPOINTS, WORK, evaluations_name, read_validation
 from .prepare import Prepared, check_nothing_lost, load, prepare
 from .reports import what_broke
@@ -55,6 +55,8 @@ class TrainedAdapter:
     steps_taken: int
     skipped: tuple[int, ...] = ()
     """Steps that were left out since their loss or gradient was no finite number."""
+    undone: tuple[int, ...] = ()
+    """Steps at a risky rate that were taken back, since they are likely to blame for that."""
     quarantined_at: int | None = None
     """The step for which that halted it; its weights are those behind `steps_taken` steps."""
     stopped_at: int | None = None
@@ -75,7 +77,9 @@ class TrainedAdapter:
                     mend = "look at its data, and at the weights of the base model"
             return f"adapter '{self.name}' was quarantined at {when}: {broke}. {self.folder} holds it {holds}; {mend}"
         if self.skipped:
-            return f"adapter '{self.name}' left out {len(self.skipped)} steps, the first {self.skipped[0]}; {mend}"
+            undone = f", and took back {len(self.undone)} before such ones" if self.undone else ""
+            out = f"left out {len(self.skipped)} steps, the first {self.skipped[0]}{undone}"
+            return f"adapter '{self.name}' {out}; {mend}"
         return ""
 
     def summary(self) -> dict[str, object]:
@@ -93,6 +97,7 @@ class TrainedAdapter:
             "stopped_at_step": self.stopped_at,
             "quarantined_at_step": self.quarantined_at,
             "skipped_steps": list(self.skipped),
+            "undone_steps": list(self.undone),
         }
 
 
@@ -276,6 +281,7 @@ def _result(prepared: Prepared, *, recompute: RecomputeMode | None) -> TrainedRu
                 validation=validation.get(job.name, {}),
                 steps_taken=steps_kept(records),
                 skipped=tuple(record.step for record in records if record.state == "skipped"),
+                undone=steps_undone(records),
                 quarantined_at=records[-1].step if records[-1].state == "quarantined" else None,
                 stopped_at=records[-1].step if records[-1].state == "stopped" else None,
                 evaluations=read_evaluations(folder / evaluations_name(job.name)),

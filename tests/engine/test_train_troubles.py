@@ -113,6 +113,23 @@ def test_an_adapter_without_a_single_good_step_points_at_the_base_model_too() ->
     )
 
 
+def test_where_steps_are_skipped_the_adapter_goes_back_and_on(tmp_path: Path) -> None:
+    done = train(tmp_path, "--json", job=JOB + "on_nonfinite: skip\n")
+    assert done.returncode == 0, done.stderr
+    _, wild = json.loads(done.stdout)["adapters"]
+    # Every step that is taken breaks it, and the next finds that out.
+    assert (wild["steps"], wild["skipped_steps"], wild["undone_steps"]) == (0, [1, 3], [0, 2])
+    assert (
+        "loraplex: warning: adapter 'wild' left out 2 steps, the first 1, and took back 2 before such ones; lower its "
+        "learning_rate or look at its data\n"
+    ) in done.stderr
+    tensors = load_file(tmp_path / "output" / "adapters" / "wild" / "adapter_model.safetensors")
+    assert {name.split(".")[-2]: bool(tensor.any()) for name, tensor in tensors.items()} == {
+        "lora_A": True,
+        "lora_B": False,
+    }
+
+
 def test_stop_ends_the_run_and_names_adapter_and_step(tmp_path: Path) -> None:
     done = train(tmp_path, job=JOB + "on_nonfinite: stop\n")
     assert done.returncode == 1
