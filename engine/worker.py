@@ -41,6 +41,7 @@ from .run_settings import RunSettings
 from .stage import Stage, make_stage
 from .transport import Transport
 from .validate import Validation
+from .warm_up import warm_up
 from .watchdog import start_watchdog
 from .weight_source import WeightSource
 
@@ -77,6 +78,9 @@ def run_worker(settings: RunSettings, prepared: Prepared, listener: Listener) ->
         device=device,
         recompute=_recompute(settings, prepared, transport),
     )
+    if device.type == "cuda":
+        position.move("loading kernels", -1)
+        warm_up(stage, plan, prepared.loaded)
     start_from(stage.adapters, prepared.loaded.init_adapters)
     position.move("reading the checkpoint" if settings.resume else "building adapters", -1)
     base = base_identity(folder, prepared.loaded.settings.base_model, seed=prepared.loaded.settings.seed)
