@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from ..planner.plain_table import plain_table
 from ..traces.costs import RecomputeMode
 from .units import bytes_text, percent, rate_text
 
@@ -39,7 +38,7 @@ class AdviceRow:
 
 def advice_table(rows: Sequence[AdviceRow], *, title: str, notes: Sequence[str], top: int) -> RenderableType:
     """The `top` first rows and the job file's own, what to write into the job file, and notes."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = plain_table(title=title)
     shown = [row for place, row in enumerate(rows) if place < top or row.is_job_files]
     remarks = [", ".join(_remarks(row)) for row in shown]
     for name in ("stages x\nreplicas", "microbatch\ntokens", "recompute", "tokens/s", "bubbles", "peak of\na GPU"):

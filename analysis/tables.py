@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..planner.plain_table import plain_table
 from .compare import Comparison
 from .metrics import Summary
 from .units import bytes_text, difference_text, ms_text, percent, rate_text, signed_percent, tokens_text
@@ -104,7 +104,7 @@ def systems_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
 def ranking_table(best: pd.DataFrame, axes: Sequence[str], *, num_points: int) -> RenderableType:
     """The best points of a sweep: what came out, and the fields that vary (`axes`), in one column if they are many."""
     title = f"best {len(best)} of {num_points:,} points"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = plain_table(title=title)
     for name in ("#", "makespan", "tokens/s", "bubble", "memory", "fits"):
         table.add_column(name, justify="right", no_wrap=True)
     lasts = [name.rsplit(".", 1)[-1] for name in axes]

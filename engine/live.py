@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from ..planner.plain_table import adapters_table
 from .evaluation_records import EvaluationRecord
 from .metrics import StepRecord
-from .show import adapters_table
 
 _LINE_EVERY_S = 15.0
 """Seconds from one plain line to the next."""

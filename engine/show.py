@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
+
+from ..planner.plain_table import adapters_table
 
 if TYPE_CHECKING:
     from .parity import ParityRow
@@ -43,15 +44,6 @@ class LoadBars:
         self._progress.stop()
         if self._progress.console.is_terminal:
             self._progress.console.print("starting the processes of the run", highlight=False)
-
-
-def adapters_table(columns: Sequence[str], *, title: str | None = None) -> Table:
-    """A table of one row an adapter, to be filled: of 80 columns only the names give way, and are folded, never cut."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("adapter", overflow="fold")
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
 
 
 def train_line(run: "TrainedRun") -> str:

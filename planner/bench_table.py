@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from .bench import BenchResult
 from .bench_exact import ExactRecord
+from .plain_table import plain_table
 
 
 def summary_table(result: BenchResult) -> Table:
     """One row per region and strategy."""
-    table = Table(box=SIMPLE_HEAD)
+    table = plain_table()
     for column in ("region", "strategy"):
         table.add_column(column, no_wrap=True)
     for column in ("workloads", "mean gap", "worst", "at bound", "median s", "worst s", "cpu s"):
@@ -33,7 +33,7 @@ def summary_table(result: BenchResult) -> Table:
 
 def study_table(records: Sequence[ExactRecord]) -> Table:
     """Whose fault a gap is: small workloads against their proved optimum."""
-    table = Table(box=SIMPLE_HEAD, title="small workloads, solved exactly", title_justify="left")
+    table = plain_table(title="small workloads, solved exactly")
     table.add_column("family", no_wrap=True)
     for column in ("stages", "proved", "plan optimal", "bound tight", "plan above", "bound below"):
         table.add_column(column, justify="right")

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from .dependencies import plan_slots
 from .packing.lower_bounds import LowerBounds, lower_bounds
 from .packing.workload import workload_of
+from .plain_table import adapters_table
 from .plan import Plan
 from .waste import waste_by_adapter
 
@@ -101,11 +101,7 @@ def plan_line(plan: Plan) -> str:
 
 def plan_table(plan: Plan) -> Table:
     """One row an adapter, with what it wastes."""
-    # Narrow enough for 80 columns; only names give way, and are folded, never cut.
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("adapter", overflow="fold")
-    for column in ("steps", "samples", "tokens", "micro-\nbatches", "padding", "unused", "stalls"):
-        table.add_column(column, justify="right", no_wrap=True)
+    table = adapters_table(("steps", "samples", "tokens", "micro-\nbatches", "padding", "unused", "stalls"))
     for job, waste in zip(plan.jobs, waste_by_adapter(plan), strict=True):
         table.add_row(
             job.name,

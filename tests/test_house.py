@@ -105,3 +105,10 @@ def test_the_house_check_sees_a_wrong_import(tmp_path: Path, monkeypatch: pytest
         path = tmp_path / "simulator" / "wrong.py"
         path.write_text(text, encoding="utf-8")
         assert imported_rooms(path) == {room}
+
+
+def test_one_file_writes_the_plain_style_of_tables() -> None:
+    found = [
+        path.relative_to(ROOT) for room in ROOMS for path in sources(room) if "SIMPLE_HEAD" in path.read_text("utf-8")
+    ]
+    assert list(map(str, found)) == ["planner/plain_table.py"]
