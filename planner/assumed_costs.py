@@ -3,11 +3,8 @@
 from typing import Final
 
 from ..traces.costs import CostProfile, CostTerms, PassCosts
+from .overhead import OVERHEAD_TOKENS
 
-OVERHEAD_TOKENS: Final = 1024
-"""What a microbatch costs beside its tokens, in tokens: launches and packing. An H100 waits for its host below one to
-two thousand tokens of an 8B model. Simulated by that GPU's profile, plans made so are within 17 % of plans made by the
-profile, mostly within 1 %, and full microbatches up to 2.7 times slower (docs/log.md, 2026-11-26)."""
 _TOKEN_MS: Final = 1e-3
 """Any: plans are only compared."""
 _LAYERS: Final = 24

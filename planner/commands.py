@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from .options import JobFile, Json
+from .overhead import OVERHEAD_TOKENS
 
 
 def init(
@@ -95,8 +96,8 @@ def plan(
     profile: Annotated[
         str | None,
         typer.Option(
-            help="Cost profile: file or name. Without, a microbatch of a job file costs 1,024 tokens more than it has; "
-            "with --lengths, all cost the same."
+            help=f"Cost profile: file or name. Without, a microbatch of a job file costs {OVERHEAD_TOKENS:,} tokens "
+            "more than it has; with --lengths, all cost the same."
         ),
     ] = None,
     time_limit: Annotated[float, typer.Option(help="Seconds to search at most.")] = 30.0,

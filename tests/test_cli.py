@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from loraplex.cli import app, bench, data
+from loraplex.planner.overhead import OVERHEAD_TOKENS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,6 +87,19 @@ def test_every_command_explains_itself(command: str) -> None:
     done = loraplex(command, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert "Usage" in done.stdout
+
+
+def test_plan_tells_the_cost_that_it_assumes() -> None:
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT / '.pythonpath')!r}); sys.argv = ['loraplex', 'plan', '--help']\n"
+        "from loraplex.planner import overhead\n"
+        "overhead.OVERHEAD_TOKENS = 4321\n"
+        "from loraplex.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "4,321" in done.stdout
+    assert f"as much as {OVERHEAD_TOKENS:,} tokens" in (ROOT / "docs" / "planner.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
