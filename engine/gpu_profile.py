@@ -16,6 +16,7 @@ from ..planner.jobs import LoraSettings
 from ..traces.costs import CostProfile, CostTerms, Kernels, LinkCosts, MemoryCosts, PassCosts
 from ..traces.fit import CostPoints, fit_terms
 from ..traces.profile_fit import fit_profile
+from ..traces.profiles import own_name
 from .device_memory import DeviceBytes, sharing_processes
 from .measure import measure_link
 from .measure_points import Measured, measure_points
@@ -85,7 +86,7 @@ def measure_gpu_profile(
     # Fused where the kernels run; elsewhere the engine computes LoRA in plain PyTorch.
     kernels: Kernels = "fused" if device.type == "cuda" else "eager"
     profile = CostProfile(
-        name=f"{model_slug(base)}-{device_slug(device)}-measured",
+        name=own_name(f"{model_slug(base)}-{device_slug(device)}-measured"),
         origin="measured",
         source=_source(base, request, depths=depths, device=device, num_points=len(measured.table)),
         num_layers=base.num_layers,

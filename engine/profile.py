@@ -21,6 +21,7 @@ from ..planner.inputs.override import Override
 from ..planner.jobs import Job
 from ..traces.costs import CostProfile, CostTerms, EndCosts, LinkCosts, MemoryCosts, PassCosts
 from ..traces.fit import CostPoints, calibrated, fit, fit_terms
+from ..traces.profiles import own_name
 from .base_folder import check_has_weights
 from .devices import check_device
 from .launch import launch
@@ -133,7 +134,7 @@ def measure_profile(
     backward_points = _cost_points(middle, middle.backward_ms / num_layers)
     forward, backward = fit(forward_points, fitter=calibrated), fit(backward_points, fitter=calibrated)
     return CostProfile(
-        name=f"{Path(base.name).name}-cpu",
+        name=own_name(f"{Path(base.name).name}-cpu"),
         origin="measured",
         source=_source(base, num_stages=num_stages, num_layers=num_layers),
         num_layers=base.num_layers,

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..traces.costs import CostProfile
 from ..traces.profile_file import check_profile
-from ..traces.profiles import load_profile, profile_names
+from ..traces.profiles import load_profile
 from .errors import SimulationError
 
 
@@ -15,7 +15,7 @@ def point_profile(given: Any, *, folder: Path) -> CostProfile:
     """A profile; changed fields are checked like those of a file. Raises TraceError or SimulationError."""
     fields = dict(given) if isinstance(given, Mapping) else {"name": given}
     name = str(fields.pop("name", ""))
-    profile = load_profile(name if name in profile_names() else folder / name)
+    profile = load_profile(name, folder=folder)
     for field, held in fields.items():
         profile = _with(profile, field, held, place=f"profile.{field}")
     check_profile(profile)

@@ -34,6 +34,11 @@ def test_it_leaves_every_file_it_speaks_of(demo: tuple[Path, dict[str, object]])
     assert {path.name for path in folder.iterdir() if path.is_file()} >= MADE
 
 
+def test_its_costs_are_not_called_like_those_in_the_box(demo: tuple[Path, dict[str, object]]) -> None:
+    folder, _ = demo
+    assert json.loads((folder / "profile.json").read_text(encoding="utf-8"))["name"] == "tiny-cpu-own"
+
+
 def test_simulated_and_measured_run_the_same_actions_in_the_same_order(demo: tuple[Path, dict[str, object]]) -> None:
     # How near the makespans are is printed and saved, and depends on what else the machine does: no assertion.
     _, comparison = demo

@@ -13,7 +13,7 @@ from loraplex.traces.costs import CostProfile, CostTerms, Kernels, LinkCosts, Me
 from loraplex.traces.errors import TraceError
 from loraplex.traces.fit_error import FitError
 from loraplex.traces.profile_file import load_profile_file, save_profile
-from loraplex.traces.profiles import load_profile, profile_names
+from loraplex.traces.profiles import load_profile, own_name, profile_names
 
 costs = st.floats(0, 1e12, allow_nan=False)
 terms = st.builds(CostTerms, **dict.fromkeys(CostTerms.__dataclass_fields__, costs))
@@ -134,6 +134,29 @@ def test_what_is_no_json_or_no_file_is_named(tmp_path: Path) -> None:
         load_profile("nowhere")
     with pytest.raises(TraceError, match="cannot be read"):
         load_profile_file(tmp_path / "nothing.json")
+
+
+def test_a_name_that_means_two_profiles_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    boxed = load_profile("tiny-cpu")
+    own = replace(boxed, source="mine")
+    # As users name it, it is none of the box.
+    own.save("tiny-cpu.json")
+    assert load_profile("tiny-cpu") == boxed
+    assert load_profile("tiny-cpu.json") == own
+    own.save("tiny-cpu")
+    with pytest.raises(
+        TraceError, match=r"'tiny-cpu' is one in the box and a file \(tiny-cpu\) as well; write ./tiny-cpu"
+    ):
+        load_profile("tiny-cpu")
+    assert load_profile("./tiny-cpu") == own
+    (tmp_path / "other").mkdir()
+    assert load_profile("tiny-cpu", folder=tmp_path / "other") == boxed
+    assert load_profile("../tiny-cpu", folder=tmp_path / "other") == own
+
+
+def test_a_measured_profile_is_called_like_none_in_the_box() -> None:
+    assert (own_name("tiny-cpu"), own_name("small-cpu")) == ("tiny-cpu-own", "small-cpu")
 
 
 def test_nothing_bad_is_written(tmp_path: Path) -> None:
