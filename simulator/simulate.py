@@ -7,13 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..planner.costing import ProgramCosts, program_costs, sends
-from ..planner.graph import ProgramGraph
+from ..planner.graph import ProgramGraph, program_graph
 from ..planner.loads import Loads
 from ..planner.plan import Plan
 from ..planner.program import Program
 from ..planner.recurrence import Completion, completion_times
 from ..planner.resume import program_after
 from ..traces.costs import CostProfile, Kernels, RecomputeMode
+from ..traces.steady import when_busy
 from ..traces.timeline import Timeline
 from .cluster import Cluster
 from .contention import message_channels
@@ -107,9 +108,24 @@ def hardware_costs(
     graph: ProgramGraph | None = None,
     loads: Loads | None = None,
 ) -> ProgramCosts:
-    """Costs of every action on this hardware, slow GPUs and jitter included; `graph` and `loads` if known."""
-    profile, cluster = hardware.profile, hardware.cluster
-    costs = program_costs(
+    """Costs of every action on this hardware, slow GPUs and jitter included; `graph` and `loads` if known.
+
+    At the clock of GPUs that rest as much as stages do in this program.
+    """
+    graph = graph or program_graph(program)
+    loads = loads or Loads.of(plan.microbatches, jobs=plan.jobs, pad_multiple=plan.pad_multiple)
+    costs = _profiled(program, plan, hardware, hardware.profile, graph=graph, loads=loads)
+    settled = when_busy(hardware.profile, _busy_share(costs, hardware.profile))
+    if settled is not hardware.profile:
+        costs = _profiled(program, plan, hardware, settled, graph=graph, loads=loads)
+    return hardware.cluster.disturbed(costs, run=run)
+
+
+def _profiled(
+    program: Program, plan: Plan, hardware: Hardware, profile: CostProfile, *, graph: ProgramGraph, loads: Loads
+) -> ProgramCosts:
+    cluster = hardware.cluster
+    return program_costs(
         program,
         plan,
         profile,
@@ -123,7 +139,15 @@ def hardware_costs(
         graph=graph,
         loads=loads,
     )
-    return cluster.disturbed(costs, run=run)
+
+
+def _busy_share(costs: ProgramCosts, profile: CostProfile) -> float:
+    # Mean over workers. One that nobody waits for never rests, and most profiles have one clock.
+    num_workers = len(costs.graph.program.workers)
+    if num_workers == 1 or profile.steady_forward_factor is None:
+        return 1.0
+    makespan_ms = completion_times(costs).makespan_ms()
+    return float(costs.duration_ms.sum()) / (num_workers * makespan_ms) if makespan_ms else 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -21,7 +21,7 @@ from .fit_error import FitError, errors_by_size
 from .fit_layers import LayerFit, fit_layers
 from .memory_costs import RecomputeMode
 from .profile_points import WHOLE
-from .steady import steady_factor
+from .steady import slowed, steady_factor
 
 Pass = Literal["forward", "backward"]
 _HELD_OUT_FOLDS = 3
@@ -51,22 +51,6 @@ class FittedPass:
 
     steady_factor: float | None = None
     """What its work takes longer outside of rounds (steady.py)."""
-
-    def steady(self, *, again: "FittedPass") -> "FittedPass":
-        """The pass on a GPU at work for seconds; launches, and what belongs to steps, stay as they are.
-
-        `again`: the forward, which is what recomputation runs once more.
-        """
-        factor, again_factor = self.steady_factor or 1.0, again.steady_factor or 1.0
-        return replace(
-            self,
-            costs=self.costs.slowed(factor),
-            stage=self.stage.slowed(factor),
-            recomputation={mode: terms.slowed(again_factor) for mode, terms in self.recomputation.items()},
-            embedding=self.embedding.slowed(factor),
-            head=self.head.slowed(factor),
-            first_saved_ms_per_token=factor * self.first_saved_ms_per_token,
-        )
 
     def whole(self, recompute: str = "none") -> LayerFit:
         """Layers and stage as they run."""
@@ -108,8 +92,8 @@ class FittedProfile:
     def onto(self, profile: CostProfile) -> CostProfile:
         """The profile with the costs of a GPU at work for seconds, and the errors of the rounds, in it."""
         sizes = self.errors.abs()
-        forward, backward = (one.steady(again=self.forward) for one in (self.forward, self.backward))
-        return replace(
+        forward, backward = self.forward, self.backward
+        rested = replace(
             profile,
             forward=forward.costs,
             backward=backward.costs,
@@ -132,6 +116,7 @@ class FittedProfile:
             steady_forward_factor=forward.steady_factor,
             steady_backward_factor=backward.steady_factor,
         )
+        return slowed(rested, forward=forward.steady_factor or 1.0, backward=backward.steady_factor or 1.0)
 
 
 def fit_profile(table: pd.DataFrame, *, kernels: Kernels = "fused") -> FittedProfile:

@@ -48,6 +48,27 @@ def test_a_timeline_holds_compute_transfers_and_waits() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("num_stages", "num_microbatches", "makespan_ms"),
+    [
+        (1, 3, 9.0),  # never rests
+        (2, 3, 12.0 * 0.9),  # three quarters of the time at work: half way between both clocks
+        (2, 1, 6.0 * 0.8),  # half of the time: the clock of the rounds
+        (4, 1, 12.0 * 0.8),  # a quarter: no higher a clock than that
+    ],
+)
+def test_stages_that_rest_have_a_higher_clock(num_stages: int, num_microbatches: int, makespan_ms: float) -> None:
+    profile = replace(
+        uniform_profile(forward_ms=1, backward_ms=2, num_stages=num_stages),
+        steady_forward_factor=1.25,
+        steady_backward_factor=1.25,
+    )
+    plan = even_plan(num_stages, num_microbatches)
+    program, hardware = build_program(plan), Hardware(profile=profile)
+    assert simulate(program, plan, hardware).makespan_ms() == pytest.approx(makespan_ms)
+    assert simulated_makespan_ms(program, plan, hardware) == pytest.approx(makespan_ms)
+
+
 @settings(max_examples=60)
 @given(plan=plans(max_stages=5, max_replicas=2))
 def test_simpy_and_recurrence_give_the_same_timeline(plan: Plan) -> None:

@@ -14,6 +14,7 @@ from loraplex.traces.errors import TraceError
 from loraplex.traces.memory_costs import RECOMPUTE_MODES
 from loraplex.traces.profile_fit import fit_profile
 from loraplex.traces.profile_points import WHOLE, load_points, points_path, points_table, save_points
+from loraplex.traces.steady import when_busy
 
 ATTENTION = CostTerms(fixed_ms=0.02, per_token_ms=1e-5, per_square_ms=1.5e-8)
 ELEMENTWISE = CostTerms(fixed_ms=0.01, per_token_ms=4e-5)
@@ -207,6 +208,11 @@ def test_a_gpu_without_rest_is_slower_at_its_work_and_not_at_launching(tmp_path:
         assert slow.step_ms == pytest.approx(fast.step_ms, rel=1e-3)
     profile.save(tmp_path / "profile.json")
     assert CostProfile.load(tmp_path / "profile.json") == profile
+    # At work for half of the time, as in the rounds; for three quarters, half way; always, as it is.
+    for share, backward in ((0.5, 1.0), (0.75, 1.01), (1.0, 1.02)):
+        (found,) = when_busy(profile, share).stages(num_stages=1)
+        (fast,) = rested.stages(num_stages=1)
+        assert float(found.backward_ms(**large)) == pytest.approx(backward * float(fast.backward_ms(**large)), rel=1e-3)
 
 
 def test_a_stretch_that_is_no_slower_changes_nothing() -> None:
