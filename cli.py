@@ -17,6 +17,7 @@ from .analysis import commands as analysis_commands
 from .engine import bench_commands
 from .engine import commands as engine_commands
 from .engine.errors import STOPPED
+from .engine.interrupts import interrupts_come_again
 from .kernels import commands as kernels_commands
 from .planner import commands as planner_commands
 from .simulator import advise_commands, sweep_commands
@@ -140,11 +141,20 @@ def _quiet_if(json: bool) -> Iterator[None]:
         yield
 
 
+def _left_untold(ended: SystemExit) -> bool:
+    # Whether this is a Ctrl-C that no command has told of: typer makes it an exit without a word.
+    asked = ended.__context__
+    return isinstance(asked, typer.Exit) and isinstance(asked.__cause__, KeyboardInterrupt)
+
+
 def main() -> None:
-    """Run a command. Bad input ends with exit code 2 and one message, never a traceback."""
+    """Run a command. Bad input ends with exit code 2, Ctrl-C with 130, both in one message, never in a traceback."""
+    interrupts_come_again()
     try:
         app()
     except SystemExit as ended:
+        if _left_untold(ended):
+            print("loraplex: stopped", file=sys.stderr)
         if ended.code == STOPPED and "torch" in sys.modules:
             # Threads of a backward that was interrupted are still there, for which torch aborts an ordinary end.
             sys.stdout.flush()

@@ -143,6 +143,7 @@ def bench_train(
     import json as json_module
     import shlex
     import sys
+    from contextlib import closing
 
     from rich.console import Console
 
@@ -157,6 +158,7 @@ def bench_train(
     )
     from .bench_train_spec import SYSTEMS
     from .devices import resolved_device
+    from .errors import STOPPED
 
     device = resolved_device(device)
     questions = make_questions(
@@ -195,10 +197,16 @@ def bench_train(
         document = joined_with_earlier(output, stem, document)
     else:
         check_no_earlier(output, stem)
-    for record in ask_all(questions):
-        console.print(json_module.dumps(record), soft_wrap=True, markup=False, highlight=False)
-        document["records"] = with_record(document["records"], record)
-        write_json(output, stem, document)
+    try:
+        with closing(ask_all(questions)) as answers:
+            for record in answers:
+                console.print(json_module.dumps(record), soft_wrap=True, markup=False, highlight=False)
+                document["records"] = with_record(document["records"], record)
+                write_json(output, stem, document)
+    except KeyboardInterrupt:
+        kept = f"; what was measured is in {output / stem}.json" if document["records"] else ""
+        print(f"loraplex: stopped{kept}", file=sys.stderr)
+        raise typer.Exit(STOPPED) from None
     paths = write_results(output, stem, document)
     if json:
         print(json_module.dumps(document))

@@ -2,10 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
@@ -20,6 +21,8 @@ from .flash_attention import ATTENTION
 Record = dict[str, Any]
 
 
+_GRACE_S = 3.0
+"""For a process that is told to stop; one in a long call of C does not hear of it."""
 PACKAGES = ("torch", "triton", "transformers", "peft", "liger-kernel", "unsloth", "flash-attn-4")
 """Whose versions go with the figures."""
 
@@ -107,13 +110,23 @@ def surroundings(device: str) -> dict[str, Any]:
     return {"gpu": gpu, "versions": found}
 
 
-def ask_all(questions: Sequence[Question]) -> Iterator[Record]:
+def ask_all(questions: Sequence[Question]) -> Generator[Record, None, None]:
     """All records, in the order of the questions, each as it comes."""
     for question in questions:
         yield from ask(question)
 
 
-def ask(question: Question) -> Iterator[Record]:
+def _end(process: subprocess.Popen[str]) -> None:
+    # As Ctrl-C would, so that it takes its temporary folder away.
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(timeout=_GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def ask(question: Question) -> Generator[Record, None, None]:
     """The records of one system; what a process that broke down left unanswered is recorded as skipped, and why."""
     command = [sys.executable, "-m", "loraplex.engine.bench_train_worker", question.to_json()]
     answered = 0
@@ -126,10 +139,15 @@ def ask(question: Question) -> Iterator[Record]:
             env=os.environ | {ATTENTION: question.attention},
         ) as process:
             assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith(RECORD):
-                    answered += 1
-                    yield json.loads(line.removeprefix(RECORD))
+            try:
+                for line in process.stdout:
+                    if line.startswith(RECORD):
+                        answered += 1
+                        yield json.loads(line.removeprefix(RECORD))
+            except BaseException:
+                # Ctrl-C, say, or nobody asks on: it must not go on measuring by itself.
+                _end(process)
+                raise
         errors.seek(0)
         said = [line.strip() for line in errors if line.strip()]
     for point in question.points[answered:]:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from ..traces.errors import InputError
 from .disk import disk_error
 from .errors import BAD_INPUT, PEER_LOST, STOPPED, EngineError, PeerLostError, out_of_memory
+from .interrupts import interrupts_come_again
+from .watchdog import LAUNCHER
 
 ALIKE_S = 10.0
 """Time for worker 0 to meet what another has met."""
@@ -26,6 +28,8 @@ def ends_process(*, alike: bool = False) -> Iterator[None]:
     nobody has ended them soon after.
     """
     worker = int(os.environ.get("RANK", "0"))
+    # Until the watchdog, which has a hook of its own, is there.
+    interrupts_come_again()
     try:
         yield
     except InputError as error:
@@ -48,8 +52,9 @@ def ends_process(*, alike: bool = False) -> Iterator[None]:
             raise
         _end(f"worker {worker}: {broken}", code=1)
     except KeyboardInterrupt as error:
-        # Python's own handler, which is there before the watchdog's, names no signal.
-        _end(f"worker {worker} stopped ({str(error) or 'SIGINT'})", code=STOPPED)
+        # Python's own handler, which is there before the watchdog's, names no signal. A launcher of ours tells of all.
+        said = "" if LAUNCHER in os.environ else f"worker {worker} stopped ({str(error) or 'SIGINT'})"
+        _end(said, code=STOPPED)
 
 
 def _end(message: str, *, code: int) -> None:

@@ -62,6 +62,8 @@ def _watch(reader: socket.socket, writer: socket.socket, parent: int, describe: 
     where = describe()
     threading.Event().wait(GRACE_S)
     # Still here: the main thread is stuck, so no clean-up can run. Files are renamed into place only when whole.
-    print(f"loraplex: {where}: {why}", file=sys.stderr, flush=True)
+    if LAUNCHER not in os.environ or os.getppid() != parent:
+        # Otherwise the launcher tells of all workers in one line.
+        print(f"loraplex: {where}: {why}", file=sys.stderr, flush=True)
     del writer
     os._exit(STOPPED)

@@ -62,6 +62,22 @@ def test_a_command_stopped_amid_torch_ends_at_once(torch: bool, code: int, told:
     assert (done.returncode, done.stdout, done.stderr) == (code, told, "")
 
 
+UNTOLD = """
+import sys; sys.path.insert(0, {path!r}); sys.argv = ["loraplex", "--version"]
+from loraplex import cli
+def interrupted(name): raise {what}
+import importlib.metadata; importlib.metadata.version = interrupted
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("what", "told"), [("KeyboardInterrupt", "loraplex: stopped\n"), ("SystemExit(130)", "")])
+def test_a_ctrl_c_that_no_command_tells_of_is_told_in_one_line(what: str, told: str) -> None:
+    script = UNTOLD.format(path=str(ROOT / ".pythonpath"), what=what)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", told)
+
+
 COMMANDS = [
     "init",
     "demo",

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,14 @@ from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
 from loraplex.cli import app
+from loraplex.engine import bench_train as bench_module
 from loraplex.engine.base_folder import base_model_folder
 from loraplex.engine.bench_train import ask, make_questions
 from loraplex.engine.bench_train_laps import Laps, Measured, together
 from loraplex.engine.bench_train_ours import plan_of
 from loraplex.engine.bench_train_peers import ASSEMBLIES, Trainer, add_adapter, build_base, measure_peer, packed, padded
 from loraplex.engine.bench_train_report import joined_with_earlier, write_results
-from loraplex.engine.bench_train_spec import SYSTEMS, Point, Question, growth_points, points_of
+from loraplex.engine.bench_train_spec import RECORD, SYSTEMS, Point, Question, growth_points, points_of
 from loraplex.engine.bench_train_work import AdapterData, adapter_data, bounded_jobs, packs
 from loraplex.engine.bench_train_worker import answer
 from loraplex.planner.inputs.base_model import find_base_model
@@ -339,3 +342,44 @@ def test_growth_is_drawn_over_adapters_and_over_microbatches(tmp_path: Path) -> 
         "system,attention,recompute,workload,dropout,num_adapters,microbatch_tokens,global_batch_size,tokens_per_s"
     )
     assert paths[2].stat().st_size > 10_000
+
+
+STUBBORN = """#!/bin/sh
+{trap}
+echo '{record}{{"pid": '$$'}}'
+while :; do sleep 0.05; done
+"""
+
+
+@pytest.mark.parametrize("trap", ["", "trap '' INT"])
+@pytest.mark.parametrize("why", [KeyboardInterrupt, GeneratorExit])
+def test_a_system_that_is_asked_no_further_measures_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trap: str, why: type[BaseException]
+) -> None:
+    stand_in = tmp_path / "python"
+    stand_in.write_text(STUBBORN.format(trap=trap, record=RECORD), encoding="utf-8")
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(stand_in))
+    monkeypatch.setattr(bench_module, "_GRACE_S", 0.5)
+    answers = ask(question("ours"))
+    process = next(answers)["pid"]
+    os.kill(process, 0)
+    with pytest.raises(why):
+        answers.throw(why)
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+def test_ctrl_c_names_the_file_of_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(questions: Any) -> Any:
+        (one,) = questions
+        yield {**one.named(one.points[0]), "skipped": "not asked"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_module, "ask_all", interrupted)
+    words = ["bench", "train", "--model", "tiny", "--device", "cpu", "--system", "ours", "-o", str(tmp_path)]
+    done = CliRunner().invoke(app, words)
+    (path,) = tmp_path.iterdir()
+    assert done.exit_code == 130
+    assert done.stderr.splitlines()[-1] == f"loraplex: stopped; what was measured is in {path}"
+    assert len(json.loads(path.read_text(encoding="utf-8"))["records"]) == 1

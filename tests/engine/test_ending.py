@@ -12,6 +12,7 @@ import pytest
 
 from loraplex.engine.ending import ALIKE_S, ends_process
 from loraplex.engine.errors import EngineError, PeerLostError
+from loraplex.engine.watchdog import LAUNCHER
 from loraplex.planner.errors import PlanError
 
 
@@ -106,3 +107,43 @@ def test_a_profile_stopped_while_torch_is_imported_says_so_in_one_line(tmp_path:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "loraplex: worker 1 stopped (SIGINT)\n")
+
+
+def test_a_worker_that_its_launcher_tells_of_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setenv(LAUNCHER, "1")
+    with ends_process():
+        raise KeyboardInterrupt("SIGINT")
+    assert (codes, capsys.readouterr().err) == ([130], "")
+
+
+LOST = """
+import os, signal, time
+
+class Dropped:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)
+
+Dropped()
+time.sleep(20)
+"""
+"""A torch.py: while it is imported, Ctrl-C comes in a destructor."""
+
+
+def test_an_interrupt_that_a_destructor_swallows_comes_again(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(LOST, encoding="utf-8")
+    package = Path(__file__).resolve().parents[2] / ".pythonpath"
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "loraplex.engine.profile_main"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{package}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "loraplex: worker 0 stopped (SIGINT)\n")
+    assert time.monotonic() - begin < 19
