@@ -91,6 +91,8 @@ def report(
     from rich.console import Console
     from rich.progress import Progress
 
+    from ..traces.ranking import load_rankings, rankings_document
+    from ..traces.run_folder import RANKING
     from .report import write_report
 
     watched = Console(stderr=True)
@@ -102,7 +104,8 @@ def report(
             progress=lambda doing, share: bar.update(task, description=doing, completed=share),
         )
     if json:
-        print(json_module.dumps({"report": str(path), "bytes": path.stat().st_size}))
+        rankings = rankings_document(load_rankings(folder / RANKING))
+        print(json_module.dumps({"report": str(path), "bytes": path.stat().st_size, "rankings": rankings}))
     else:
         Console().print(f"wrote {path}; open it in a browser", soft_wrap=True)
 

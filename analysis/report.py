@@ -16,7 +16,7 @@ from .embed import MOST_SPANS, page_data
 from .explain import explain_waits
 from .metrics import Summary, summarize
 from .pictures import Picture, run_pictures
-from .report_tables import action_table, adapter_table, cards, legend, misfit, stage_table, system_table
+from .report_tables import action_table, adapter_table, cards, legend, misfit, ranking_table, stage_table, system_table
 from .run import Run, load_run
 from .units import tokens_text
 
@@ -127,6 +127,10 @@ def _body(run: Run, summaries: Sequence[Summary], comparison: Comparison | None,
     if run.plan is not None:
         yield "<h2>Adapters and waste</h2>"
         yield adapter_table(summaries)
+    for ranking in run.rankings:
+        yield "<h2>Adapters of the same data</h2>"
+        yield f"<p>{escape('; '.join(filter(None, (ranking.title(), ranking.note))).capitalize())}.</p>"
+        yield ranking_table(ranking)
     yield "<h2>Stages</h2>"
     for summary in summaries:
         yield stage_table(summary)

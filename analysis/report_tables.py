@@ -5,6 +5,7 @@ from html import escape
 
 from ..planner.plan import Plan
 from ..traces.errors import TraceError
+from ..traces.ranking import Ranking
 from .causes import CAUSES
 from .compare import Comparison
 from .metrics import Summary
@@ -121,6 +122,16 @@ def adapter_table(summaries: Sequence[Summary]) -> str:
                 slowdown = adapter.slowdown()
                 row += [ms_text(adapter.alone_ms), "-" if slowdown is None else f"{slowdown:.2f}x"]
     return table(head, rows, caption="Adapters and waste")
+
+
+def ranking_table(ranking: Ranking) -> str:
+    """Adapters of the same data, the best first, and each setting in which they differ."""
+    names = list(ranking.adapters[0].settings)
+    rows = [
+        [row.name, str(place), f"{row.loss:.4f}", tokens_text(row.step), *(str(row.settings[name]) for name in names)]
+        for place, row in enumerate(ranking.adapters, start=1)
+    ]
+    return table(["adapter", "place", ranking.by, "at step", *names], rows, caption="Adapters of the same data")
 
 
 def stage_table(summary: Summary) -> str:

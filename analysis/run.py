@@ -12,7 +12,8 @@ import pandas as pd
 from ..planner.plan import Plan
 from ..planner.plan_file import load_plan
 from ..traces.errors import TraceError
-from ..traces.run_folder import COMMAND, MEASURED, PLAN, SIMULATED, SUMMARY, metrics_files
+from ..traces.ranking import Ranking, load_rankings
+from ..traces.run_folder import COMMAND, MEASURED, PLAN, RANKING, SIMULATED, SUMMARY, metrics_files
 from ..traces.timeline import Timeline
 
 
@@ -27,6 +28,8 @@ class Run:
     losses: dict[str, pd.DataFrame]
     """By adapter, in the plan's order: the columns of its metrics file, `step` and `loss` among them."""
     commands: tuple[str, ...]
+    rankings: tuple[Ranking, ...]
+    """Of adapters that learned from the same data."""
     facts: Mapping[str, Any]
     """summary.json: what was printed with --json; the profile, systems and adapters' times alone are read from it."""
 
@@ -70,6 +73,7 @@ def load_run(folder: Path | str) -> Run:
         simulated=Timeline.load(simulated) if simulated.exists() else None,
         measured=Timeline.load(measured) if measured.exists() else None,
         losses={adapter: read_losses(metrics[adapter]) for adapter in dict.fromkeys([*names, *metrics])},
+        rankings=load_rankings(place / RANKING),
         facts=_read_object(place / SUMMARY) if (place / SUMMARY).exists() else {},
         commands=tuple(commands.read_text(encoding="utf-8").splitlines()) if commands.exists() else (),
     )

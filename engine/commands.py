@@ -55,7 +55,7 @@ def train(
     from .errors import STOPPED, EngineError, InterruptedRunError
     from .loggers import logger_names
     from .run_settings import RunSettings
-    from .show import LoadBars, train_line, train_table
+    from .show import LoadBars, ranking_table, train_line, train_table
     from .train import train as run
 
     settings = RunSettings(
@@ -94,7 +94,8 @@ def train(
     else:
         console = Console(soft_wrap=True)
         console.print(train_line(done), markup=False, highlight=False)
-        console.print(train_table(done))
+        for table in (train_table(done), *map(ranking_table, done.rankings)):
+            console.print(table)
         console.print(
             f"PEFT adapters: {done.adapters[0].folder.parent}. Next: loraplex report {done.output_dir}",
             markup=False,

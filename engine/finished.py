@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..planner.plan import Plan
 from ..planner.plan_file import load_plan
-from ..traces.run_folder import MEASURED, PLAN
+from ..traces.run_folder import MEASURED, PLAN, RANKING
 from .output import ADAPTERS
 
 
@@ -20,8 +20,9 @@ def is_finished(output_dir: Path, plan: Plan) -> bool:
 
 
 def forget_end(output_dir: Path) -> None:
-    """Remove the mark of a finished run: what follows is another one, or one that goes on."""
-    (output_dir / MEASURED).unlink(missing_ok=True)
+    """Remove the mark of a finished run, and how its adapters did: what follows is another one, or one that goes on."""
+    for name in (MEASURED, RANKING):
+        (output_dir / name).unlink(missing_ok=True)
 
 
 def finished_text(output_dir: Path, job_file: Path) -> str:

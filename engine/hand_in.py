@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ..traces.run_folder import MEASURED, metrics_name
+from ..traces.ranking import save_rankings
+from ..traces.run_folder import MEASURED, RANKING, metrics_name
 from ..traces.timeline import Timeline, no_counters
 from .base_folder import base_reference
 from .collect import collect
@@ -16,6 +17,7 @@ from .export import export_adapters, save_part
 from .model import whole_linears
 from .output import VALIDATION, WORK, evaluations_name
 from .prepare import Prepared
+from .ranking import make_rankings
 from .recorder import Recorder
 from .stage import Stage
 from .transport import Transport
@@ -71,6 +73,9 @@ def publish(prepared: Prepared, base_folder: Path) -> None:
         base_model=base_reference(prepared.loaded.settings.base_model, base_folder),
         linears=whole_linears(base_folder),
     )
+    rankings = make_rankings(prepared.loaded, folder)
+    if rankings:
+        save_rankings(rankings, folder / RANKING)
     # Last: where it is, the run is finished (finished.py).
     timeline.save(folder / MEASURED)
 

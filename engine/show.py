@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from ..planner.plain_table import adapters_table
+from ..planner.plain_table import adapters_table, plain_table
 
 if TYPE_CHECKING:
+    from ..traces.ranking import Ranking
     from .parity import ParityRow
     from .train import TrainedAdapter, TrainedRun
 
@@ -64,6 +65,19 @@ def train_table(run: "TrainedRun") -> Table:
             f"{adapter.last.loss:.4f}",
             " to ".join(f"{loss:.4f}" for loss in adapter.validation.values()) or "-",
         )
+    return table
+
+
+def ranking_table(ranking: "Ranking") -> Table:
+    """Adapters of the same data, the best first, and what tells them apart."""
+    table = plain_table(title="\n".join(filter(None, (ranking.title(), ranking.note))))
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("adapter", overflow="fold")
+    for column in ("loss", "at step"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("differs in", overflow="fold")
+    for place, row in enumerate(ranking.adapters, start=1):
+        table.add_row(str(place), row.name, f"{row.loss:.4f}", str(row.step), row.settings_text() or "nothing")
     return table
 
 

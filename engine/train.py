@@ -16,7 +16,8 @@ from ..planner.trained import trained_tokens
 from ..traces.costs import CostProfile
 from ..traces.memory_costs import RecomputeMode
 from ..traces.profiles import load_profile
-from ..traces.run_folder import MEASURED, PLAN, metrics_name
+from ..traces.ranking import Ranking, load_rankings, rankings_document
+from ..traces.run_folder import MEASURED, PLAN, RANKING, metrics_name
 from ..traces.timeline import Timeline
 from .base_check import check_base
 from .base_folder import base_model_folder
@@ -114,6 +115,8 @@ class TrainedRun:
     recompute: RecomputeMode | None
     """What the backward made again; None where the run had been finished before."""
     adapters: tuple[TrainedAdapter, ...]
+    rankings: tuple[Ranking, ...] = ()
+    """Of adapters that learned from the same data."""
 
     def tokens_per_s(self) -> float:
         """Real tokens over the makespan."""
@@ -129,6 +132,7 @@ class TrainedRun:
             "tokens_per_s": self.tokens_per_s(),
             "recompute": self.recompute,
             "adapters": [adapter.summary() for adapter in self.adapters],
+            "rankings": rankings_document(self.rankings),
         }
 
 
@@ -299,6 +303,7 @@ def _result(prepared: Prepared, *, recompute: RecomputeMode | None) -> TrainedRu
         ),
         recompute=recompute,
         adapters=tuple(adapters),
+        rankings=load_rankings(folder / RANKING),
     )
 
 

@@ -7,6 +7,7 @@
 | summary.json | headline numbers, as printed with --json |
 | command.txt | the command lines that made the folder, one a line |
 | metrics-ADAPTER.jsonl | one line a step: step, loss, learning_rate, grad_norm, ... |
+| ranking.json | adapters of the same data, the best first |
 | trace.json | both timelines for https://ui.perfetto.dev |
 | profile.json | the measured costs that the prediction rests on |
 | comparison.json | how well the simulated timeline foretold the measured one |
@@ -20,6 +21,7 @@ SIMULATED = "timeline-simulated.json"
 MEASURED = "timeline-measured.json"
 SUMMARY = "summary.json"
 COMMAND = "command.txt"
+RANKING = "ranking.json"
 TRACE = "trace.json"
 REPORT = "report.html"
 PROFILE = "profile.json"
