@@ -20,7 +20,7 @@ BESIDE_TRAINING = (
     "bench*", "measure*", "profile*", "gpu_profile", "tune", "parity", "solo", "merge", "export", "hand_in", "weights",
     "random_weights", "place_weight", "nf4_stored", "peft_folder", "init_adapter", "insert_adapters", "checkpoint",
     "cut", "base_identity", "interleave", "validate", "clock", "connect", "collect", "fit_check", "lifeline", "gloo",
-    "device_memory",
+    "device_memory", "ranking",
 )  # fmt: skip
 """Files whose code runs once or never in a run: benchmarks, loading, checkpoints, collective talk on the host."""
 
