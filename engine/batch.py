@@ -1,7 +1,7 @@
 """A microbatch as tensors: packed tokens, places, routing, and which rows predict which targets for whom."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..kernels.host_routing import HostRouting, RoutedAdapters
 from ..kernels.routing import Routing, Segment, WantedTables
 from ..kernels.upload import to_device
 from ..planner.errors import JobError
@@ -16,7 +17,7 @@ from ..planner.jobs import Job, Sample
 from ..planner.plan import Microbatch
 
 Encoded = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Token ids and labels of one sample; labels unshifted (label i is token i), IGNORED where not learned."""
+"""Token ids and labels; labels unshifted (label i is token i), IGNORED where not learned."""
 IGNORED = -100
 """Label of a token that is not learned, as in transformers."""
 
@@ -55,13 +56,8 @@ class PackedRows:
     def of(cls, sample_lengths: Sequence[int], *, device: torch.device | str = "cpu") -> "PackedRows":
         """Rows of samples of these lengths."""
         lengths = tuple(int(length) for length in sample_lengths)
-        position_ids, cumulative_lengths = to_device(
-            (
-                torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
-                torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)),
-            ),
-            device,
-        )
+        borders, positions = _places(lengths)
+        position_ids, cumulative_lengths = to_device((positions[None], borders.astype(np.int32)), device)
         return cls(sample_lengths=lengths, position_ids=position_ids, cumulative_lengths=cumulative_lengths)
 
     @property
@@ -84,21 +80,6 @@ class PackedBatch:
     shares: tuple[TargetShare, ...]
     """Which of the targets, in order, belong to which adapter."""
 
-    def to(self, device: torch.device | str) -> "PackedBatch":
-        """The same on a device: one copy that nobody waits for."""
-        rows = self.rows
-        own = (self.token_ids, rows.position_ids, rows.cumulative_lengths, self.target_rows, self.target_ids)
-        moved = to_device((*own, *self.routing.tensors()), device)
-        token_ids, position_ids, cumulative_lengths, target_rows, target_ids, *routing = moved
-        return replace(
-            self,
-            token_ids=token_ids,
-            rows=replace(rows, position_ids=position_ids, cumulative_lengths=cumulative_lengths),
-            routing=self.routing.with_tensors(routing),
-            target_rows=target_rows,
-            target_ids=target_ids,
-        )
-
     def num_rows(self) -> int:
         """T."""
         return self.token_ids.shape[1]
@@ -113,60 +94,80 @@ class Packer:
         self._device = device
         # What the layers want of one microbatch they want of the next: all but the first bring it along.
         self._wanted = WantedTables()
+        self._adapters = RoutedAdapters.of(
+            scaling=[job.lora.scaling() for job in self._jobs],
+            dropout=[job.lora.lora_dropout for job in self._jobs],
+            seeds=[job.seed for job in self._jobs],
+        )
         self._offsets = {
             (adapter, index): offset
             for adapter, job in enumerate(self._jobs)
             for index, offset in _token_offsets(job).items()
         }
+        self._divisors = [[job.target_tokens(batch) for batch in range(len(job.global_batches))] for job in self._jobs]
 
     def pack(self, microbatch: Microbatch) -> PackedBatch:
-        """Raises JobError where tokens do not fit the plan's lengths."""
+        """On the packer's device by one copy that nobody waits for.
+
+        Raises JobError where tokens do not fit the plan's lengths.
+        """
         samples = microbatch.samples
-        rows = [self._rows(sample) for sample in samples]
         lengths = tuple(sample.num_tokens for sample in samples)
-        first_rows = np.cumsum([0, *lengths[:-1]])
-        targets = [np.flatnonzero(labels[1:] != IGNORED) for _, labels in rows]
-        for sample, found in zip(samples, targets, strict=True):
-            self._check_targets(sample, len(found))
-        token_index = [np.arange(sample.num_tokens) + self._offsets[sample.adapter, sample.index] for sample in samples]
-        on_host = PackedBatch(
-            token_ids=_joined([ids for ids, _ in rows])[None],
-            rows=PackedRows.of(lengths),
-            routing=self._routing(microbatch, _joined(token_index)),
-            target_rows=_joined([found + first for found, first in zip(targets, first_rows, strict=True)]),
-            target_ids=_joined([labels[1:][found] for (_, labels), found in zip(rows, targets, strict=True)]),
+        borders, positions = _places(lengths)
+        offsets = np.array([self._offsets[sample.adapter, sample.index] for sample in samples], np.int32)
+        routing = self._routing(microbatch, positions.astype(np.int32) + offsets.repeat(lengths))
+        ids, labels = self._encoded(samples)
+        targets = self._targets(samples, labels, borders)
+        token_ids, position_ids, cumulative_lengths, target_rows, target_ids, *rest = to_device(
+            (ids[None], positions[None], borders.astype(np.int32), targets - 1, labels[targets], *routing.arrays()),
+            self._device,
+        )
+        return PackedBatch(
+            token_ids=token_ids,
+            rows=PackedRows(sample_lengths=lengths, position_ids=position_ids, cumulative_lengths=cumulative_lengths),
+            routing=Routing.of(routing, rest),
+            target_rows=target_rows,
+            target_ids=target_ids,
             shares=tuple(self._shares(microbatch)),
         )
-        return on_host.to(self._device)
 
-    def _rows(self, sample: Sample) -> Encoded:
-        ids, labels = self._tokens.tokens(sample)
-        if len(ids) != sample.num_tokens:
-            raise JobError(
-                f"adapter '{self._jobs[sample.adapter].name}', sample {sample.index}: the data gives {len(ids)} tokens "
-                f"where the plan says {sample.num_tokens}; make the plan anew"
-            )
-        return ids, labels
+    def _encoded(self, samples: Sequence[Sample]) -> Encoded:
+        """Those of all samples, one after another."""
+        rows = [self._tokens.tokens(sample) for sample in samples]
+        for sample, (ids, _) in zip(samples, rows, strict=True):
+            if len(ids) != sample.num_tokens:
+                raise self._misfit(sample, f"{len(ids)} tokens", sample.num_tokens)
+        return np.concatenate([ids for ids, _ in rows]), np.concatenate([labels for _, labels in rows])
 
-    def _check_targets(self, sample: Sample, num_targets: int) -> None:
-        if num_targets != sample.num_target_tokens:
-            raise JobError(
-                f"adapter '{self._jobs[sample.adapter].name}', sample {sample.index}: the data gives {num_targets} "
-                f"target tokens where the plan says {sample.num_target_tokens}; make the plan anew"
-            )
+    def _targets(
+        self, samples: Sequence[Sample], labels: NDArray[np.int64], borders: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """int64 `[targets]`: rows whose token is learned, which the row before predicts; a sample's first has none."""
+        learned = labels != IGNORED
+        learned[borders[:-1]] = False
+        targets = np.flatnonzero(learned)
+        places = targets.searchsorted(borders).tolist()
+        for sample, first, end in zip(samples, places, places[1:], strict=False):
+            if end - first != sample.num_target_tokens:
+                raise self._misfit(sample, f"{end - first} target tokens", sample.num_target_tokens)
+        return targets
 
-    def _routing(self, microbatch: Microbatch, token_index: Tensor) -> Routing:
+    def _misfit(self, sample: Sample, given: str, planned: int) -> JobError:
+        return JobError(
+            f"adapter '{self._jobs[sample.adapter].name}', sample {sample.index}: the data gives {given} "
+            f"where the plan says {planned}; make the plan anew"
+        )
+
+    def _routing(self, microbatch: Microbatch, token_index: NDArray[np.int32]) -> HostRouting:
         current = dict(microbatch.global_batches())
         segments, row = [], 0
         for adapter, num_rows in microbatch.adapter_tokens():
             segments.append(Segment(first_row=row, num_rows=num_rows, adapter=adapter))
             row += num_rows
-        return Routing.build(
+        return HostRouting.of(
+            self._adapters,
             num_rows=row,
             segments=segments,
-            scaling=[job.lora.scaling() for job in self._jobs],
-            dropout=[job.lora.lora_dropout for job in self._jobs],
-            seeds=[job.seed for job in self._jobs],
             global_batches=[current.get(adapter, 0) for adapter in range(len(self._jobs))],
             token_index=token_index,
             wanted=self._wanted,
@@ -178,12 +179,14 @@ class Packer:
                 adapter=adapter,
                 global_batch=global_batch,
                 num_targets=sum(sample.num_target_tokens for sample in microbatch.samples if sample.adapter == adapter),
-                divisor=self._jobs[adapter].target_tokens(global_batch),
+                divisor=self._divisors[adapter][global_batch],
             )
 
 
-def _joined(pieces: Sequence[NDArray[np.int64]]) -> Tensor:
-    return torch.from_numpy(np.concatenate(pieces))
+def _places(lengths: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of samples one after another: their borders `[samples + 1]`, from 0, and each row's place in its own `[rows]`."""
+    borders = np.cumsum((0, *lengths))
+    return borders, np.arange(borders[-1]) - borders[:-1].repeat(lengths)
 
 
 def _token_offsets(job: Job) -> Mapping[int, int]:

@@ -230,5 +230,5 @@ def _ids(seed: int, shape: Sequence[int], num_words: int) -> Any:
 
 
 def _to(arrays: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    sent = to_device([torch.from_numpy(array) for array in arrays.values()], device)
+    sent = to_device(list(arrays.values()), device)
     return dict(zip(arrays, sent, strict=True))

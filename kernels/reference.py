@@ -114,7 +114,7 @@ def dropout_mask(
     Depends on nothing but (seed, global_batch, target, token index, feature): not on the cut into microbatches, the
     neighbours, the stage or the dtype.
     """
-    words = folded_words([seed], [global_batch])[0].to(token_index.device)
+    words = torch.from_numpy(folded_words([seed], [global_batch])[0]).to(token_index.device)
     return _draw(words, target, token_index.to(torch.int32), num_features, dropout_threshold(dropout))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .segments import Blocks, Segment, Tiles, make_blocks, make_tiles
+from .host_tables import HostTables
+from .segments import Blocks, Segment, Tiles
 from .upload import to_device
 
 if TYPE_CHECKING:
@@ -42,55 +43,32 @@ class Tables:
 
     def tiles(self, height: int) -> Tiles:
         """Row tiles of at most `height` rows."""
-        made = self._tiles.get(height)
-        if made is None:
+        if height not in self._tiles:
             self.wanted.tiles.add(height)
-            on_host = self._cut_tiles(height)
-            made = self._tiles[height] = on_host.with_tensors(self._sent(on_host.tensors()))
-        return made
+            self._make(tile_heights=[height])
+        return self._tiles[height]
 
     def blocks(self, height: int) -> Blocks:
         """Blocks of `height` rows and who owns them."""
-        made = self._blocks.get(height)
-        if made is None:
+        if height not in self._blocks:
             self.wanted.blocks.add(height)
-            on_host = self._cut_blocks(height)
-            made = self._blocks[height] = on_host.with_tensors(self._sent(on_host.tensors()))
-        return made
-
-    def with_wanted(self) -> Tables:
-        """With all tables that others wanted, on the host: `with_tensors` says where they went."""
-        return replace(
-            self,
-            _tiles={height: self._cut_tiles(height) for height in sorted(self.wanted.tiles)},
-            _blocks={height: self._cut_blocks(height) for height in sorted(self.wanted.blocks)},
-        )
+            self._make(block_heights=[height])
+        return self._blocks[height]
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Those of all tables that are there."""
         tables: list[Tiles | Blocks] = [*self._tiles.values(), *self._blocks.values()]
         return tuple(tensor for table in tables for tensor in table.tensors())
 
-    def with_tensors(self, tensors: Iterable[Tensor], *, device: torch.device) -> Tables:
-        """The same tables with others in place of what `tensors` gave; further ones will be made on `device`."""
-        rest = iter(tensors)
-        return replace(
-            self,
-            device=device,
-            _tiles={height: table.with_tensors(rest) for height, table in self._tiles.items()},
-            _blocks={height: table.with_tensors(rest) for height, table in self._blocks.items()},
-        )
-
-    def _cut_tiles(self, height: int) -> Tiles:
-        return make_tiles(self.segments, height, num_rows=self.num_rows, num_adapters=self.num_adapters)
-
-    def _cut_blocks(self, height: int) -> Blocks:
-        return make_blocks(self.segments, height, num_rows=self.num_rows, num_adapters=self.num_adapters)
-
-    def _sent(self, tensors: tuple[Tensor, ...]) -> Iterator[Tensor]:
-        sent = to_device(tensors, self.device)
+    def _make(self, *, tile_heights: Iterable[int] = (), block_heights: Iterable[int] = ()) -> None:
+        on_host = HostTables.of(
+            self.segments, num_rows=self.num_rows, num_adapters=self.num_adapters,
+            tile_heights=tile_heights, block_heights=block_heights,
+        )  # fmt: skip
+        tiles, blocks = on_host.on_device(to_device(on_host.arrays(), self.device))
         if self.any_stream and self.device.type == "cuda":
             import torch
 
             torch.cuda.current_stream(self.device).synchronize()
-        return iter(sent)
+        self._tiles |= tiles
+        self._blocks |= blocks

@@ -6,35 +6,40 @@ copy from pinned memory is only put into the stream. tests/test_host_copies.py k
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .sizes import ALIGNMENT_BYTES, round_up
+import numpy as np
+from numpy.typing import NDArray
+
+from .sizes import ALIGNMENT_BYTES
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+HostArray = NDArray[Any]
+"""Of a dtype that torch knows by the same name, its values one after another in memory."""
 
-def to_device(tensors: Sequence[Tensor], device: torch.device | str) -> tuple[Tensor, ...]:
-    """The same tensors on `device`; those of the host travel as one buffer, in one copy on the current stream.
 
-    They are slices of it, so they live as long as the last of them. What is on a device already is taken as it is.
-    Other streams have to wait for the current one before they read. Raises `RuntimeError` under graph capture.
+def to_device(values: Sequence[HostArray | Tensor], device: torch.device | str) -> tuple[Tensor, ...]:
+    """Tensors of these values on `device`; arrays travel as one buffer, in one copy on the current stream.
+
+    They become slices of it, so they live as long as the last of them. A tensor that is there already is taken as it
+    is. Other streams have to wait for the current one before they read. Raises `RuntimeError` under graph capture.
     """
     import torch
 
     target = torch.device(device)
-    on_host = [tensor for tensor in tensors if tensor.device.type == "cpu"]
-    if target.type == "cpu" or not on_host:
-        return tuple(tensor.to(target) for tensor in tensors)
-    if target.type == "cuda":
+    arrays = [value for value in values if isinstance(value, np.ndarray)]
+    if target.type == "cuda" and arrays:
         _refuse_capture()
-    buffer = joined(on_host, pinned=target.type == "cuda")
+    buffer = joined(arrays, pinned=target.type == "cuda")
     # torch's allocator of pinned memory notes this copy and hands the buffer out again only once it is through
     # (CachingHostAllocator), so it may be let go here.
-    sent = iter(split(buffer.to(target, non_blocking=True), on_host))
-    return tuple(next(sent) if tensor.device.type == "cpu" else tensor.to(target) for tensor in tensors)
+    sent = iter(split(buffer.to(target, non_blocking=True), arrays))
+    return tuple(next(sent) if isinstance(value, np.ndarray) else value.to(target) for value in values)
 
 
 def write(target: Tensor, values: Tensor) -> None:
@@ -49,30 +54,34 @@ def write(target: Tensor, values: Tensor) -> None:
     target.copy_(values, non_blocking=True)
 
 
-def joined(tensors: Sequence[Tensor], *, pinned: bool = False) -> Tensor:
-    """uint8 `[bytes]`: the tensors one after another, each from a multiple of `ALIGNMENT_BYTES` on."""
+def joined(arrays: Sequence[HostArray], *, pinned: bool = False) -> Tensor:
+    """uint8 `[bytes]`: the arrays one after another, each from a multiple of `ALIGNMENT_BYTES` on."""
     import torch
 
-    sizes = [_room_bytes(tensor) for tensor in tensors]
-    buffer = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=pinned)
-    for place, tensor in zip(torch.split(buffer, sizes), tensors, strict=True):
-        place[: tensor.nbytes].copy_(tensor.reshape(-1).view(torch.uint8))
+    content = b"".join(part for array in arrays for part in (array.data, bytes(_padding_bytes(array))))
+    buffer = torch.empty(len(content), dtype=torch.uint8, pin_memory=pinned)
+    buffer.numpy()[:] = np.frombuffer(content, np.uint8)
     return buffer
 
 
-def split(buffer: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors that `joined` put into a buffer: views of it, shaped as those in `like`."""
+def split(buffer: Tensor, like: Sequence[HostArray]) -> list[Tensor]:
+    """What `joined` put into a buffer: views of it, shaped as the arrays in `like`."""
+    parts = buffer.split_with_sizes([size for array in like for size in (array.nbytes, _padding_bytes(array))])
+    typed = [part.view(_dtype(array.dtype)) for part, array in zip(parts[::2], like, strict=True)]
+    return [part if array.ndim == 1 else part.view(array.shape) for part, array in zip(typed, like, strict=True)]
+
+
+def _padding_bytes(array: HostArray) -> int:
+    # a row of a table is one load, from an address as compiled kernels were promised
+    return -array.nbytes % ALIGNMENT_BYTES
+
+
+@functools.cache
+def _dtype(dtype: np.dtype[Any]) -> torch.dtype:
     import torch
 
-    places = torch.split(buffer, [_room_bytes(tensor) for tensor in like])
-    return [
-        place[: tensor.nbytes].view(tensor.dtype).view(tensor.shape) for place, tensor in zip(places, like, strict=True)
-    ]
-
-
-def _room_bytes(tensor: Tensor) -> int:
-    # a row of a table is one load, from an address as compiled kernels were promised
-    return round_up(tensor.nbytes, ALIGNMENT_BYTES)
+    found: torch.dtype = getattr(torch, dtype.name)
+    return found
 
 
 def _refuse_capture() -> None:

@@ -26,14 +26,15 @@ BESIDE_TRAINING = (
 
 RIGHT = {
     ("kernels/upload.py", "pin_memory"): "this is the place",
+    ("kernels/upload.py", "numpy"): "of a buffer on the host",
+    ("kernels/host_routing.py", "numpy"): "of token indices that are on the host",
     ("kernels/tables.py", "synchronize"): "tables of compiled graphs, kept for calls on other streams",
     ("kernels/reference.py", "to"): "the slow truth",
     ("kernels/routing.py", "numpy"): "a description, which is on the host",
-    ("kernels/routing.py", "to"): "Routing.to, which is to_device",
     ("kernels/ordered_sum.py", "item"): "on a CPU",
     ("kernels/ordered_sum.py", "tolist"): "on a CPU",
     ("kernels/nf4.py", "tensor"): "16 levels, when a weight is packed",
-    ("engine/batch.py", "to"): "PackedBatch.to, which is to_device",
+    ("engine/batch.py", "tolist"): "of targets on the host",
     ("engine/adapters.py", "to"): "a checkpoint is loaded",
     ("engine/mailbox.py", "to"): "once, when a run begins",
     ("engine/model.py", "to"): "the model is built",
