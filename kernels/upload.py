@@ -66,7 +66,9 @@ def joined(arrays: Sequence[HostArray], *, pinned: bool = False) -> Tensor:
 
 def split(buffer: Tensor, like: Sequence[HostArray]) -> list[Tensor]:
     """What `joined` put into a buffer: views of it, shaped as the arrays in `like`."""
-    parts = buffer.split_with_sizes([size for array in like for size in (array.nbytes, _padding_bytes(array))])
+    import torch
+
+    parts = torch.split_with_sizes(buffer, [size for array in like for size in (array.nbytes, _padding_bytes(array))])
     typed = [part.view(_dtype(array.dtype)) for part, array in zip(parts[::2], like, strict=True)]
     return [part if array.ndim == 1 else part.view(array.shape) for part, array in zip(typed, like, strict=True)]
 
