@@ -9,9 +9,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from .analysis import commands as analysis_commands
 from .engine import bench_commands
@@ -24,8 +25,22 @@ from .simulator import advise_commands, sweep_commands
 from .simulator import commands as simulator_commands
 from .traces.errors import InputError
 
+
+class _Commands(TyperGroup):
+    """Commands whose complaint about an option's value shows that value, which typer leaves out."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            for detail in getattr(error.__cause__, "errors", tuple)()[:1]:
+                error.message += f", not {detail['input']}"
+            raise
+
+
 app = typer.Typer(
     name="loraplex",
+    cls=_Commands,
     help="Train many LoRA adapters on one frozen base model, exactly, and know beforehand how that will go.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -20,6 +20,7 @@ from ..planner.inputs.load_jobs import load_jobs
 from ..planner.inputs.override import Override
 from ..planner.jobs import Job
 from ..traces.costs import CostProfile, CostTerms, EndCosts, LinkCosts, MemoryCosts, PassCosts
+from ..traces.files import check_writable
 from ..traces.fit import CostPoints, calibrated, fit, fit_terms
 from ..traces.profiles import own_name
 from .base_folder import check_has_weights
@@ -79,7 +80,7 @@ def _check_request(
     if output.is_dir():
         raise JobError(f"{output}: is a folder; name a file to write with -o")
     # Now, and not when all has been measured.
-    output.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(output)
     if job_file is None:
         if capacity_tokens < _LEAST_TOKENS:
             raise JobError(

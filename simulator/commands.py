@@ -72,9 +72,9 @@ def simulate(
     compare_systems: Annotated[
         bool, typer.Option("--compare-systems", help="Also replay rival systems on the plan's jobs.")
     ] = False,
-    stages: Annotated[int, typer.Option(help="Stages of a textbook question.")] = 4,
+    stages: Annotated[int, typer.Option(help="Stages of a textbook question.", min=1)] = 4,
     microbatches: Annotated[
-        int | None, typer.Option(help="Microbatches of a textbook question.", show_default=False)
+        int | None, typer.Option(help="Microbatches of a textbook question.", min=1, show_default=False)
     ] = None,
     output: Annotated[
         Path | None,
@@ -240,8 +240,10 @@ def estimate(
             help="GPUs for all stages, which may share them.", min=1, show_default="this machine's, or one each"
         ),
     ] = None,
-    stages: Annotated[int | None, typer.Option(help="Pipeline stages.", show_default="the job file's")] = None,
-    replicas: Annotated[int | None, typer.Option(help="Pipelines side by side.", show_default="the job file's")] = None,
+    stages: Annotated[int | None, typer.Option(help="Pipeline stages.", min=1, show_default="the job file's")] = None,
+    replicas: Annotated[
+        int | None, typer.Option(help="Pipelines side by side.", min=1, show_default="the job file's")
+    ] = None,
     recompute: Recompute = None,
     json: JsonMsBytes = False,
 ) -> None:

@@ -7,6 +7,10 @@ from .errors import SimulationError
 
 _TOKENS = 1000
 """Tokens of every microbatch: any number does, since the cost does not depend on it."""
+_MOST_FORWARDS = 2**20
+"""A mistyped number must not eat all memory: on 8 stages these take 32 s and 1.2 GiB (2 CPU cores, 2026-11-26)."""
+_MOST_STAGES = 2**12
+"""With 8 microbatches these take 16 s there; 2^16 took more than 9 minutes."""
 
 
 def textbook_plan(*, num_stages: int, num_microbatches: int, num_replicas: int = 1, num_batches: int = 1) -> Plan:
@@ -20,6 +24,12 @@ def textbook_plan(*, num_stages: int, num_microbatches: int, num_replicas: int =
         if value < 1:
             raise SimulationError(f"{name}={value} must be at least 1")
     per_batch = num_microbatches * num_replicas
+    num_forwards = num_stages * per_batch * num_batches
+    if num_stages > _MOST_STAGES or num_forwards > _MOST_FORWARDS:
+        raise SimulationError(
+            f"{num_stages:,} stages with {per_batch * num_batches:,} microbatches are {num_forwards:,} forwards; a "
+            f"textbook question has {_MOST_STAGES:,} stages and {_MOST_FORWARDS:,} forwards at most: lower them"
+        )
     job = job_from_lengths(
         adapter=0, name="adapter", lengths=[_TOKENS] * (per_batch * num_batches), global_batch_size=per_batch
     )

@@ -218,3 +218,15 @@ def test_the_readme_lists_every_command() -> None:
     assert {name for cell in cells if cell is not benches for name in cell} == names(app) | {
         f"data {name}" for name in names(data)
     }
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "rule"),
+    [("--gpus", "0", "greater than or equal to 1"), ("--device-memory", "80GB", "a valid number")],
+)
+def test_a_complaint_about_an_option_shows_its_value(option: str, value: str, rule: str) -> None:
+    with pytest.raises(typer.BadParameter) as error:
+        app(["estimate", "jobs.yaml", option, value], standalone_mode=False)
+    told = error.value.format_message()
+    assert told.startswith(f"Invalid value for '{option}': Input should be {rule}")
+    assert told.endswith(f", not {value}")

@@ -3,23 +3,64 @@
 import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import TraceError
 
 
 def write_atomically(path: Path | str, text: str) -> None:
-    """Write a text file; a reader sees the old one or the whole new one. Makes missing folders."""
+    """Write a text file; a reader sees the old one or the whole new one. Makes missing folders.
+
+    What is there and no ordinary file, such as /dev/null or a pipe, is written into and never replaced. Raises OSError
+    naming `path`.
+    """
     target = Path(path)
     if target.is_dir() or not target.name:
         raise IsADirectoryError(errno.EISDIR, "is a folder; name a file to write", str(target))
+    if target.exists() and not target.is_file():
+        target.write_text(text, encoding="utf-8")
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    unfinished = _beside(target)
     try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, target)
+        with _naming(target, instead_of=unfinished):
+            unfinished.write_text(text, encoding="utf-8")
+            os.replace(unfinished, target)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def check_writable(path: Path | str) -> None:
+    """Raise, before long work, the OSError that `write_atomically` would meet after it. Makes missing folders."""
+    target = Path(path)
+    if target.is_dir() or not target.name:
+        raise IsADirectoryError(errno.EISDIR, "is a folder; name a file to write", str(target))
+    if target.exists() and not target.is_file():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    trial = _beside(target)
+    try:
+        with _naming(target, instead_of=trial):
+            trial.touch()
+    finally:
+        trial.unlink(missing_ok=True)
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def _naming(target: Path, *, instead_of: Path) -> Iterator[None]:
+    # The user gave `target` and never heard of the other.
+    try:
+        yield
+    except OSError as error:
+        if error.filename == str(instead_of):
+            error.filename, error.filename2 = str(target), None
+        raise
 
 
 def read_json(path: Path | str, *, what: str, writer: str) -> object:

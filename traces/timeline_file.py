@@ -20,6 +20,7 @@ from .errors import TraceError
 from .files import read_json, write_atomically
 from .timeline import COUNTER_COLUMNS, Timeline, no_counters
 
+_WRITERS = "loraplex train or loraplex simulate"
 FORMAT = "loraplex-timeline"
 VERSION = 1
 _DEFAULTS: Mapping[str, int | str] = {"replica": 0, "bytes": 0, "microbatch": -1, "cause": "", "kind": "compute"}
@@ -52,9 +53,9 @@ def save_timeline(timeline: Timeline, path: Path | str) -> None:
 
 def load_timeline(path: Path | str) -> Timeline:
     """Read what `save_timeline` wrote. Raises TraceError naming the file and the first value that breaks a rule."""
-    content = read_json(path, what="timeline", writer="Timeline.save")
+    content = read_json(path, what="timeline", writer=_WRITERS)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise TraceError(f"{path}: is no timeline (its 'format' must be '{FORMAT}'); write it with Timeline.save")
+        raise TraceError(f"{path}: is no timeline (its 'format' must be '{FORMAT}'); write it with {_WRITERS}")
     if content.get("version") != VERSION:
         raise TraceError(f"{path}: version {content.get('version')!r} cannot be read, only {VERSION}; make it anew")
     try:

@@ -24,7 +24,8 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 def _checked_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(
-            "a name becomes a folder: 1 to 100 letters, digits, '.', '_' and '-', not starting with '.' or '-'"
+            "a name becomes a folder: 1 to 100 letters a to z or A to Z, digits, '.', '_' and '-', not starting with "
+            "'.' or '-'"
         )
     return name
 

@@ -11,8 +11,8 @@ from .jobfile import AdapterEntry, DatasetEntry
 from .loaded_jobs import DataCounts, JobSettings, LoadedJobs, data_fingerprint
 from .override import AS_WRITTEN, Override
 from .read_jobfile import ReadJobFile, read_jobfile
-from .read_table import ReadTable, data_path, read_table
-from .tokens import Progress, Tokenizer, TokenTable
+from .read_table import DEMO, ReadTable, data_path, read_table
+from .tokens import Progress, Tokenizer, TokenTable, template_complaint
 from .training_order import TrainingOrder, training_order
 
 MAX_SAMPLES = 10_000_000
@@ -145,7 +145,11 @@ def _tokenizer(read: ReadJobFile, model: BaseModel) -> Tokenizer:
         try:
             tokenizer.chat_template = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise JobError(f"{read.place('chat_template')}: {path} cannot be read ({error}); mend it") from error
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise JobError(f"{read.place('chat_template')}: {path} cannot be read ({why}); mend it") from error
+        complaint = template_complaint(tokenizer.chat_template)
+        if complaint is not None:
+            raise JobError(f"{read.place('chat_template')}: {path}:{complaint}; mend it")
     return tokenizer
 
 
@@ -172,9 +176,15 @@ def _tables(
 def _check_files(read: ReadJobFile, number: int) -> None:
     for position, dataset in enumerate(read.adapters[number].datasets):
         path = data_path(dataset.path, folder=read.text.path.parent)
-        if not path.is_file():
-            place = read.adapter_place(number, "datasets", position, "path")
-            raise JobError(f"{place}: there is no file {path}; paths are relative to the job file, mend it")
+        if path.is_file():
+            continue
+        place = read.adapter_place(number, "datasets", position, "path")
+        if path.is_dir():
+            raise JobError(f"{place}: {path} is a folder; name a file of it, each file as a dataset of its own")
+        if dataset.path.startswith(DEMO):
+            built_in = ", ".join(sorted(f"{DEMO}{file.name}" for file in path.parent.iterdir() if file.is_file()))
+            raise JobError(f"{place}: {dataset.path} is not built in; choose one of {built_in}")
+        raise JobError(f"{place}: there is no file {path}; paths are relative to the job file, mend it")
 
 
 def _seed(read: ReadJobFile, adapter: AdapterEntry) -> int:

@@ -157,6 +157,9 @@ def _complaint(detail: ErrorDetails, text: YamlText) -> str:
             return f"{place}: must be a list{_shown(value)}"
         case "model_type" | "dict_type":
             return f"{place}: must hold fields of its own{_shown(value)}"
+        case "string_type" if isinstance(value, (bool, int, float)):
+            # YAML reads a bare yes, no, on, off and numbers as what they are, whoever meant a text.
+            return f"{place}: must be text{_shown(value)}; put it into quotes"
         case "value_error":
             return f"{place}: {detail['msg'].removeprefix('Value error, ')}{_shown(value)}"
         case _:

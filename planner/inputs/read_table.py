@@ -15,6 +15,7 @@ from .texts import read_examples
 from .token_cache import cached_table
 from .tokens import Progress, Tokenizer, TokenTable, joined, tokenize
 
+DEMO = "demo:"
 DEMO_FOLDER = Path(__file__).parent / "demo"
 """What `demo:NAME` in a job file is relative to."""
 
@@ -73,8 +74,8 @@ def _tokenized(path: Path, data_format: TextFormat, tokenizer: Tokenizer, progre
 
 def data_path(path: str, *, folder: Path) -> Path:
     """The file a job file's `path` means: a built-in text for `demo:NAME`, else relative to `folder`."""
-    if path.startswith("demo:"):
-        return DEMO_FOLDER / Path(path.removeprefix("demo:")).name
+    if path.startswith(DEMO):
+        return DEMO_FOLDER / Path(path.removeprefix(DEMO)).name
     return folder / Path(path).expanduser()
 
 

@@ -144,9 +144,10 @@ def _detected(place: str, record: Mapping[str, Any]) -> TextFormat:
         return "alpaca"
     if "text" in record:
         return "text"
+    lengths = "; lengths alone are read under `type: lengths`" if "num_tokens" in record else ""
     raise JobError(
         f"{place}: the fields {sorted(record)} belong to no known format; it needs prompt and completion, messages, "
-        "instruction and output, or text"
+        f"instruction and output, or text{lengths}"
     )
 
 
@@ -200,6 +201,8 @@ def _turn(place: str, name: str, message: Mapping[str, Any]) -> Turn:
 def _text(place: str, record: Mapping[str, Any], name: str, *, required: bool = False) -> str:
     value = record.get(name)
     if not isinstance(value, str):
+        if name in record and value is None:
+            raise JobError(f"{place}: {name} is null; it must be text: fill it in or remove the record")
         if value is None:
             held = ", ".join(sorted(map(str, record))) or "nothing"
             raise JobError(

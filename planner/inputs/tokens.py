@@ -24,6 +24,7 @@ IGNORED = -100
 """The label of a token that is not learned, as in transformers."""
 _CHUNK = 512
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_GENERATION_TAGS = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
 _AS_TEXT: Mapping[str, bool] = MappingProxyType({"tokenize": False})
 _BEFORE_ANSWER: Mapping[str, bool] = MappingProxyType({"tokenize": False, "add_generation_prompt": True})
 _WITH_MASK: Mapping[str, bool] = MappingProxyType(
@@ -238,6 +239,21 @@ def _end_of_turn(whole: str, *, before: str, upto: str, content: str) -> int | N
         if len(ending) > len(content) and whole.startswith(ending, start):
             return start + len(ending)
         at = upto.rfind(content, 0, at + len(content) - 1)
+    return None
+
+
+def template_complaint(template: str) -> str | None:
+    """What makes a chat template unreadable as Jinja, as `3: unexpected '}'` with its line; None where nothing does.
+
+    Else the first conversation would be blamed for it.
+    """
+    from jinja2 import Environment, TemplateSyntaxError
+
+    try:
+        # The tag that transformers adds is read by nobody else, and cut out on its line.
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION_TAGS.sub("", template))
+    except TemplateSyntaxError as error:
+        return f"{error.lineno}: not readable as Jinja ({str(error.message).rstrip('.')})"
     return None
 
 

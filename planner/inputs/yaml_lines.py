@@ -52,11 +52,20 @@ def read_yaml(path: Path) -> YamlText:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}" if mark else f"{path}"
-        raise JobError(f"{place}: {error.problem or error.context}; only plain YAML is read") from error
+        problem = str(error.problem or error.context)
+        raise JobError(f"{place}: {problem}; {_mend(problem)}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise JobError(f"{path}: not readable as YAML ({error}); only plain YAML is read") from error
     finally:
         loader.dispose()
+
+
+def _mend(problem: str) -> str:
+    if "'\\t'" in problem:
+        return "indent with spaces, YAML allows no tabs there"
+    if problem.endswith("is given twice"):
+        return "keep one"
+    return "only plain YAML is read"
 
 
 class _Loader(yaml.SafeLoader):
@@ -71,7 +80,7 @@ class _Loader(yaml.SafeLoader):
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is given twice, keep one", key.start_mark
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
                 )
             seen.add(key.value)
         return node

@@ -179,6 +179,9 @@ def test_a_mistake_is_told_before_any_process_starts(
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError):
         profile_model("tiny", output=tmp_path / "file" / "profile.json")
+    # Where nobody can make a file, not even root.
+    with pytest.raises(OSError, match=r"/proc/profile\.json"):
+        profile_model("tiny", output=Path("/proc/profile.json"))
     assert not path.exists()
 
 

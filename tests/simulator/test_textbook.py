@@ -30,3 +30,8 @@ def test_what_is_no_cost_is_named(text: str) -> None:
 def test_counts_start_at_one() -> None:
     with pytest.raises(SimulationError, match="num_microbatches=0 must be at least 1"):
         textbook_plan(num_stages=2, num_microbatches=0)
+
+
+def test_a_mistyped_number_does_not_eat_all_memory() -> None:
+    with pytest.raises(SimulationError, match="100,000,000 stages with 8 microbatches are 800,000,000 forwards"):
+        textbook_plan(num_stages=10**8, num_microbatches=8)

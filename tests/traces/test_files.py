@@ -1,11 +1,13 @@
 """Files are there whole or not at all, and a run's files are found by name."""
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from loraplex.traces.files import write_atomically
+from loraplex.traces.files import check_writable, write_atomically
 from loraplex.traces.run_folder import metrics_files, metrics_name
 
 
@@ -37,6 +39,42 @@ def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
         with pytest.raises(IsADirectoryError, match="is a folder; name a file to write"):
             write_atomically(folder, "text")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_ordinary_file_is_written_into_and_stays(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        check_writable(pipe)
+        write_atomically(pipe, "text")
+        assert os.read(reader, 10) == b"text"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("write", [check_writable, lambda path: write_atomically(path, "text")])
+def test_an_error_names_the_file_that_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], None]
+) -> None:
+    def refused(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "touch", refused)
+    monkeypatch.setattr(Path, "write_text", refused)
+    with pytest.raises(PermissionError) as error:
+        write(tmp_path / "a.txt")
+    assert error.value.filename == str(tmp_path / "a.txt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whether_a_file_can_be_written_is_asked_without_a_trace(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    check_writable(path)
+    assert list(path.parent.iterdir()) == []
+    with pytest.raises(IsADirectoryError, match="is a folder; name a file to write"):
+        check_writable(tmp_path)
 
 
 def test_metrics_are_found_by_adapter(tmp_path: Path) -> None:

@@ -158,7 +158,14 @@ def test_the_good_file_of_these_tests_is_good(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "is no JSON"), ("[]", "is no timeline"), (None, "cannot be read")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"is no JSON .*; write it with loraplex train or loraplex simulate"),
+        ("[]", "is no timeline .*; write it with loraplex train or loraplex simulate"),
+        (None, "cannot be read"),
+    ],
+)
 def test_what_is_no_timeline_at_all_is_named(text: str | None, message: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "t.json").write_text(text)

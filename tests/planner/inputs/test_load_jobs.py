@@ -288,6 +288,28 @@ def test_bad_settings_name_file_line_and_field(tmp_path: Path, old: str, new: st
     assert str(error.value).startswith(f"{tmp_path}/{complaint}")
 
 
+def test_a_broken_chat_template_is_blamed_itself(tmp_path: Path) -> None:
+    path = write(tmp_path, TWO_ADAPTERS.replace("seed: 3", "chat_template: t.jinja", 1))
+    (tmp_path / "t.jinja").write_text("{% for m in messages %}\n{{ m.content ", encoding="utf-8")
+    with pytest.raises(JobError) as error:
+        load_jobs(path)
+    assert str(error.value).startswith(f"{tmp_path}/jobs.yaml:5: chat_template: {tmp_path}/t.jinja:2: not readable as")
+
+
+def test_paths_that_are_no_files_are_told_apart(tmp_path: Path) -> None:
+    for given, complaint in (
+        ("texts", "texts is a folder; name a file of it"),
+        ("demo:wrods.json", "demo:wrods.json is not built in; choose one of demo:arithmetic.csv, demo:"),
+    ):
+        (tmp_path / "texts").mkdir(exist_ok=True)
+        jobs = f"base_model: tiny\nadapters:\n  - name: a\n    datasets: [{{path: '{given}'}}]\n"
+        with pytest.raises(JobError) as error:
+            load_jobs(write(tmp_path, jobs))
+        place, _, reason = str(error.value).partition("datasets[0].path: ")
+        assert place.endswith("jobs.yaml:4: adapters[0].")
+        assert reason.removeprefix(f"{tmp_path}/").startswith(complaint)
+
+
 def test_a_fault_in_defaults_is_placed_there(tmp_path: Path) -> None:
     jobs = TWO_ADAPTERS.replace("defaults: {", "defaults: {target_modules: [qq], ")
     with pytest.raises(JobError, match=r"jobs\.yaml:7: defaults\.target_modules: qq matches no linear"):

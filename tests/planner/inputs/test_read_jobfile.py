@@ -203,6 +203,12 @@ def test_a_wrong_field_of_the_whole_file_too(tmp_path: Path, line: str, complain
     assert complaints(tmp_path, f"{SMALLEST}{line}\n") == [f"jobs.yaml:5: {complaint}"]
 
 
+@pytest.mark.parametrize(("bare", "read"), [("yes", "True"), ("12", "12"), ("1e5", "100000.0")])
+def test_a_bare_word_that_yaml_takes_for_something_else_wants_quotes(tmp_path: Path, bare: str, read: str) -> None:
+    found = complaints(tmp_path, SMALLEST.replace("name: a", f"name: {bare}"))
+    assert found == [f"jobs.yaml:3: adapters[0].name: must be text, not {read}; put it into quotes"]
+
+
 @pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", ".hidden", "-flag", "", "a b", "ä", "x" * 101, "a\n"])
 def test_names_that_are_no_folder_names_are_refused(tmp_path: Path, name: str) -> None:
     quoted = name.replace("\\", "\\\\").replace("\n", "\\n")
@@ -263,7 +269,7 @@ adapters:
   - 3
 """
     assert complaints(tmp_path, text) == [
-        "jobs.yaml:1: base_model: input should be a valid string, not 7",
+        "jobs.yaml:1: base_model: must be text, not 7; put it into quotes",
         "jobs.yaml:4: adapters[0].r: input should be greater than or equal to 1, not 0",
         "jobs.yaml:2: defaults.lora_alpha: input should be greater than 0, not -1",
         "jobs.yaml:5: adapters[1].datasets[0].path: is missing; give it, `loraplex init` writes an example",

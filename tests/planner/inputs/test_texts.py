@@ -151,7 +151,14 @@ def test_a_csv_cell_may_be_long(tmp_path: Path) -> None:
         ("a.csv", 'text\n"a"b\n', ":2: not readable as CSV"),
         ("a.parquet", "not parquet", ": not readable as parquet"),
         ("a.jsonl", '{"foo": 1, "bar": 2}', ":1: the fields ['bar', 'foo'] belong to no known format"),
+        (
+            "a.csv",
+            "num_tokens\n3\n",
+            ":2: the fields ['num_tokens'] belong to no known format; it needs prompt and completion, messages, "
+            "instruction and output, or text; lengths alone are read under `type: lengths`",
+        ),
         ("a.jsonl", '{"completion": "a"}', ":1: prompt is missing"),
+        ("a.jsonl", '{"prompt": "a", "completion": null}', ":1: completion is null; it must be text: fill it in"),
         (
             "a.jsonl",
             '{"prompt": "a", "completion": 3}',

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from loraplex.planner.errors import JobError
 from loraplex.planner.inputs.texts import Example, Turn
 from loraplex.planner.inputs.tiny_tokenizer import tiny_tokenizer
-from loraplex.planner.inputs.tokens import TokenTable, tokenize
+from loraplex.planner.inputs.tokens import TokenTable, template_complaint, tokenize
 
 BOS, EOS, SYSTEM, USER, ASSISTANT = range(257, 262)
 
@@ -192,6 +192,14 @@ def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
     assert rows(tokenize([talk(*first)], shouting))[0][1][-2:] == [97, EOS]
     with pytest.raises(JobError, match=r"x\.jsonl:1: the chat template renders turn 2 differently when others follow"):
         tokenize([talk(*first, ("user", "V"), ("assistant", "b"))], shouting)
+
+
+def test_a_template_is_read_before_any_conversation() -> None:
+    marked = "{%- generation -%}a{% endgeneration %}{% for turn in messages %}{% break %}{% endfor %}"
+    assert template_complaint(marked) is None
+    assert template_complaint(f"{marked}\n{{{{ messages ") == (
+        "2: not readable as Jinja (unexpected end of template, expected 'end of print statement')"
+    )
 
 
 def test_a_template_that_refuses_a_conversation_is_quoted() -> None:
