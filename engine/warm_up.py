@@ -1,13 +1,13 @@
-"""Before training a worker runs its first microbatch once, over made-up messages, and forgets it.
+"""Before training a worker runs a few microbatches once, over made-up messages, and forgets them.
 
-The first pass over a stage loads its kernels, and compiles those that no run has compiled before: 0.6 to 1 s of an 8B
+The first passes over a stage load its kernels, and compile those that no run has compiled before: 0.6 to 1 s of an 8B
 model on an H200, minutes on a new machine. In training a stage would begin with it only when the stages before it are
 through; here all do at once.
 """
 
 from dataclasses import replace
 
-from ..planner.plan import Plan
+from ..planner.plan import Microbatch, Plan
 from ..planner.program import Action, ActionColumns, ActionKind, Program
 from .batch import Packer, TokenSource
 from .execute import Executor
@@ -19,13 +19,14 @@ from .stage import Stage
 
 
 def warm_up(stage: Stage, plan: Plan, tokens: TokenSource) -> None:
-    """Forward and backward of the plan's first microbatch. Adapters that have not been trained stay as they are.
+    """Forward and backward of `kinds` of the plan. Adapters that have not been trained stay as they are.
 
     Raises what training would, as when memory runs out.
     """
-    held = next(held for held in plan.microbatches if held.samples)
-    alone = replace(plan, microbatches=(held,), num_replicas=1)
-    columns = ActionColumns.of([Action(kind=kind, microbatch=0) for kind in (ActionKind.FORWARD, ActionKind.BACKWARD)])
+    held = kinds(plan)
+    alone = replace(plan, microbatches=held, num_replicas=1)
+    passes = (ActionKind.FORWARD, ActionKind.BACKWARD)
+    columns = ActionColumns.of([Action(kind=kind, microbatch=place) for place in range(len(held)) for kind in passes])
     program = Program(schedule="warming up", num_stages=plan.num_stages, workers=(columns,) * plan.num_stages)
     index = stage.layout.stage
     legs = itinerary(program, alone, stage=index)
@@ -41,3 +42,17 @@ def warm_up(stage: Stage, plan: Plan, tokens: TokenSource) -> None:
     # The backward closed the batches that it knew of.
     for adapter in stage.adapters:
         adapter.closed.clear()
+
+
+def kinds(plan: Plan) -> tuple[Microbatch, ...]:
+    """The first microbatch of every kind that has kernels of its own: of one adapter or several, with dropout or not.
+
+    All of a first step, so that no adapter needs to have taken one.
+    """
+    found: dict[tuple[bool, bool], Microbatch] = {}
+    for held in plan.microbatches:
+        batches = held.global_batches()
+        if batches and all(step == 0 for _, step in batches):
+            drops = any(plan.jobs[adapter].lora.lora_dropout > 0 for adapter, _ in batches)
+            found.setdefault((len(batches) > 1, drops), held)
+    return tuple(found.values())

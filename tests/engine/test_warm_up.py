@@ -1,13 +1,16 @@
-"""Warming up runs a microbatch through a stage and leaves no trace of it: training afterwards has the same bits."""
+"""Warming up runs microbatches through a stage and leaves no trace of them: training afterwards has the same bits."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from loraplex.engine.threads import run_in_threads
-from loraplex.engine.warm_up import warm_up
+from loraplex.engine.warm_up import kinds, warm_up
 from loraplex.planner.build_program import build_program
+from loraplex.planner.jobs import LoraSettings, job_from_lengths
+from loraplex.planner.plan import Plan, microbatch
 
 
 @pytest.mark.parametrize(("num_stages", "num_replicas"), [(1, 1), (3, 1), (2, 2)])
@@ -41,3 +44,24 @@ def test_training_after_it_is_as_without(
         for left, right in zip(one.adapters, other.adapters, strict=True):
             for name, weight in left.parameters.items():
                 assert torch.equal(weight, right.parameters[name]), name
+
+
+def test_every_kind_of_microbatch_of_a_first_step_is_run_once() -> None:
+    jobs = tuple(
+        job_from_lengths(
+            adapter=adapter,
+            name=f"job{adapter}",
+            lengths=[10] * 4,
+            global_batch_size=2,
+            lora=LoraSettings(lora_dropout=dropout),
+        )
+        for adapter, dropout in enumerate((0.0, 0.1))
+    )
+    (plain, other), later = jobs[0].global_batches
+    (drawn, drawn_too), last = jobs[1].global_batches
+    held = [(plain,), (other, drawn), (drawn_too,), (*later, *last)]
+    plan = Plan(jobs=jobs, num_stages=2, microbatch_tokens=64, microbatches=tuple(map(microbatch, held)))
+    # Alone without dropout, both, alone with dropout; a second step only after a first.
+    assert kinds(plan) == plan.microbatches[:3]
+    again = replace(plan, microbatches=(*plan.microbatches[:1], *plan.microbatches[:3]))
+    assert kinds(again) == plan.microbatches[:3]
