@@ -16,7 +16,8 @@ NAMES = {
 """What each letter of an action stands for, in reading order."""
 FORWARDS = ("F",)
 BACKWARDS = ("B", "I", "W")
-OTHERS = ("R", "E")
+EVALUATION = "E"
+OTHERS = ("R", EVALUATION)
 """What is neither a pass that trains nor a step: the sums over replicas, and forwards that only measure."""
 BUSY = (*FORWARDS, *BACKWARDS, "S")
 """The actions whose compute counts as busy: Forward, Backward (whole or split) and Step."""

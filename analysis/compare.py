@@ -9,8 +9,9 @@ import pandas as pd
 from ..planner.plan import Plan
 from ..traces.errors import TraceError
 from ..traces.timeline import Timeline
-from .actions import NAMES, letters
+from .actions import EVALUATION, NAMES, letters
 from .metrics import Summary, summarize
+from .units import ms_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,21 +42,38 @@ class Comparison:
     measured: Summary
     actions: tuple[ActionComparison, ...]
     first_difference: str | None
-    """Where the executed order first leaves the simulated one; None where it never does."""
+    """Where the executed order, evaluations apart, first leaves the simulated one; None where it never does."""
+    num_evaluations: int = 0
+    """Microbatches that were executed only to measure a validation loss: none of them is simulated."""
+    evaluations_ms: float = 0.0
+    """Time in them on the worker that had most."""
     num_unmeasured: int = 0
     """Microbatches that were simulated and are not in the measured timeline: those before a resume."""
 
-    def note(self) -> str:
-        """What keeps the two from being compared as wholes; empty where nothing does."""
+    def notes(self) -> tuple[str, ...]:
+        """What keeps the two from being compared as wholes."""
+        return tuple(filter(None, (self._unmeasured_note(), self._evaluations_note())))
+
+    def _unmeasured_note(self) -> str:
         if not self.num_unmeasured:
             return ""
+        were = "microbatch was" if self.num_unmeasured == 1 else "microbatches were"
         return (
-            f"{self.num_unmeasured} simulated microbatches were not executed here: of a run that was resumed, the "
+            f"{self.num_unmeasured} simulated {were} not executed here: of a run that was resumed, the "
             "timeline is that of its last part; compare the actions, not the wholes"
         )
 
+    def _evaluations_note(self) -> str:
+        if not self.num_evaluations:
+            return ""
+        were = "microbatch of evaluations was" if self.num_evaluations == 1 else "microbatches of evaluations were"
+        return (
+            f"{self.num_evaluations} {were} executed, {ms_text(self.evaluations_ms)} on the stage that had most of "
+            "them; the simulation has none, and its makespan lacks their time"
+        )
+
     def same_order(self) -> bool:
-        """Whether every worker ran the same actions in the same order, span for span."""
+        """Whether every worker ran the same actions in the same order, span for span, evaluations apart."""
         return self.first_difference is None
 
     def makespan_error(self) -> float | None:
@@ -81,6 +99,8 @@ class Comparison:
             "bubble_ratio_difference": self.bubble_ratio_difference(),
             "same_order": self.same_order(),
             "first_difference": self.first_difference,
+            "num_evaluations": self.num_evaluations,
+            "evaluations_ms": self.evaluations_ms,
             "num_unmeasured": self.num_unmeasured,
             "actions": [
                 {name: getattr(action, name) for name in action.__dataclass_fields__} | {"error": action.error()}
@@ -110,13 +130,22 @@ def compare(
             )
         if plan is not None and getattr(plan, name) != ours:
             raise TraceError(f"the plan has {name}={getattr(plan, name)}, its timelines {ours}; give their own plan")
+    evaluations = _evaluations(measured)
     return Comparison(
         simulated=summarize(simulated, plan=plan),
         measured=summarize(measured, plan=plan, last_steps=last_steps),
         actions=tuple(_compare_actions(_means(simulated), _means(measured))),
         first_difference=_first_difference(simulated, measured),
+        num_evaluations=len(evaluations["microbatch"].unique()),
+        evaluations_ms=float(evaluations.groupby(["replica", "stage"])["ms"].sum().max()) if len(evaluations) else 0.0,
         num_unmeasured=len(_microbatches(simulated) - _microbatches(measured)),
     )
+
+
+def _evaluations(timeline: Timeline) -> pd.DataFrame:
+    compute = timeline.compute()
+    found = compute[letters(compute["action"]) == EVALUATION]
+    return found[["replica", "stage", "microbatch"]].assign(ms=found["end_ms"] - found["start_ms"])
 
 
 def _microbatches(timeline: Timeline) -> set[int]:
@@ -182,6 +211,8 @@ def _first_difference(simulated: Timeline, measured: Timeline) -> str | None:
 
 def _orders(timeline: Timeline) -> dict[tuple[int, int], list[str]]:
     compute = timeline.compute()
+    # The simulator knows no evaluations, and they come between actions without changing their order.
+    compute = compute[letters(compute["action"]) != EVALUATION]
     places = (compute["replica"] * timeline.num_stages + compute["stage"]).to_numpy()
     words = compute["action"].to_numpy()
     return {

@@ -136,10 +136,12 @@ def _body(run: Run, summaries: Sequence[Summary], comparison: Comparison | None,
         yield stage_table(summary)
     if comparison is not None:
         yield "<h2>Prediction and reality</h2>"
-        order = "Every stage ran the same actions in the same order, span for span."
+        apart = ", evaluations apart" if comparison.num_evaluations else ""
+        order = f"Every stage ran the same actions in the same order, span for span{apart}."
         if not comparison.same_order():
             order = f"The order differs: {comparison.first_difference}."
-        yield f"<p>{escape(' '.join(filter(None, (order, comparison.note()))))}</p>"
+        notes = (f"{note[:1].upper()}{note[1:]}." for note in comparison.notes())
+        yield f"<p>{escape(' '.join((order, *notes)))}</p>"
         yield action_table(comparison)
     if run.facts.get("systems"):
         yield "<h2>Systems on this workload</h2>"

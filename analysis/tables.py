@@ -69,8 +69,9 @@ def comparison_table(comparison: Comparison) -> RenderableType:
             ms_text(action.measured_ms),
             signed_percent(action.error()),
         )
-    order = "the same on every stage, span for span" if comparison.same_order() else comparison.first_difference or ""
-    notes = [Text(note) for note in (comparison.note(), _costs_note(comparison)) if note]
+    same = "the same on every stage, span for span"
+    order = comparison.first_difference or same + (", evaluations apart" if comparison.num_evaluations else "")
+    notes = [Text(note) for note in (*comparison.notes(), _costs_note(comparison)) if note]
     return Group(whole, kinds, Text(f"order of actions: {order}"), *notes)
 
 

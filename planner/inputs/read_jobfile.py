@@ -1,6 +1,6 @@
 """From a YAML file to a checked JobFile; every complaint names the file, the line and the field."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -75,7 +75,7 @@ def read_jobfile(path: Path) -> ReadJobFile:
     text = read_yaml(path)
     if not isinstance(text.data, dict):
         raise JobError(f"{path}: holds a {type(text.data).__name__}, not fields such as base_model and adapters")
-    complaints = _complaints_about_defaults(text)
+    complaints = [*_complaints_about_defaults(text), *_complaints_about_grids(text)]
     try:
         jobfile = JobFile.model_validate(_with_defaults(text.data))
     except ValidationError as error:
@@ -126,6 +126,29 @@ def _complaints_about_defaults(text: YamlText) -> list[str]:
     if isinstance(defaults, dict) and "name" in defaults:
         return [f"{_place(text, ('defaults', 'name'))}: each adapter needs a name of its own; move it there"]
     return []
+
+
+def _complaints_about_grids(text: YamlText) -> Iterator[str]:
+    # A default gives way to an adapter's grid, and to nothing else: of two values that are meant alike neither may win.
+    defaults, adapters = text.data.get("defaults"), text.data.get("adapters")
+    shared = defaults if isinstance(defaults, dict) else {}
+    for name in _given_twice(shared, _grid_of(shared)):
+        yield (
+            f"{_place(text, ('defaults', name))}: {shared[name]!r} is given, and so is defaults.grid.{name}; keep one: "
+            "a list in grid makes an adapter of each value"
+        )
+    for number, adapter in enumerate(adapters if isinstance(adapters, list) else []):
+        own = adapter if isinstance(adapter, dict) else {}
+        where, grid = ("its grid", own) if "grid" in own else ("the grid of defaults", shared)
+        for name in _given_twice(own, _grid_of(grid)):
+            yield (
+                f"{_place(text, ('adapters', number, name))}: adapter {own.get('name')!r} gives {name} "
+                f"as {own[name]!r} and again in {where}; keep one: a list in grid makes an adapter of each value"
+            )
+
+
+def _given_twice(fields: Mapping[str, Any], grid: Mapping[str, Any]) -> list[str]:
+    return [name for name in Grid.model_fields if name in fields and name in grid]
 
 
 def _check_unique_names(read: ReadJobFile) -> None:

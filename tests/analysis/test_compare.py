@@ -13,7 +13,7 @@ from loraplex.analysis.metrics import summarize
 from loraplex.analysis.tables import comparison_table, summary_table
 from loraplex.planner.plan import Plan
 from loraplex.traces.errors import TraceError
-from loraplex.traces.timeline import Timeline
+from loraplex.traces.timeline import Span, Timeline
 
 from .conftest import MakeTimeline
 
@@ -53,10 +53,12 @@ def test_of_a_resumed_run_the_last_part_alone_is_counted_and_it_is_said(
     rest = simulated.frame[simulated.frame["microbatch"] == 2]
     comparison = compare(simulated, measured=changed(simulated, rest), plan=two_adapters)
     assert comparison.num_unmeasured == 2
-    assert "2 simulated microbatches were not executed here: of a run that was resumed" in comparison.note()
-    assert comparison.note()[:40] in printed(comparison_table(comparison)).replace("\n", " ")
+    (note,) = comparison.notes()
+    assert "2 simulated microbatches were not executed here: of a run that was resumed" in note
+    assert note[:40] in printed(comparison_table(comparison)).replace("\n", " ")
     assert (comparison.simulated.num_tokens, comparison.measured.num_tokens) == (170, 10)
-    assert compare(simulated, measured=simulated).note() == ""
+    assert compare(simulated, measured=simulated).notes() == ()
+    assert replace(comparison, num_unmeasured=1).notes()[0].startswith("1 simulated microbatch was not executed here")
 
 
 def changed(timeline: Timeline, frame: pd.DataFrame) -> Timeline:
@@ -73,6 +75,41 @@ def test_another_order_is_found_where_it_begins(make_1f1b: MakeTimeline) -> None
     short = compare(simulated, measured=changed(simulated, simulated.frame.iloc[:-1]))
     assert short.first_difference == "stage 1, action 5: 1B2 was simulated, nothing was executed"
     assert not short.same_order()
+
+
+def with_evaluations(timeline: Timeline, *, number: int) -> Timeline:
+    """Two microbatches are evaluated before the first backward: 0.25 ms and 0.5 ms, twice as long on stage 1."""
+    rows = [
+        Span(stage=stage, action=f"{stage}E{number + turn}", microbatch=number + turn, start_ms=start_ms, end_ms=end_ms)
+        for stage in range(timeline.num_stages)
+        for turn, (start_ms, end_ms) in enumerate([(1.0, 1.0 + 0.25 * (1 + stage)), (1.5, 1.5 + 0.5 * (1 + stage))])
+    ]
+    more = Timeline.from_spans(rows, source="measured", origin="rows", num_stages=timeline.num_stages).frame
+    both = pd.concat([timeline.frame, more])
+    return changed(timeline, both.sort_values("start_ms", kind="stable", ignore_index=True))
+
+
+def test_evaluations_are_no_other_order_and_are_told(make_1f1b: MakeTimeline) -> None:
+    simulated = make_1f1b(num_stages=2, num_microbatches=3)
+    measured = with_evaluations(simulated, number=3)
+    comparison = compare(simulated, measured=measured)
+    assert comparison.same_order()
+    assert (comparison.num_evaluations, comparison.evaluations_ms) == (2, 1.5)
+    assert comparison.to_json()["num_evaluations"] == 2
+    (note,) = comparison.notes()
+    assert note == (
+        "2 microbatches of evaluations were executed, 1.50 ms on the stage that had most of them; the simulation has "
+        "none, and its makespan lacks their time"
+    )
+    told = " ".join(printed(comparison_table(comparison)).split())
+    assert "order of actions: the same on every stage, span for span, evaluations apart" in told
+    assert note in told
+    # Another order beside them is still found, at its place among what is simulated.
+    swapped = measured.frame.copy()
+    rows = swapped["action"].isin(["1B1", "1F2"])
+    swapped.loc[rows, "action"] = swapped.loc[rows, "action"].to_numpy()[::-1]
+    other = compare(simulated, measured=changed(simulated, swapped))
+    assert other.first_difference == "stage 1, action 3: 1B1 was simulated, 1F2 was executed"
 
 
 def test_every_action_beside_its_prediction(make_1f1b: MakeTimeline) -> None:

@@ -97,6 +97,21 @@ def test_the_page_says_everything_the_run_left(folder: Path) -> None:
         assert any(text in found for found in page.texts), text
 
 
+def test_evaluations_are_told_and_are_no_other_order(folder: Path, make_1f1b: MakeTimeline) -> None:
+    run = make_1f1b(num_stages=2, num_microbatches=3).frame
+    looks = run[run["microbatch"] == 2].assign(microbatch=3).query("action.str.contains('F')")
+    frame = pd.concat([run, looks.assign(action=[f"{stage}E3" for stage in looks["stage"]])], ignore_index=True)
+    Timeline.from_frame(frame, source="measured", origin="a laptop", num_stages=2).save(
+        folder / "timeline-measured.json"
+    )
+    texts = Page(write_report(folder).read_text(encoding="utf-8")).texts
+    assert (
+        "Every stage ran the same actions in the same order, span for span, evaluations apart. 1 microbatch of "
+        "evaluations was executed, 1.00 ms on the stage that had most of them; the simulation has none, and its "
+        "makespan lacks their time."
+    ) in texts
+
+
 def test_what_only_the_simulator_knew_is_said_too(folder: Path) -> None:
     facts = {
         "profile": {"name": "tiny", "origin": "measured", "source": "a laptop <2026>"},

@@ -233,6 +233,33 @@ def test_a_name_made_by_a_grid_may_not_meet_another(tmp_path: Path) -> None:
     assert complaints(tmp_path, text)[0].startswith("jobs.yaml:6: adapters[1].name: 'a-r2': another adapter has")
 
 
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (
+            SMALLEST + "    r: 8\n    grid: {r: [2, 4]}\n",
+            "jobs.yaml:5: adapters[0].r: adapter 'a' gives r as 8 and again in its grid; ",
+        ),
+        (
+            SMALLEST + "    max_grad_norm: null\ndefaults: {grid: {max_grad_norm: [1, null]}}\n",
+            "jobs.yaml:5: adapters[0].max_grad_norm: adapter 'a' gives max_grad_norm as None and again in the grid of "
+            "defaults; ",
+        ),
+        (
+            SMALLEST + "defaults: {seed: 3, grid: {seed: [1, 2]}}\n",
+            "jobs.yaml:5: defaults.seed: 3 is given, and so is defaults.grid.seed; ",
+        ),
+    ],
+)
+def test_a_field_stands_in_an_adapter_or_in_its_grid(tmp_path: Path, text: str, complaint: str) -> None:
+    assert complaints(tmp_path, text) == [f"{complaint}keep one: a list in grid makes an adapter of each value"]
+
+
+def test_a_default_gives_way_to_a_grid(tmp_path: Path) -> None:
+    found = read(tmp_path, SMALLEST + "    grid: {r: [2, 4]}\ndefaults: {r: 8}\n")
+    assert [adapter.r for adapter in found.adapters] == [2, 4]
+
+
 @pytest.mark.parametrize("extra", ["", "    grid: {max_steps: [1, 2]}\n"])
 def test_epochs_and_steps_exclude_each_other(tmp_path: Path, extra: str) -> None:
     steps = extra or "    max_steps: 3\n"
