@@ -144,7 +144,7 @@ def compare(
 
 def _evaluations(timeline: Timeline) -> pd.DataFrame:
     compute = timeline.compute()
-    found = compute[letters(compute["action"]) == EVALUATION]
+    found: pd.DataFrame = compute[letters(compute["action"]) == EVALUATION]
     return found[["replica", "stage", "microbatch"]].assign(ms=found["end_ms"] - found["start_ms"])
 
 

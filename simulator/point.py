@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..planner.assumed_costs import assumed_costs
 from ..planner.build_program import build_program, choose_program, rival_schedules
 from ..planner.graph import ProgramGraph, program_graph
 from ..planner.make_plan import make_plan
@@ -34,6 +35,8 @@ _PLANNING = (
     "time_limit_s",
     "planned_for",
 )
+_VERSION = 2
+"""Of what results follow from beside the fields: points of another version are run again."""
 _RUNNING = ("schedule", "kernels", "layers_per_stage", "recompute")
 
 
@@ -42,12 +45,13 @@ def plan_key(content: Mapping[str, Any]) -> str:
     pipeline = content.get("pipeline") or {}
     planning = {name: pipeline[name] for name in _PLANNING if name in pipeline}
     source = {name: content[name] for name in ("job", "plan") if name in content}
-    return json.dumps([source, planning], sort_keys=True, default=str)
+    # Unasked, the job file's own schedule is planned for.
+    return json.dumps([source, planning, pipeline.get("schedule") is None], sort_keys=True, default=str)
 
 
 def point_key(content: Mapping[str, Any], *, files: Mapping[str, str]) -> str:
     """SHA-256 of everything a point depends on; `files` are digests of what it names."""
-    text = json.dumps([content, dict(files)], sort_keys=True, default=str)
+    text = json.dumps([_VERSION, content, dict(files)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -133,15 +137,25 @@ def _plan(content: Mapping[str, Any], folder: Path) -> Plan:
     jobs, defaults = point_jobs(content["job"], folder=folder)
     settings: dict[str, Any] = {"stages": 1, "replicas": 1, "microbatch_tokens": 8192, "pad_multiple": 1}
     settings |= defaults | asked
-    planned_for = settings.get("planned_for")
+    num_stages = whole(settings["stages"], "pipeline.stages")
+    num_replicas = whole(settings["replicas"], "pipeline.replicas")
     return make_plan(
         jobs,
-        profile=None if planned_for is None else point_profile(planned_for, folder=folder),
-        num_stages=whole(settings["stages"], "pipeline.stages"),
-        num_replicas=whole(settings["replicas"], "pipeline.replicas"),
+        # A job file as `loraplex train` plans it; lengths, and `planned_for: null`, by slots.
+        profile=assumed_costs(num_workers=num_stages * num_replicas)
+        if defaults and "planned_for" not in asked
+        else _planned_for(asked, folder),
+        num_stages=num_stages,
+        num_replicas=num_replicas,
         microbatch_tokens=whole(settings["microbatch_tokens"], "pipeline.microbatch_tokens"),
         pad_multiple=whole(settings["pad_multiple"], "pipeline.pad_multiple"),
+        schedule="1f1b" if pipeline.get("schedule") is not None else str(settings.get("schedule", "1f1b")),
         strategy=str(settings.get("strategy", "auto")),
         objective=str(settings.get("objective", "makespan")),
         time_limit_s=float(settings.get("time_limit_s", 10.0)),
     )
+
+
+def _planned_for(asked: Mapping[str, Any], folder: Path) -> CostProfile | None:
+    given = asked.get("planned_for")
+    return None if given is None else point_profile(given, folder=folder)

@@ -17,7 +17,7 @@ _ADAPTER = ("name", "lengths", "num_samples", "global_batch_size", "max_tokens",
 
 
 def point_jobs(job: Any, *, folder: Path) -> tuple[tuple[Job, ...], dict[str, Any]]:
-    """Jobs, and what their file says of the pipeline (stages, replicas, microbatch_tokens).
+    """Jobs, and what their file says of the pipeline (stages, replicas, microbatch_tokens, schedule).
 
     Raises InputError naming the field.
     """
@@ -43,6 +43,7 @@ def _job(number: int, given: Mapping[str, Any], folder: Path) -> Job:
             seed=whole(given.get("seed", number), f"{place}.seed", least=0),
         )
     else:
+        _check_source(source, place=place, folder=folder)
         lengths = read_lengths(folder / source)[: whole(count, f"{place}.num_samples") if count else None]
     if "max_tokens" in given:
         most = whole(given["max_tokens"], f"{place}.max_tokens")
@@ -53,6 +54,14 @@ def _job(number: int, given: Mapping[str, Any], folder: Path) -> Job:
         lengths=lengths,
         global_batch_size=whole(given.get("global_batch_size", 16), f"{place}.global_batch_size"),
     )
+
+
+def _check_source(source: str, *, place: str, folder: Path) -> None:
+    if not source or not (folder / source).is_file():
+        raise SimulationError(
+            f"{place}.lengths={source!r} is neither a file in {folder} nor a known data set; those are "
+            f"{', '.join(sorted(DATASETS))}"
+        )
 
 
 def _jobs_of_file(job: Mapping[str, Any], folder: Path) -> tuple[tuple[Job, ...], dict[str, Any]]:
@@ -77,6 +86,7 @@ def _jobs_of_file(job: Mapping[str, Any], folder: Path) -> tuple[tuple[Job, ...]
         "stages": settings.num_stages,
         "replicas": settings.num_replicas,
         "microbatch_tokens": settings.microbatch_tokens,
+        "schedule": settings.schedule,
     }
 
 

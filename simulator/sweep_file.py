@@ -9,8 +9,9 @@ cluster: {jitter: [0, 0.05], network: {latency_ms: 0.03, gb_per_s: [12.5, 50]}}
 profile: {name: llama-70b-h100-published, link: {latency_ms: [0, 0.1]}}          # or only a name, a file, or a list
 sample: 500            # that many combinations, drawn with `seed`, instead of all
 ```
-`pipeline.planned_for` is the profile that the planner weighs plans by (as `loraplex plan --profile`); without it all
-microbatches count alike there, and one plan serves all values of `profile`.
+`pipeline.planned_for` is the profile that the planner weighs plans by (as `loraplex plan --profile`). Without it a job
+file is planned as `loraplex train` does where nothing was measured, lengths by slots (all microbatches count alike, as
+with `planned_for: null`), and one plan serves all values of `profile`.
 A list of values is a choice; a list of tables (adapters, slow, pauses) is a list. A range is [first, last] or
 [first, last, step], both ends included.
 """

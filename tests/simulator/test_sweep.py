@@ -9,6 +9,8 @@ import pytest
 
 from loraplex.analysis.metrics import summarize
 from loraplex.planner.build_program import build_program
+from loraplex.planner.inputs.load_jobs import load_jobs
+from loraplex.planner.job_plan import plan_jobs
 from loraplex.planner.jobs import job_from_lengths
 from loraplex.planner.make_plan import make_plan
 from loraplex.planner.plan import Plan
@@ -23,7 +25,7 @@ from loraplex.simulator.sweep_file import load_sweep
 from loraplex.tests.random_plans import random_plan
 from loraplex.traces.costs import CostProfile
 from loraplex.traces.profiles import load_profile
-from loraplex.traces.workloads import sample_lengths
+from loraplex.traces.workloads import DATASETS, sample_lengths
 
 JOB = "job: {adapters: [{lengths: gsm8k, num_samples: 32, global_batch_size: 8}]}\n"
 PROFILE = "profile: llama-70b-h100-published\n"
@@ -210,7 +212,9 @@ profile: {name: llama-70b-h100-published, link: {latency_ms: [0, 5]}, forward: {
         (JOB + PROFILE + "pipeline: {stage: 4}", "pipeline.stage is unknown"),
         (JOB + PROFILE + "cluster: {jitter: -1}", "cluster: jitter=-1"),
         ("job: {adapters: []}\n" + PROFILE, "job.adapters is an empty list"),
-        ("job: {adapters: [{lengths: nowhere.csv}]}\n" + PROFILE, "nowhere.csv: cannot be read"),
+        ("job: {adapters: [{lengths: nowhere.csv}]}\n" + PROFILE, "job.adapters.0.lengths='nowhere.csv' is neither a"),
+        ("job: {adapters: [{lengths: gsm9k}]}\n" + PROFILE, f"data set; those are {', '.join(sorted(DATASETS))}"),
+        ("job: {adapters: [{num_samples: 3}]}\n" + PROFILE, "job.adapters.0.lengths='' is neither a"),
         ("job: {adapters: [{lengths: gsm8k, global_batch_size: 0}]}\n" + PROFILE, "global_batch_size=0 must be"),
         ("job: nowhere.yaml\n" + PROFILE, "nowhere.yaml"),
     ],
@@ -273,3 +277,56 @@ def test_plans_may_be_made_for_a_profile(tmp_path: Path, monkeypatch: pytest.Mon
     sweep = load_sweep(written(tmp_path, JOB + PROFILE + pipeline))
     assert run_sweep(sweep, folder=tmp_path / "out")["error"].isna().all()
     assert sorted(planned_for, key=str) == [None, "llama-70b-h100-published"]
+
+
+def test_a_job_file_is_planned_as_train_plans_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Plan] = []
+
+    def kept(*args: Any, **settings: Any) -> Plan:
+        made.append(make_plan(*args, **settings))
+        return made[-1]
+
+    monkeypatch.setattr(point, "make_plan", kept)
+    # Global batches so small that full microbatches leave the second stage empty.
+    (tmp_path / "texts.csv").write_text("num_tokens\n" + "300\n1000\n700\n500\n" * 6, encoding="utf-8")
+    job = tmp_path / "jobs.yaml"
+    job.write_text(
+        """
+base_model: tiny
+random_weights: true
+sequence_len: 2048
+microbatch_tokens: 4096
+pipeline: {stages: 2, schedule: 1f1b-flush}
+adapters: [{name: one, global_batch_size: 4, datasets: [{path: texts.csv, type: lengths}]}]
+""",
+        encoding="utf-8",
+    )
+    planned = plan_jobs(load_jobs(job, allow_lengths=True))
+    file = "job: jobs.yaml\n" + PROFILE
+    table = run_sweep(load_sweep(written(tmp_path, file)), folder=tmp_path / "out")
+    assert table["error"].tolist() == [None]
+    assert (made[0].microbatches, made[0].schedule) == (planned.microbatches, planned.schedule)
+    by_slots = file + "pipeline: {planned_for: [null]}\n"
+    assert run_sweep(load_sweep(written(tmp_path, by_slots)), folder=tmp_path / "slots")["error"].isna().all()
+    assert len(made[1].microbatches) < len(planned.microbatches)
+    # A schedule of the sweep's own is not planned for, as points of other schedules share the plan.
+    other = file + "pipeline: {schedule: [gpipe, null]}\n"
+    table = run_sweep(load_sweep(written(tmp_path, other)), folder=tmp_path / "other")
+    assert table["program"].tolist() == ["gpipe", "1f1b-flush"]
+
+
+def test_stages_of_a_job_file_rank_as_advise_ranks_them(tmp_path: Path) -> None:
+    (tmp_path / "texts.csv").write_text("num_tokens\n" + "300\n1000\n700\n500\n" * 6, encoding="utf-8")
+    (tmp_path / "jobs.yaml").write_text(
+        """
+base_model: tiny
+random_weights: true
+sequence_len: 2048
+microbatch_tokens: 4096
+adapters: [{name: one, global_batch_size: 4, datasets: [{path: texts.csv, type: lengths}]}]
+""",
+        encoding="utf-8",
+    )
+    text = "job: jobs.yaml\npipeline: {stages: [1, 2]}\nprofile: tiny-cpu\n"
+    table = run_sweep(load_sweep(written(tmp_path, text)), folder=tmp_path / "out")
+    assert ranked(table)["pipeline.stages"].tolist() == [2, 1]
