@@ -114,12 +114,12 @@ def dropout_threshold(p: float) -> int:
 
 
 def token_indices(token_index: Sequence[int] | HostArray | Tensor | None, num_rows: int) -> HostArray | Tensor:
-    """int32 `[num_rows]`; a tensor stays on its device, all else is an array. None: the row number.
+    """int32 `[num_rows]`; a tensor stays on its device, all else is an array without gaps. None: the row number.
 
     Raises `ValueError` for another shape and for what is no integer.
     """
     if isinstance(token_index, np.ndarray) and token_index.dtype == np.int32 and token_index.shape == (num_rows,):
-        return token_index
+        return np.ascontiguousarray(token_index)
     import torch
 
     index = torch.arange(num_rows) if token_index is None else torch.as_tensor(token_index)
@@ -130,4 +130,4 @@ def token_indices(token_index: Sequence[int] | HostArray | Tensor | None, num_ro
     if index.dtype == torch.bool or index.is_floating_point():
         raise ValueError(f"token_index has dtype {index.dtype}: give {num_rows} integers")
     index = index.to(torch.int32)
-    return index.numpy() if index.device.type == "cpu" else index
+    return index.contiguous().numpy() if index.device.type == "cpu" else index

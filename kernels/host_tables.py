@@ -37,7 +37,7 @@ class HostTiles:
     num_tiles: int
 
     @classmethod
-    def of(cls, runs: list[Run], height: int) -> HostTiles:
+    def of(cls, runs: list[Run], *, height: int) -> HostTiles:
         """Tiles of at most `height` rows."""
         spans: dict[int, tuple[int, int]] = {}
         num_tiles = 0
@@ -57,6 +57,7 @@ class HostTiles:
                 yield adapter, 0, 0, 0
 
     def num_rows(self) -> int:
+        """Of all tiles."""
         return sum(end_row - first_row for first_row, end_row, _ in self.runs)
 
     def on_device(self, table: Tensor, ranges: Tensor) -> Tiles:
@@ -95,8 +96,8 @@ class HostTables:
         heights = tuple(sorted(block_heights))
         blocks = [_blocks(owned, height, num_rows=num_rows) for height in heights]
         tiles = (
-            *[HostTiles.of(runs, height) for height in sorted(tile_heights)],
-            *[HostTiles.of(borders, BORDER_HEIGHT) for _, borders in blocks],
+            *[HostTiles.of(runs, height=height) for height in sorted(tile_heights)],
+            *[HostTiles.of(borders, height=BORDER_HEIGHT) for _, borders in blocks],
         )
         ranges = [span for table in tiles for span in table.ranges(num_adapters)]
         return cls(

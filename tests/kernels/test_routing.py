@@ -117,6 +117,15 @@ def test_tables_made_ahead_are_those_made_when_asked_for() -> None:
     assert [tensor.tolist() for tensor in ahead.tensors()[:4]] == [tensor.tolist() for tensor in asked.tensors()[:4]]
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_token_indices_that_lie_apart_in_memory_are_read_too(dtype: torch.dtype) -> None:
+    every = torch.arange(600, dtype=dtype)
+    routing = build((0, 300, 0), token_index=every[::2])
+    assert routing.token_index.tolist() == list(range(0, 600, 2))
+    routing.refresh(global_batches=[1, 0], token_index=every[1::2])
+    assert routing.token_index.tolist() == list(range(1, 600, 2))
+
+
 @pytest.mark.gpu
 def test_a_routing_on_a_gpu_is_the_hosts() -> None:
     wanted = WantedTables(tiles={16, 64}, blocks={64})
