@@ -19,8 +19,6 @@ from .bench_train_spec import OURS, RECORD, SYSTEMS, WORKLOADS, Question, check_
 from .flash_attention import ATTENTION
 
 Record = dict[str, Any]
-
-
 _GRACE_S = 3.0
 """For a process that is told to stop; one in a long call of C does not hear of it."""
 PACKAGES = ("torch", "triton", "transformers", "peft", "liger-kernel", "unsloth", "flash-attn-4")
@@ -117,13 +115,16 @@ def ask_all(questions: Sequence[Question]) -> Generator[Record, None, None]:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    # As Ctrl-C would, so that it takes its temporary folder away.
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(timeout=_GRACE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    # As Ctrl-C would, so that it takes its temporary folder away. At a terminal that has reached it too: told twice, it
+    # would leave off doing so.
+    for number in (None, signal.SIGINT, signal.SIGKILL):
+        if number is not None:
+            process.send_signal(number)
+        try:
+            process.wait(timeout=_GRACE_S)
+            return
+        except subprocess.TimeoutExpired:
+            continue
 
 
 def ask(question: Question) -> Generator[Record, None, None]:

@@ -370,6 +370,19 @@ def test_a_system_that_is_asked_no_further_measures_no_further(
         os.kill(process, 0)
 
 
+def test_a_system_that_ends_by_itself_is_not_told_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As one does that a terminal's Ctrl-C has reached: while it clears up, nothing must come between.
+    stand_in, told = tmp_path / "python", tmp_path / "told"
+    stand_in.write_text(f"#!/bin/sh\ntrap 'touch {told}' INT\necho '{RECORD}{{}}'\nsleep 0.2\n", encoding="utf-8")
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(stand_in))
+    answers = ask(question("ours"))
+    next(answers)
+    with pytest.raises(KeyboardInterrupt):
+        answers.throw(KeyboardInterrupt)
+    assert not told.exists()
+
+
 def test_ctrl_c_names_the_file_of_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(questions: Any) -> Any:
         (one,) = questions
