@@ -17,9 +17,7 @@ def write_atomically(path: Path | str, text: str) -> None:
     naming `path`.
     """
     target = Path(path)
-    if target.is_dir() or not target.name:
-        raise IsADirectoryError(errno.EISDIR, "is a folder; name a file to write", str(target))
-    if target.exists() and not target.is_file():
+    if _is_device(target):
         target.write_text(text, encoding="utf-8")
         return
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -35,9 +33,7 @@ def write_atomically(path: Path | str, text: str) -> None:
 def check_writable(path: Path | str) -> None:
     """Raise, before long work, the OSError that `write_atomically` would meet after it. Makes missing folders."""
     target = Path(path)
-    if target.is_dir() or not target.name:
-        raise IsADirectoryError(errno.EISDIR, "is a folder; name a file to write", str(target))
-    if target.exists() and not target.is_file():
+    if _is_device(target):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     trial = _beside(target)
@@ -46,6 +42,13 @@ def check_writable(path: Path | str) -> None:
             trial.touch()
     finally:
         trial.unlink(missing_ok=True)
+
+
+def _is_device(target: Path) -> bool:
+    # Or a pipe: what is written into as it is. Raises IsADirectoryError for a folder.
+    if target.is_dir() or not target.name:
+        raise IsADirectoryError(errno.EISDIR, "is a folder; name a file to write", str(target))
+    return target.exists() and not target.is_file()
 
 
 def _beside(target: Path) -> Path:
