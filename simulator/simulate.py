@@ -144,7 +144,7 @@ def _profiled(
 def _busy_share(costs: ProgramCosts, profile: CostProfile) -> float:
     # Mean over workers. One that nobody waits for never rests, and most profiles have one clock.
     num_workers = len(costs.graph.program.workers)
-    if num_workers == 1 or profile.steady_forward_factor is None:
+    if num_workers == 1 or profile.steady_forward_factor is profile.steady_backward_factor is None:
         return 1.0
     makespan_ms = completion_times(costs).makespan_ms()
     return float(costs.duration_ms.sum()) / (num_workers * makespan_ms) if makespan_ms else 1.0
