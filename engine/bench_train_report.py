@@ -1,7 +1,7 @@
 """The figures of `bench train` as JSON, CSV, bars and a table."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ def write_results(folder: Path, stem: str, document: dict[str, Any]) -> list[Pat
     measured = [record for record in records if "tokens_per_s" in record]
     if not measured:
         return paths[:2]
-    _plot(measured, paths[2], title=f"{document['model']}, {document['gpu']}", growth=bool(document["growth"]))
+    _plot(measured, paths[2], title=_title(document), growth=bool(document["growth"]))
     return paths
 
 
@@ -111,6 +111,11 @@ def results_table(records: Sequence[Record]) -> Table:
     return table
 
 
+def _title(document: Mapping[str, Any]) -> str:
+    base = " in NF4" if document["load_in_4bit"] else ""
+    return f"{document['model']}{base}, {document['gpu']}"
+
+
 def _plot(records: Sequence[Record], path: Path, *, title: str, growth: bool) -> None:
     import matplotlib
 
@@ -130,6 +135,9 @@ def _plot(records: Sequence[Record], path: Path, *, title: str, growth: bool) ->
                 points = sorted((record[key], record["tokens_per_s"]) for record in own)
                 axis.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
             axis.set_xscale("log", base=2)
+            values = sorted({record[key] for record in of})
+            axis.set_xticks(values, [f"{value:,}" for value in values])
+            axis.minorticks_off()
             axis.set_xlabel(key)
             axis.set_ylabel("real tokens/s")
             axis.set_ylim(0, 1.08 * max(record["tokens_per_s"] for record in records))

@@ -334,7 +334,7 @@ def test_wrong_choices_are_refused_before_anything_runs(changed: dict[str, Any],
 def test_growth_is_drawn_over_adapters_and_over_microbatches(tmp_path: Path) -> None:
     points = growth_points(microbatch_tokens=8192, dropout=0.0)
     records = [question("ours").named(point) | {"tokens_per_s": 100.0 + place} for place, point in enumerate(points)]
-    document = {"model": "tiny", "gpu": "cpu", "growth": True, "records": records}
+    document = {"model": "tiny", "gpu": "cpu", "load_in_4bit": False, "growth": True, "records": records}
     paths = write_results(tmp_path, "train-growth", document)
     assert [path.name for path in paths] == ["train-growth.json", "train-growth.csv", "train-growth.png"]
     assert json.loads(paths[0].read_text()) == document
