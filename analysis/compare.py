@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ..planner.plan import Plan
+from ..traces.counted import counted
 from ..traces.errors import TraceError
 from ..traces.timeline import Timeline
 from .actions import EVALUATION, NAMES, letters
@@ -57,19 +58,18 @@ class Comparison:
     def _unmeasured_note(self) -> str:
         if not self.num_unmeasured:
             return ""
-        were = "microbatch was" if self.num_unmeasured == 1 else "microbatches were"
         return (
-            f"{self.num_unmeasured} simulated {were} not executed here: of a run that was resumed, the "
-            "timeline is that of its last part; compare the actions, not the wholes"
+            f"not executed here: {counted(self.num_unmeasured, 'simulated microbatch')}; of a run that was resumed, "
+            "the timeline is that of its last part; compare the actions, not the wholes"
         )
 
     def _evaluations_note(self) -> str:
         if not self.num_evaluations:
             return ""
-        were = "microbatch of evaluations was" if self.num_evaluations == 1 else "microbatches of evaluations were"
         return (
-            f"{self.num_evaluations} {were} executed, {ms_text(self.evaluations_ms)} on the stage that had most of "
-            "them; the simulation has none, and its makespan lacks their time"
+            f"evaluations executed: {counted(self.num_evaluations, 'microbatch')}, "
+            f"{ms_text(self.evaluations_ms)} on the "
+            "stage that had most of them; the simulation has none, and its makespan lacks their time"
         )
 
     def same_order(self) -> bool:

@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
+from ..traces.counted import counted
 from ..traces.files import write_atomically
 from ..traces.run_folder import REPORT
 from .actions import NAMES
@@ -79,11 +80,10 @@ def _about(run: Run) -> str:
     plan = run.plan
     used = sum(bool(batch.samples) for batch in plan.microbatches)
     parts = [
-        f"{len(plan.jobs)} adapter{'s' * (len(plan.jobs) != 1)}",
-        f"{tokens_text(plan.num_tokens())} tokens in {tokens_text(used)} microbatches of at most "
+        f"{counted(len(plan.jobs), 'adapter')}",
+        f"{tokens_text(plan.num_tokens())} tokens in {counted(used, 'microbatch')} of at most "
         f"{tokens_text(plan.microbatch_tokens)}",
-        f"{plan.num_stages} stage{'s' * (plan.num_stages != 1)}"
-        + (f" x {plan.num_replicas} replicas" if plan.num_replicas > 1 else ""),
+        f"{counted(plan.num_stages, 'stage')}" + (f" x {plan.num_replicas} replicas" if plan.num_replicas > 1 else ""),
         f"schedule {plan.schedule}",
     ]
     return ", ".join(parts) + ". " + origins[:1].upper() + origins[1:]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from ..planner.plan import Plan
+from ..traces.counted import counted
 from ..traces.errors import TraceError
 from ..traces.ranking import Ranking
 from .causes import CAUSES
@@ -48,7 +49,7 @@ def cards(summaries: Sequence[Summary], comparison: Comparison | None) -> str:
             (
                 "unused capacity",
                 percent(main.capacity_waste_ratio),
-                f"of {tokens_text(main.num_microbatches)} microbatches",
+                f"of {counted(main.num_microbatches or 0, 'microbatch')}",
             ),
         ]
     memory = [(summary.source, summary.peak_memory_bytes) for summary in summaries if summary.peak_memory_bytes]

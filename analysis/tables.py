@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..planner.plain_table import plain_table
+from ..traces.counted import counted
 from .compare import Comparison
 from .metrics import Summary
 from .units import bytes_text, difference_text, ms_text, percent, rate_text, signed_percent, tokens_text
@@ -104,7 +105,7 @@ def systems_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 def ranking_table(best: pd.DataFrame, axes: Sequence[str], *, num_points: int) -> RenderableType:
     """The best points of a sweep: what came out, and the fields that vary (`axes`), in one column if they are many."""
-    title = f"best {len(best)} of {num_points:,} points"
+    title = f"best {len(best)} of {counted(num_points, 'point')}"
     table = plain_table(title=title)
     for name in ("#", "makespan", "tokens/s", "bubble", "memory", "fits"):
         table.add_column(name, justify="right", no_wrap=True)

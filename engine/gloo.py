@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..planner.errors import PlanError
+from ..traces.counted import counted
 from .errors import PeerLostError
 from .recorder import now_ns
 from .transport import Direction, Edge, Transport, edges
@@ -142,7 +143,8 @@ def check_num_workers(num_started: int, *, num_stages: int, num_replicas: int) -
     needed = num_stages * num_replicas
     if num_started != needed:
         raise PlanError(
-            f"{num_started} processes were started, but the plan has {num_stages} stages x {num_replicas} replicas: "
+            f"{counted(num_started, 'worker process')} for a plan of {counted(num_stages, 'stage')} x "
+            f"{counted(num_replicas, 'replica')}: "
             f"use torchrun --nproc-per-node {needed}"
         )
 

@@ -14,6 +14,7 @@ from ..kernels.rms_norm import rms_norm
 from ..kernels.routing import Routing
 from ..planner.errors import JobError
 from ..traces.costs import RecomputeMode, split_layers
+from ..traces.counted import counted
 from .batch import PackedRows
 from .decoder import DecoderBlock, LayerContext
 from .linear_group import LinearGroup
@@ -39,7 +40,8 @@ class Layout:
         """The share of a stage when layers are split as the cost profiles split them."""
         if num_stages > num_layers:
             raise JobError(
-                f"pipeline.stages={num_stages} exceeds the base model's {num_layers} layers; every stage needs one"
+                f"pipeline.stages={num_stages} exceeds the base model's {counted(num_layers, 'layer')}; every "
+                "stage needs one"
             )
         counts = split_layers(num_layers, num_stages)
         first = sum(counts[:stage])

@@ -20,6 +20,7 @@ from ..planner.inputs.load_jobs import load_jobs
 from ..planner.inputs.override import Override
 from ..planner.jobs import Job
 from ..traces.costs import CostProfile, CostTerms, EndCosts, LinkCosts, MemoryCosts, PassCosts
+from ..traces.counted import counted
 from ..traces.files import check_writable
 from ..traces.fit import CostPoints, calibrated, fit, fit_terms
 from ..traces.profiles import own_name
@@ -76,7 +77,9 @@ def _check_request(
 ) -> None:
     # Here, so that a mistake is told once and not by every process.
     if num_stages > base.num_layers:
-        raise JobError(f"{num_stages} stages exceed the {base.num_layers} layers of {base.name}; lower --stages")
+        raise JobError(
+            f"{num_stages} stages exceed the {counted(base.num_layers, 'layer')} of {base.name}; lower --stages"
+        )
     if output.is_dir():
         raise JobError(f"{output}: is a folder; name a file to write with -o")
     # Now, and not when all has been measured.

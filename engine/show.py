@@ -9,6 +9,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from ..planner.plain_table import adapters_table, plain_table
+from ..traces.counted import counted
 
 if TYPE_CHECKING:
     from ..traces.ranking import Ranking
@@ -94,7 +95,8 @@ def parity_table(rows: "Sequence[ParityRow]") -> Table:
     num_steps = max(row.steps for row in rows)
     table = adapters_table(
         ("alone in", "weights", "losses", "mean", "moved", ""),
-        title=f"together and alone, {num_steps} steps: largest difference of weights,\nlargest and mean one of losses",
+        title=f"together and alone, {counted(num_steps, 'step')}: largest difference of weights,\n"
+        "largest and mean one of losses",
     )
     for row in rows:
         table.add_row(

@@ -14,6 +14,7 @@ from ..planner.plan_file import load_plan, save_plan
 from ..planner.position import continued
 from ..planner.trained import trained_tokens
 from ..traces.costs import CostProfile
+from ..traces.counted import counted
 from ..traces.memory_costs import RecomputeMode
 from ..traces.profiles import load_profile
 from ..traces.ranking import Ranking, load_rankings, rankings_document
@@ -71,7 +72,7 @@ class TrainedAdapter:
         if self.quarantined_at is not None:
             broke = what_broke(self.last)
             when = f"step {self.quarantined_at}" if self.quarantined_at else "its first step"
-            holds = f"as of its last good step, after {self.steps_taken} steps"
+            holds = f"as of its last good step, after {counted(self.steps_taken, 'step')}"
             if not self.steps_taken:
                 holds = "untrained"
                 if self.first.learning_rate < RISKY_RATE:
@@ -79,7 +80,7 @@ class TrainedAdapter:
             return f"adapter '{self.name}' was quarantined at {when}: {broke}. {self.folder} holds it {holds}; {mend}"
         if self.skipped:
             undone = f", and took back {len(self.undone)} before such ones" if self.undone else ""
-            out = f"left out {len(self.skipped)} steps, the first {self.skipped[0]}{undone}"
+            out = f"left out {counted(len(self.skipped), 'step')}, the first {self.skipped[0]}{undone}"
             return f"adapter '{self.name}' {out}; {mend}"
         return ""
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..traces.counted import counted
 from .options import JobFile, Json
 from .overhead import OVERHEAD_TOKENS
 
@@ -177,9 +178,10 @@ def check(
         console = Console(soft_wrap=True)
         for violation in found.violations:
             console.print(f"{violation.rule}: {violation.message}", markup=False)
-        state = "valid" if found.is_valid() else f"{len(found.violations)} violations"
+        state = "valid" if found.is_valid() else counted(len(found.violations), "violation")
+        slots = "slots unknown" if found.slots is None else counted(found.slots, "slot")
         console.print(
-            f"{plan_file}: {state}; {len(found.plan.microbatches)} microbatches, {found.slots} slots, at least "
+            f"{plan_file}: {state}; {counted(len(found.plan.microbatches), 'microbatch')}, {slots}, at least "
             f"{found.lower_bound} by a bound computed anew",
             markup=False,
         )

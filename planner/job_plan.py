@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..traces.costs import CostProfile
+from ..traces.counted import counted
 from .assumed_costs import assumed_costs
 from .errors import JobError, PlanError
 from .inputs.loaded_jobs import LoadedJobs
@@ -47,8 +48,8 @@ def spread_otherwise(
     settings, model = loaded.settings, loaded.settings.base_model
     if (num_stages or 0) > model.num_layers:
         raise JobError(
-            f"--stages {num_stages} exceeds the {model.num_layers} layers of {model.name}, and each stage needs one; "
-            "lower it"
+            f"--stages {num_stages} exceeds the {counted(model.num_layers, 'layer')} of {model.name}, and each "
+            "stage needs one; lower it"
         )
     # 0 is a mistake to be told, not an absence.
     asked = replace(
@@ -81,8 +82,8 @@ def check_plan_belongs(plan: Plan, loaded: LoadedJobs, *, path: Path, resumed: b
                 raise PlanError(f"{path} holds other {field} of adapter '{job.name}' than the job file; {mend}")
     if plan.num_stages > loaded.settings.base_model.num_layers:
         raise PlanError(
-            f"{path} has {plan.num_stages} stages, but the base model only {loaded.settings.base_model.num_layers} "
-            f"layers; {mend}"
+            f"{path} has {counted(plan.num_stages, 'stage')}, but the base model only "
+            f"{loaded.settings.base_model.num_layers} layers; {mend}"
         )
 
 
@@ -98,5 +99,6 @@ def _check_num_steps(plan: Plan, loaded: LoadedJobs, *, path: Path, resumed: boo
         num_steps = len(job.global_batches)
         if wanted.get(job.name, num_steps) != num_steps:
             raise PlanError(
-                f"{path} trains adapter '{job.name}' for {num_steps} steps, the job file for {wanted[job.name]}; {mend}"
+                f"{path} trains adapter '{job.name}' for {counted(num_steps, 'step')}, the job file for "
+                f"{wanted[job.name]}; {mend}"
             )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..traces.counted import counted
 from ..traces.files import write_atomically
 from .errors import PlanError
 from .jobs import Job
@@ -62,7 +63,8 @@ def load_plan(path: Path | str, *, check: bool = True) -> Plan:
         violations = verify(plan)
         if violations:
             raise PlanError(
-                f"{path}: breaks {len(violations)} rules, first: {violations[0].message}; see all with loraplex check"
+                f"{path}: breaks {counted(len(violations), 'rule')}, first: {violations[0].message}; see all "
+                "with loraplex check"
             )
     return plan
 

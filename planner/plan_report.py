@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from ..traces.counted import counted
 from .dependencies import plan_slots
 from .packing.lower_bounds import LowerBounds, lower_bounds
 from .packing.workload import workload_of
@@ -94,8 +95,9 @@ def plan_line(plan: Plan) -> str:
     """The plan in one sentence."""
     figures = plan_figures(plan)
     return (
-        f"{figures.num_microbatches} microbatches in {figures.slots} slots (at least {figures.lower_bound}; gap "
-        f"{figures.gap():.2%}), {figures.stall_slots} of them waiting; by {plan.strategy} in {plan.seconds:.2f} s"
+        f"{counted(figures.num_microbatches, 'microbatch')} in {counted(figures.slots, 'slot')} (at least "
+        f"{figures.lower_bound}; gap {figures.gap():.2%}), {figures.stall_slots} of them waiting; by "
+        f"{plan.strategy} in {plan.seconds:.2f} s"
     )
 
 

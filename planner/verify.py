@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..traces.counted import counted
 from .jobs import Sample
 from .plan import Plan
 
@@ -86,12 +87,13 @@ def _samples(plan: Plan) -> Iterator[Violation]:
     for sample, count in wanted.items():
         found = placed.get(sample, 0)
         if found != count:
-            fault = "is missing" if found == 0 else f"is scheduled {found} times instead of {count}"
+            fault = "is missing" if found == 0 else f"is scheduled {counted(found, 'time')} instead of {count}"
             yield Violation(rule="samples", message=f"{_named(plan, sample)} {fault}")
     for sample, count in placed.items():
         if sample not in wanted:
             yield Violation(
-                rule="samples", message=f"{_named(plan, sample)} is scheduled {count} times but belongs to no job"
+                rule="samples",
+                message=f"{_named(plan, sample)} is scheduled {counted(count, 'time')} but belongs to no job",
             )
 
 
@@ -194,6 +196,6 @@ def _bound(plan: Plan) -> Iterator[Violation]:
     if slot + 1 < plan.lower_bound_slots:
         yield Violation(
             rule="bound",
-            message=f"lower_bound_slots={plan.lower_bound_slots} exceeds the {slot + 1} slots the plan takes; "
-            "the bound must be wrong",
+            message=f"lower_bound_slots={plan.lower_bound_slots} exceeds the {counted(slot + 1, 'slot')} the "
+            "plan takes; the bound must be wrong",
         )

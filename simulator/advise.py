@@ -13,6 +13,7 @@ from ..planner.jobs import Job
 from ..planner.memory_decision import check_profile_model
 from ..planner.plan import Plan
 from ..traces.costs import CostProfile
+from ..traces.counted import counted
 from ..traces.profiles import load_profile
 from ..traces.timeline import Timeline
 from .cluster import Cluster
@@ -64,6 +65,11 @@ class Layout:
             microbatch_tokens=settings.microbatch_tokens,
         )
 
+    def text(self) -> str:
+        """In words."""
+        tokens = counted(self.microbatch_tokens, "token")
+        return f"{counted(self.num_stages, 'stage')}, {counted(self.num_replicas, 'replica')}, {tokens}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Candidate:
@@ -114,7 +120,7 @@ def advise(request: AdviseRequest, *, progress: Progress | None = None) -> Advic
     for number, layout in enumerate(layouts):
         if progress is not None:
             progress(
-                f"{layout.num_stages} stages, {layout.num_replicas} replicas, {layout.microbatch_tokens} tokens",
+                layout.text(),
                 number / len(layouts),
             )
         laid = replace(looked_at, settings=replace(loaded.settings, **asdict(layout)))
@@ -129,6 +135,12 @@ def advise(request: AdviseRequest, *, progress: Progress | None = None) -> Advic
                 plan, laid, asked=loaded.settings.recompute, profile=profile, gpus=gpus, cluster=cluster
             )
             found.append(Candidate(layout=layout, estimate=estimate))
+    if not found:
+        layout, why = impossible[0]
+        raise PlanError(
+            f"none of the ways to lay it on {counted(len(gpus.free_bytes), 'GPU')} can be planned, "
+            f"for example {layout.text()}: {why}"
+        )
     if progress is not None:
         progress("done", 1.0)
     return Advice(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..planner.options import JobFile, JsonMsBytes
+from ..traces.counted import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,18 +98,15 @@ def _title(advice: "Advice") -> str:
 
     free = advice.gpus.free_bytes
     each = "" if min(free) == float("inf") else f" of {bytes_text(min(free))}"
-    return f"{len(free)} GPU{'s' * (len(free) > 1)}{each}, by {advice.profile.name}"
+    return f"{counted(len(free), 'GPU')}{each}, by {advice.profile.name}"
 
 
 def _notes(advice: "Advice") -> "Iterator[str]":
-    yield f"over the first {advice.num_batches} global batches of each adapter (--batches)"
+    yield f"over the first {counted(advice.num_batches, 'global batch')} of each adapter (--batches)"
     if advice.free_transfers:
         yield (
             "messages between GPUs count as free: the profile knows no link; --cluster describes one, and "
             "loraplex profile --stages 2 measures one"
         )
     for layout, why in advice.impossible:
-        yield (
-            f"no plan for {layout.num_stages} stages, {layout.num_replicas} replicas, {layout.microbatch_tokens} "
-            f"tokens: {why}"
-        )
+        yield f"no plan for {layout.text()}: {why}"

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ..planner.packing.parallel import side_by_side
+from ..traces.counted import counted
 from ..traces.files import write_atomically
 from .errors import SimulationError
 from .point import file_digests, plan_key, point_key, run_points
@@ -72,7 +73,7 @@ def run_sweep(
             file.flush()
             done += len(results)
             if progress:
-                progress(f"{done:,} of {len(points):,} points", done / len(points))
+                progress(f"{done:,} of {counted(len(points), 'point')}", done / len(points))
     table = pd.DataFrame([_row(point, known[key]) for key, point in zip(keys, points, strict=True)])
     _write(table, folder)
     return table

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..planner.options import JsonMsBytes
+from ..traces.counted import counted
 from ..traces.errors import InputError
 
 
@@ -46,7 +47,8 @@ def sweep(
     num_failed = int(table["error"].notna().sum())
     if num_failed == len(table):
         raise InputError(
-            f"{sweep_file}: none of its {num_failed:,} points could be run, for example: {table['error'].iloc[0]}; "
+            f"{sweep_file}: none of its {counted(num_failed, 'point')} could be run, for example: "
+            f"{table['error'].iloc[0]}; "
             f"mend the file ({output}/sweep.csv has every reason)"
         )
     if json:
@@ -65,9 +67,10 @@ def sweep(
     console.print(ranking_table(best, axes, num_points=len(table)))
     if num_failed:
         console.print(
-            f"{num_failed} points could not be run, for example: {table['error'].dropna().iloc[0]}", markup=False
+            f"{counted(num_failed, 'point')} could not be run, for example: {table['error'].dropna().iloc[0]}",
+            markup=False,
         )
-    console.print(f"wrote {output}/sweep.csv and {len(pictures)} pictures", markup=False)
+    console.print(f"wrote {output}/sweep.csv and {counted(len(pictures), 'picture')}", markup=False)
 
 
 def bench_simulator(

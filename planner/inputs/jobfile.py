@@ -3,13 +3,13 @@
 Names follow PEFT for what an adapter is and Axolotl for how it is trained.
 """
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ...traces.memory_costs import RecomputeChoice
 from ..jobs import LoggerName, OnNonfinite, Scheduler
+from .adapter_name import name_fault
 
 TextFormat = Literal["auto", "prompt_completion", "messages", "alpaca", "text"]
 DataFormat = Literal[TextFormat, "lengths"]
@@ -18,15 +18,11 @@ LongSamples = Literal["error", "truncate", "skip"]
 MAX_LORA_RANK = 256
 """What the kernels hold."""
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-
 
 def _checked_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise ValueError(
-            "a name becomes a folder: 1 to 100 letters a to z or A to Z, digits, '.', '_' and '-', not starting with "
-            "'.' or '-'"
-        )
+    fault = name_fault(name)
+    if fault:
+        raise ValueError(fault)
     return name
 
 

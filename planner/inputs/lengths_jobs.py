@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...traces.counted import counted
 from ...traces.workloads import read_lengths
 from ..errors import JobError
 from ..jobs import Job, job_from_lengths
+from .adapter_name import clash_fault, name_fault
 
 OVERLONG = ("error", "truncate", "skip")
 
@@ -24,19 +26,22 @@ def jobs_from_lengths(
     """
     sizes = _per_source("global-batch-size", global_batch_sizes, count=len(sources))
     counts = _per_source("num-batches", num_batches, count=len(sources)) if num_batches else [None] * len(sources)
-    jobs = []
+    jobs: list[Job] = []
     for adapter, (source, size, count) in enumerate(zip(sources, sizes, counts, strict=True)):
         name, mark, path = source.partition("=")
         if not (name and mark and path):
             raise JobError(f"--lengths {source!r} must be NAME=FILE.csv, e.g. --lengths poems=poems.csv")
+        faults = (name_fault(name), *(clash_fault(name, job.name) for job in jobs))
+        if any(faults):
+            raise JobError(f"--lengths {source!r}: {name!r}: {next(filter(None, faults))}; choose another name")
         lengths = fitted_lengths(
             read_lengths(Path(path)), limit=microbatch_tokens, overlong=overlong, where=f"{name} ({path})"
         )
         needed = len(lengths) if count is None else size * count
         if needed > len(lengths):
             raise JobError(
-                f"adapter '{name}': {count} batches of {size} need {needed} samples; {path} has {len(lengths)}: lower "
-                "--num-batches or --global-batch-size"
+                f"adapter '{name}': {counted(count or 0, 'batch')} of {size} need {needed} samples; {path} has "
+                f"{len(lengths)}: lower --num-batches or --global-batch-size"
             )
         jobs.append(job_from_lengths(adapter=adapter, name=name, lengths=lengths[:needed], global_batch_size=size))
     return tuple(jobs)
@@ -52,11 +57,11 @@ def fitted_lengths(lengths: Sequence[int], *, limit: int, overlong: str, where: 
     if overlong == "skip":
         kept = tuple(length for length in lengths if length <= limit)
         if not kept:
-            raise JobError(f"{where}: all {num_long} samples are longer than {limit} tokens; raise --microbatch-tokens")
+            raise JobError(f"{where}: no sample of {num_long} has at most {limit} tokens; raise --microbatch-tokens")
         return kept
     if num_long:
         raise JobError(
-            f"{where}: {num_long} of {len(lengths)} samples are longer than microbatch_tokens={limit}, the longest "
+            f"{where}: {num_long} of {counted(len(lengths), 'sample')} exceed microbatch_tokens={limit}, the longest "
             f"{max(lengths)} (sample {lengths.index(max(lengths))}); raise --microbatch-tokens or choose --overlong "
             "truncate or skip"
         )
@@ -68,5 +73,7 @@ def _per_source(name: str, values: Sequence[int], *, count: int) -> list[int]:
         if value < 1:
             raise JobError(f"--{name} {value} must be at least 1; raise it")
     if len(values) not in (1, count):
-        raise JobError(f"--{name} is given {len(values)} times for {count} --lengths; give one for all or one for each")
+        raise JobError(
+            f"--{name} is given {counted(len(values), 'time')} for {count} --lengths; give one for all or one for each"
+        )
     return list(values) * count if len(values) == 1 else list(values)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from ...traces.counted import counted
 from ..build_program import schedule_names
 from ..errors import JobError
 from ..jobs import EvaluationSettings, Job, LoraSettings, OptimizerSettings, Sample
@@ -96,8 +97,8 @@ def _check_limits(read: ReadJobFile, model: BaseModel) -> None:
     pipeline = read.fields.pipeline
     if pipeline.stages > model.num_layers:
         raise JobError(
-            f"{read.place('pipeline', 'stages')}: {pipeline.stages} stages exceed the {model.num_layers} layers of "
-            f"{model.name}, and each stage needs one; lower it"
+            f"{read.place('pipeline', 'stages')}: {pipeline.stages} stages exceed the "
+            f"{counted(model.num_layers, 'layer')} of {model.name}, and each stage needs one; lower it"
         )
     if pipeline.schedule not in schedule_names():
         raise JobError(
@@ -204,8 +205,8 @@ def _order(read: ReadJobFile, number: int, table: TokenTable) -> TrainingOrder:
     )
     if not len(order.rows):
         raise JobError(
-            f"{read.adapter_place(number, 'val_split')}: {adapter.val_split} keeps all {len(table)} samples out of "
-            "training; lower it"
+            f"{read.adapter_place(number, 'val_split')}: {adapter.val_split} keeps all "
+            f"{counted(len(table), 'sample')} out of training; lower it"
         )
     _check_looks(read, number, num_steps=len(order.batch_sizes))
     return order
@@ -216,8 +217,9 @@ def _check_looks(read: ReadJobFile, number: int, *, num_steps: int) -> None:
     asked = [name for name in ("early_stopping_patience", "load_best_model_at_end") if getattr(adapter, name)]
     if asked and adapter.eval_steps is not None and adapter.eval_steps > num_steps:
         raise JobError(
-            f"{read.adapter_place(number, 'eval_steps')}: {adapter.eval_steps} exceeds the {num_steps} steps of "
-            f"'{adapter.name}', so that nothing is evaluated and {asked[0]} has no effect; lower it"
+            f"{read.adapter_place(number, 'eval_steps')}: {adapter.eval_steps} exceeds the "
+            f"{counted(num_steps, 'step')} of '{adapter.name}', so that nothing is evaluated and "
+            f"{asked[0]} has no effect; lower it"
         )
 
 

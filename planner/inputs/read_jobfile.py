@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ..errors import JobError
+from .adapter_name import clash_fault
 from .grid import expand
 from .jobfile import AdapterEntry, DatasetEntry, Grid, JobFile, PipelineEntry
 from .yaml_lines import YamlText, read_yaml
@@ -156,10 +157,7 @@ def _check_unique_names(read: ReadJobFile) -> None:
     for number, adapter in enumerate(read.adapters):
         folder = adapter.name.casefold()
         if folder in seen:
-            other = seen[folder]
-            why = f"{other!r} would share its folder where upper and lower case are alike"
-            if adapter.name == other:
-                why = "another adapter has that name"
+            why = clash_fault(adapter.name, seen[folder])
             place = read.adapter_place(number, "name")
             raise JobError(f"{place}: {adapter.name!r}: {why}; adapter names must differ, choose another")
         seen[folder] = adapter.name

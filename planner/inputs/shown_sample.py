@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
+from ...traces.counted import counted
 from ..errors import JobError
 from ..jobs import Sample
 from .base_model import load_tokenizer
@@ -106,7 +107,8 @@ def samples_as_text(loaded: LoadedJobs, shown: Sequence[ShownSample]) -> Text:
         job, count = counts[sample.adapter]
         text.append(sample.adapter, style="bold cyan")
         text.append(
-            f"  {job.num_samples():,} samples in {len(job.global_batches):,} steps, {job.num_tokens():,} tokens"
+            f"  {counted(job.num_samples(), 'sample')} in {counted(len(job.global_batches), 'step')}, "
+            f"{counted(job.num_tokens(), 'token')}"
             f" ({count.num_read:,} read, {count.num_skipped:,} skipped, {count.num_truncated:,} truncated, "
             f"{count.num_validation:,} kept for validation)\n"
             f"sample {sample.index} of step {sample.global_batch}: {sample.place}, {sample.num_tokens} tokens, "

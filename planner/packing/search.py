@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
+from ...traces.counted import counted
 from .candidates import Recipe, follow, neighbour, num_staggers, random_staggers
 from .lower_bounds import LowerBounds
 from .objective import Score
@@ -64,7 +65,7 @@ class Search:
         except KeyboardInterrupt:
             if not self.found:
                 raise
-            self.notes.append(f"interrupted after {self.num_tried} candidates; the best so far was kept")
+            self.notes.append(f"interrupted after {counted(self.num_tried, 'candidate')}; the best so far was kept")
         return last
 
     def improve(self, *, count: int) -> None:
@@ -98,7 +99,7 @@ class Search:
         if self.found and self.is_best_possible(self.found[0].score):
             return True
         if self.found and not self.notes and perf_counter() > self.end_s:
-            self.notes.append(f"time limit struck after {self.num_tried} candidates")
+            self.notes.append(f"time limit struck after {counted(self.num_tried, 'candidate')}")
         return bool(self.notes)
 
     def _results(self, recipes: Sequence[Recipe]) -> Iterator[Bins]:

@@ -54,11 +54,11 @@ def test_of_a_resumed_run_the_last_part_alone_is_counted_and_it_is_said(
     comparison = compare(simulated, measured=changed(simulated, rest), plan=two_adapters)
     assert comparison.num_unmeasured == 2
     (note,) = comparison.notes()
-    assert "2 simulated microbatches were not executed here: of a run that was resumed" in note
+    assert "not executed here: 2 simulated microbatches; of a run that was resumed" in note
     assert note[:40] in printed(comparison_table(comparison)).replace("\n", " ")
     assert (comparison.simulated.num_tokens, comparison.measured.num_tokens) == (170, 10)
     assert compare(simulated, measured=simulated).notes() == ()
-    assert replace(comparison, num_unmeasured=1).notes()[0].startswith("1 simulated microbatch was not executed here")
+    assert replace(comparison, num_unmeasured=1).notes()[0].startswith("not executed here: 1 simulated microbatch;")
 
 
 def changed(timeline: Timeline, frame: pd.DataFrame) -> Timeline:
@@ -98,7 +98,7 @@ def test_evaluations_are_no_other_order_and_are_told(make_1f1b: MakeTimeline) ->
     assert comparison.to_json()["num_evaluations"] == 2
     (note,) = comparison.notes()
     assert note == (
-        "2 microbatches of evaluations were executed, 1.50 ms on the stage that had most of them; the simulation has "
+        "evaluations executed: 2 microbatches, 1.50 ms on the stage that had most of them; the simulation has "
         "none, and its makespan lacks their time"
     )
     told = " ".join(printed(comparison_table(comparison)).split())

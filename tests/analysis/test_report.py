@@ -106,8 +106,8 @@ def test_evaluations_are_told_and_are_no_other_order(folder: Path, make_1f1b: Ma
     )
     texts = Page(write_report(folder).read_text(encoding="utf-8")).texts
     assert (
-        "Every stage ran the same actions in the same order, span for span, evaluations apart. 1 microbatch of "
-        "evaluations was executed, 1.00 ms on the stage that had most of them; the simulation has none, and its "
+        "Every stage ran the same actions in the same order, span for span, evaluations apart. Evaluations "
+        "executed: 1 microbatch, 1.00 ms on the stage that had most of them; the simulation has none, and its "
         "makespan lacks their time."
     ) in texts
 

@@ -97,6 +97,6 @@ def test_on_a_cpu_a_run_goes_over_gloo_with_as_many_processes_as_the_plan_has_st
     transport = open_transport(num_stages=1)
     assert isinstance(transport, GlooTransport)
     transport.close()
-    with pytest.raises(PlanError, match="1 processes were started, but the plan has 2 stages x 1 replicas"):
+    with pytest.raises(PlanError, match="1 worker process for a plan of 2 stages x 1 replica"):
         open_transport(num_stages=2)
     torch.distributed.destroy_process_group()

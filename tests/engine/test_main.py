@@ -58,5 +58,5 @@ def test_too_many_processes_hear_it_once_from_the_first(tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.returncode != 0
-    said = "loraplex: error: 3 processes were started, but the plan has 2 stages x 1 replicas: use torchrun"
+    said = "loraplex: error: 3 worker processes for a plan of 2 stages x 1 replica: use torchrun"
     assert done.stderr.count("loraplex: ") == done.stderr.count(said) == 1

@@ -82,7 +82,19 @@ def test_check_prints_every_violation_and_exits_1(tmp_path: Path, lengths: list[
     lines = result.stdout.splitlines()
     assert lines[0].startswith("fingerprint: the fingerprint does not fit the content")
     assert sum(line.startswith("samples: adapter '") for line in lines) >= 2
-    assert "violations" in lines[-1]
+    assert f": {len(lines) - 1} violations; 5 microbatches, " in lines[-1]
+
+
+def test_one_of_a_thing_is_told_as_one(tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("num_tokens\n7\n", encoding="utf-8")
+    path = tmp_path / "plan.json"
+    rest = ("--global-batch-size", "1", "--microbatch-tokens", "100")
+    planned = run("plan", "--lengths", f"one={tmp_path / 'one.csv'}", *rest, "-o", str(path))
+    assert planned.stdout.startswith("1 microbatch in 1 slot (at least 1;")
+    assert "valid; 1 microbatch, 1 slot, at least 1" in run("check", str(path)).stdout
+    document = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(document | {"fingerprint": "0" * 64}), encoding="utf-8")
+    assert ": 1 violation; 1 microbatch, " in run("check", str(path)).stdout
 
 
 def test_a_capacity_is_chosen_under_a_profile(tmp_path: Path, lengths: list[str]) -> None:

@@ -53,7 +53,7 @@ def test_a_sample_scheduled_twice_does_not_hide_in_a_set() -> None:
 def test_a_sample_of_no_job() -> None:
     foreign = replace(B0, index=9, num_tokens=1)
     assert broken(with_microbatches((A0, B0), (A1, foreign), (A2,))) == [
-        ("samples", "adapter 'a1', global batch 0, sample 9 is scheduled 1 times but belongs to no job")
+        ("samples", "adapter 'a1', global batch 0, sample 9 is scheduled 1 time but belongs to no job")
     ]
 
 

@@ -119,6 +119,11 @@ def test_where_nothing_fits_it_says_so(folder: Path) -> None:
     assert "none of them fits; loraplex estimate tells what would help" in shown(folder, "--device-memory", "0.001")
 
 
+def test_what_cannot_be_planned_in_any_way_is_a_mistake_and_not_an_answer(folder: Path) -> None:
+    with pytest.raises(PlanError, match="on 100,000 GPUs can be planned, for example 1 stage, 100,000 replicas, 2"):
+        shown(folder, "--gpus", "100000")
+
+
 def test_only_the_first_global_batches_are_looked_at_unless_all_are_asked_for(folder: Path) -> None:
     assert run("advise", folder, "--batches", "3")["num_batches"] == 3
     assert "over the first 3 global batches of each adapter" in shown(folder, "--batches", "3")

@@ -29,6 +29,9 @@ def test_the_sweep_in_its_last_comment_works(tmp_path: Path) -> None:
     write_job_template(path)
     before, mark, after = path.read_text(encoding="utf-8").partition("#    grid:")
     assert mark
+    # As the comment says: the grid stands instead of the adapter's own values.
+    entries, word, words = before.partition("  - name: words\n")
+    before = entries + word + words.replace("    r: 4\n", "").replace("    learning_rate: 1e-2\n", "")
     path.write_text(before + (mark + after).replace("#    ", "    "), encoding="utf-8")
     names = [job.name for job in load_jobs(path).jobs]
     sweep = ["words-r4-lr0.001", "words-r4-lr0.003", "words-r8-lr0.001", "words-r8-lr0.003"]
