@@ -150,7 +150,7 @@ profile: {name: llama-70b-h100-published}
         ),
         (
             ("sweep", "sweep.yaml", "-o", "swept"),
-            "loraplex: error: sweep.yaml: none of its 1 points could be run, for example: pipeline.stages=-2 must be a "
+            "loraplex: error: sweep.yaml: none of its 1 point could be run, for example: pipeline.stages=-2 must be a "
             "whole number from 1 on; mend the file (swept/sweep.csv has every reason)\n",
         ),
     ],
