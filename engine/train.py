@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..planner.build_program import rival_schedules
+from ..planner.host_memory import check_weights_fit_host, host_bytes
 from ..planner.inputs.loaded_jobs import LoadedJobs
 from ..planner.job_plan import check_plan_belongs, plan_jobs
 from ..planner.memory_decision import check_profile_model
@@ -211,11 +212,14 @@ def _check_base(prepared: Prepared) -> str:
 def _recompute(settings: RunSettings, prepared: Prepared, *, profile: CostProfile | None) -> RecomputeMode:
     # Here, so that what cannot fit is told before any process starts.
     plan, loaded = prepared.plan, prepared.loaded
+    on_gpu = resolved_device(settings.device) == "cuda"
+    if not on_gpu:
+        check_weights_fit_host(loaded.settings.base_model, num_replicas=plan.num_replicas, free_bytes=host_bytes())
     return settled_recompute(
         plan,
         loaded,
         asked=settings.recompute or loaded.settings.recompute,
-        gpus=free_gpus() if resolved_device(settings.device) == "cuda" else None,
+        gpus=free_gpus() if on_gpu else None,
         profile=profile,
     )
 

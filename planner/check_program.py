@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
+from ..traces.counted import counted
 from .deadlock import require_progress
 from .errors import PlanError
 from .plan import Plan
@@ -31,8 +32,8 @@ def check_program(program: Program, plan: Plan, *, ahead: int | None = None) -> 
             )
     if len(program.workers) != program.num_stages * program.num_replicas:
         raise PlanError(
-            f"the program has {len(program.workers)} workers; it needs one for each of {program.num_replicas} replicas "
-            f"x {program.num_stages} stages"
+            f"the program has {counted(len(program.workers), 'worker')}; it needs one for each of "
+            f"{counted(program.num_replicas, 'replica')} x {counted(program.num_stages, 'stage')}"
         )
     for worker in range(len(program.workers)):
         _Worker(program, plan, worker).check()

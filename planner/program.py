@@ -13,6 +13,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from ..traces.counted import counted
 from .errors import PlanError
 
 
@@ -127,8 +128,8 @@ class Program:
         lines = text.splitlines()
         if len(lines) != num_stages * num_replicas:
             raise PlanError(
-                f"program text has {len(lines)} lines; it needs one for each of {num_replicas} replicas x "
-                f"{num_stages} stages"
+                f"program text has {counted(len(lines), 'line')}; it needs one for each of "
+                f"{counted(num_replicas, 'replica')} x {counted(num_stages, 'stage')}"
             )
         workers = tuple(
             ActionColumns.of(_parse_line(line, number=number, num_stages=num_stages))

@@ -11,6 +11,7 @@ import numpy as np
 from ..planner.costing import ProgramCosts
 from ..planner.graph import ProgramGraph
 from ..traces.costs import LinkCosts
+from ..traces.counted import counted
 from .errors import SimulationError
 from .replay import Pauses
 
@@ -147,7 +148,8 @@ class Cluster:
         if not (0 <= place.stage < program.num_stages and 0 <= place.replica < program.num_replicas):
             raise SimulationError(
                 f"cluster '{self.name}' names stage {place.stage} of replica {place.replica}, but the program has "
-                f"{program.num_stages} stages and {program.num_replicas} replicas; name one of them"
+                f"{counted(program.num_stages, 'stage')} and {counted(program.num_replicas, 'replica')}; name one of "
+                "them"
             )
         return place.replica * program.num_stages + place.stage
 

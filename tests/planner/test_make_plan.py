@@ -203,7 +203,7 @@ def test_progress_tells_the_gap() -> None:
 def test_a_time_limit_that_struck_is_noted() -> None:
     plan = make_plan(uneven_jobs(), num_stages=3, microbatch_tokens=120, time_limit_s=1e-9)
     assert plan.verify() == ()
-    assert [record.status for record in plan.solver] == ["time limit struck after 1 candidates"]
+    assert [record.status for record in plan.solver] == ["time limit struck after 1 candidate"]
 
 
 def test_ctrl_c_keeps_the_best_plan_so_far(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def test_actions_are_columns_and_columns_are_actions() -> None:
     [
         ("0F0 0X1\n1F0\n", "line 1: '0X1' is no action"),
         ("0F0\n0F0\n", "line 2: '0F0' is an action of stage 0; move it to its line"),
-        ("0F0\n", "has 1 lines; it needs one for each of 1 replicas x 2 stages"),
+        ("0F0\n", "has 1 line; it needs one for each of 1 replica x 2 stages"),
         ("0F0\n1S2\n", "line 2: '1S2' is no action"),
     ],
 )

@@ -90,7 +90,7 @@ def test_a_program_as_text_is_read_back_and_replayed(tmp_path: Path) -> None:
             "0F0 0B0 0F1 0B1 0S0.0\n1F0 1F1 1B0 1B1 1S0.0\n",
             "schedule 'mine' deadlocks: 0B0 waits to start -> 1F1 waits to start -> 0B0 waits to start",
         ),
-        ("0F0 0F1 0B0 0B1 0S0.0\n", "program text has 1 lines; it needs one for each of 1 replicas x 2 stages"),
+        ("0F0 0F1 0B0 0B1 0S0.0\n", "program text has 1 line; it needs one for each of 1 replica x 2 stages"),
         ("0F0 0F1 0B0 0B1 0S0.0\n1F0 1F1 1X0 1B1 1S0.0\n", "program line 2: '1X0' is no action"),
         ("0F0 0F1 0B0 0B1 0S0.0\n1F0 1F1 1B0 1S0.0\n", "stage 1: 1S0.0 comes before 1 of its backwards"),
     ],

@@ -89,7 +89,7 @@ def test_pauses_of_one_worker_are_joined_in_order() -> None:
 def test_a_worker_that_is_not_there_is_named(place: dict[str, int]) -> None:
     plan = even_plan(4, 2)
     cluster = Cluster(name="lab", slow=(SlowWorker(factor=2.0, **place),))
-    with pytest.raises(SimulationError, match=r"cluster 'lab' names stage .* 4 stages and 1 replicas"):
+    with pytest.raises(SimulationError, match=r"cluster 'lab' names stage .* 4 stages and 1 replica"):
         simulate(build_program(plan), plan, Hardware(profile=PROFILE, cluster=cluster))
 
 
