@@ -112,7 +112,7 @@ def results_table(records: Sequence[Record]) -> Table:
 
 
 def _title(document: Mapping[str, Any]) -> str:
-    base = " in NF4" if document["load_in_4bit"] else ""
+    base = " in NF4" if document.get("load_in_4bit") else ""
     return f"{document['model']}{base}, {document['gpu']}"
 
 
