@@ -14,16 +14,14 @@ from ..planner.jobs import Job
 from ..planner.loads import Loads
 from ..planner.plan import Plan
 from ..planner.program import Action, ActionKind
-from .batch import Packer, TokenSource
-from .execute import Executor
-from .itinerary import Leg, itinerary
-from .loopback import LoopbackTransport
+from .batch import TokenSource
+from .itinerary import Leg
 from .message import Message, Wire
 from .model import Layout
 from .nf4_linear import held_bytes
-from .pool_tokens import PoolTokens
 from .profile_plan import measuring_plan, measuring_program
 from .recorder import Recorder, now_ns
+from .run_alone import run_alone
 from .stage import Stage, make_stage_of
 from .transport import Direction, Edge, Transport
 from .weight_source import FROM_FOLDER, WeightSource
@@ -147,24 +145,8 @@ def run_round(
 
     `tokens` are random ones when absent.
     """
-    index = stage.layout.stage
     stage.rewind()
-    legs: tuple[Leg, ...] = itinerary(measuring_program(plan), plan, stage=index)
-    weight = next(stage.model.parameters())
-    config = stage.model.config
-    wire = Wire(hidden_size=config.hidden_size, dtype=weight.dtype, device=stage.device)
-    recorder = recorder or Recorder(stage=index, device=stage.device)
-    Executor(
-        stage,
-        plan,
-        Packer(plan.jobs, tokens or PoolTokens(config.vocab_size), device=stage.device),
-        LoopbackTransport(legs, wire, worker=index),
-        recorder=recorder,
-        # Made-up gradients may run away; a halted adapter would leave out the work that is measured.
-        on_nonfinite="skip",
-        before_leg=before_leg,
-    ).run(legs)
-    return [(leg.action, ms) for leg, ms in zip(legs, recorder.compute_ms(), strict=True)]
+    return run_alone(stage, plan, measuring_program(plan), tokens=tokens, recorder=recorder, before_leg=before_leg)
 
 
 def _there(device: torch.device) -> None:

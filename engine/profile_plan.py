@@ -50,7 +50,7 @@ def measuring_plan(jobs: Sequence[Job], *, capacity_tokens: int, num_stages: int
     return numbered_plan(jobs, shuffled, num_stages=num_stages, capacity_tokens=capacity_tokens)
 
 
-def measuring_program(plan: Plan) -> Program:
+def measuring_program(plan: Plan, *, with_steps: bool = True) -> Program:
     """Each microbatch forward and at once backward, then the steps it completes; the same on every stage."""
     last = {batch: place for place, held in enumerate(plan.microbatches) for batch in held.global_batches()}
     actions: list[Action] = []
@@ -60,7 +60,7 @@ def measuring_program(plan: Plan) -> Program:
         actions += [
             Action(kind=ActionKind.STEP, adapter=adapter, global_batch=global_batch)
             for adapter, global_batch in held.global_batches()
-            if last[adapter, global_batch] == place
+            if with_steps and last[adapter, global_batch] == place
         ]
     columns = ActionColumns.of(actions)
     return Program(schedule="measuring", num_stages=plan.num_stages, workers=(columns,) * plan.num_stages)

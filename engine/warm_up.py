@@ -8,13 +8,9 @@ through; here all do at once.
 from dataclasses import replace
 
 from ..planner.plan import Microbatch, Plan
-from ..planner.program import Action, ActionColumns, ActionKind, Program
-from .batch import Packer, TokenSource
-from .execute import Executor
-from .itinerary import itinerary
-from .loopback import LoopbackTransport
-from .message import Wire
-from .recorder import Recorder
+from .batch import TokenSource
+from .profile_plan import measuring_program
+from .run_alone import run_alone
 from .stage import Stage
 
 
@@ -23,22 +19,8 @@ def warm_up(stage: Stage, plan: Plan, tokens: TokenSource) -> None:
 
     Raises what training would, as when memory runs out.
     """
-    held = kinds(plan)
-    alone = replace(plan, microbatches=held, num_replicas=1)
-    passes = (ActionKind.FORWARD, ActionKind.BACKWARD)
-    columns = ActionColumns.of([Action(kind=kind, microbatch=place) for place in range(len(held)) for kind in passes])
-    program = Program(schedule="warming up", num_stages=plan.num_stages, workers=(columns,) * plan.num_stages)
-    index = stage.layout.stage
-    legs = itinerary(program, alone, stage=index)
-    weight = next(stage.model.parameters())
-    wire = Wire(hidden_size=stage.model.config.hidden_size, dtype=weight.dtype, device=stage.device)
-    Executor(
-        stage,
-        alone,
-        Packer(plan.jobs, tokens, device=stage.device),
-        LoopbackTransport(legs, wire, worker=index),
-        recorder=Recorder(stage=index, device=stage.device),
-    ).run(legs)
+    alone = replace(plan, microbatches=kinds(plan), num_replicas=1)
+    run_alone(stage, alone, measuring_program(alone, with_steps=False), tokens=tokens)
     # The backward closed the batches that it knew of.
     for adapter in stage.adapters:
         adapter.closed.clear()
