@@ -47,14 +47,21 @@ def ends_process(*, alike: bool = False) -> Iterator[None]:
             raise
         _end(f"worker {worker}: {told}", code=1)
     except OSError as error:
+        # What a library cleans up while it is interrupted may fail: shutil.rmtree closes a descriptor twice then.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            _end_stopped(error.__context__, worker=worker)
         broken = disk_error(error)
         if broken is None:
             raise
         _end(f"worker {worker}: {broken}", code=1)
     except KeyboardInterrupt as error:
-        # Python's own handler, which is there before the watchdog's, names no signal. A launcher of ours tells of all.
-        said = "" if LAUNCHER in os.environ else f"worker {worker} stopped ({str(error) or 'SIGINT'})"
-        _end(said, code=STOPPED)
+        _end_stopped(error, worker=worker)
+
+
+def _end_stopped(interrupt: KeyboardInterrupt, *, worker: int) -> None:
+    # Python's own handler, which is there before the watchdog's, names no signal. A launcher of ours tells of all.
+    said = "" if LAUNCHER in os.environ else f"worker {worker} stopped ({str(interrupt) or 'SIGINT'})"
+    _end(said, code=STOPPED)
 
 
 def _end(message: str, *, code: int) -> None:

@@ -65,6 +65,24 @@ def test_what_goes_wrong_is_one_line_and_an_exit_code(
     assert err.count("\n") == (1 if said else 0)
 
 
+def test_an_interrupt_in_the_midst_of_a_clean_up_that_then_fails_is_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end(given: int) -> None:
+        raise EndedError(given)
+
+    def clean_up() -> None:
+        try:
+            raise KeyboardInterrupt("SIGINT")
+        finally:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(EndedError) as ended, ends_process():
+        clean_up()
+    assert (ended.value.args, capsys.readouterr().err) == ((130,), "loraplex: worker 0 stopped (SIGINT)\n")
+
+
 @pytest.mark.parametrize(("worker", "waited"), [("0", []), ("1", [ALIKE_S])])
 def test_what_all_workers_meet_is_told_by_the_first_unless_it_does_not_come(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], worker: str, waited: list[float]
