@@ -21,7 +21,7 @@ from .engine.errors import STOPPED
 from .engine.interrupts import interrupts_come_again
 from .kernels import commands as kernels_commands
 from .planner import commands as planner_commands
-from .simulator import advise_commands, sweep_commands
+from .simulator import advise_commands, estimate_commands, sweep_commands
 from .simulator import commands as simulator_commands
 from .traces.errors import InputError
 
@@ -56,7 +56,7 @@ app.command("plan")(planner_commands.plan)
 app.command("check")(planner_commands.check)
 app.command("profile")(engine_commands.profile)
 app.command("simulate")(simulator_commands.simulate)
-app.command("estimate")(simulator_commands.estimate)
+app.command("estimate")(estimate_commands.estimate)
 app.command("advise")(advise_commands.advise)
 app.command("train")(engine_commands.train)
 app.command("compare")(analysis_commands.compare)

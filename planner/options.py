@@ -14,6 +14,15 @@ Recompute = Annotated[
         "--recompute", help="none, selective, full, or auto: the fastest that fits.", show_default="the job file's"
     ),
 ]
+DeviceMemory = Annotated[
+    float | None,
+    typer.Option(
+        "--device-memory",
+        metavar="GIB",
+        help="Memory of each GPU.",
+        show_default="this machine's, else the profile's",
+    ),
+]
 DrawnWeights = Annotated[
     bool, typer.Option("--random-weights", help="Draw the weights: a config.json or a shape is enough.")
 ]

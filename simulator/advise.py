@@ -16,6 +16,7 @@ from ..traces.costs import CostProfile
 from ..traces.counted import counted
 from ..traces.profiles import load_profile
 from ..traces.timeline import Timeline
+from .asked_gpus import AskedGpus
 from .cluster import Cluster
 from .cluster_file import load_cluster
 from .estimate import Estimate, estimate_plan
@@ -36,12 +37,7 @@ class AdviseRequest:
 
     job_file: Path
     profile: str
-    num_gpus: int | None = None
-    """The machine's, else as many as the job file has workers."""
-    device_bytes: float | None = None
-    """Memory of each GPU: the machine's, else the profile's."""
-    machine: Gpus | None = None
-    """This machine's GPUs, if it has any."""
+    gpus: AskedGpus = field(default_factory=AskedGpus)
     cluster: Path | None = None
     """A cluster file, for what transfers cost."""
     num_batches: int | None = 32
@@ -111,7 +107,7 @@ def advise(request: AdviseRequest, *, progress: Progress | None = None) -> Advic
     profile = load_profile(request.profile)
     check_profile_model(profile, loaded.settings.base_model)
     cluster = load_cluster(request.cluster) if request.cluster else Cluster()
-    gpus = _gpus(request, loaded.settings, profile)
+    gpus = request.gpus.to_lay_on(loaded.settings, profile)
     looked_at = replace(loaded, jobs=_first_batches(loaded.jobs, request.num_batches))
     asked = Layout.of(loaded.settings)
     found: list[Candidate] = []
@@ -119,10 +115,7 @@ def advise(request: AdviseRequest, *, progress: Progress | None = None) -> Advic
     layouts = tuple(layouts_of(loaded.settings, num_gpus=len(gpus.free_bytes)))
     for number, layout in enumerate(layouts):
         if progress is not None:
-            progress(
-                layout.text(),
-                number / len(layouts),
-            )
+            progress(layout.text(), number / len(layouts))
         laid = replace(looked_at, settings=replace(loaded.settings, **asdict(layout)))
         try:
             plan = plan_jobs(laid, profile=profile, time_limit_s=PLAN_SECONDS)
@@ -170,19 +163,6 @@ def microbatch_sizes(settings: JobSettings) -> tuple[int, ...]:
     least = settings.sequence_len
     larger = (least * times for times in SIZES if least * times <= MOST_TOKENS)
     return tuple(sorted({least, settings.microbatch_tokens, *larger}))
-
-
-def _gpus(request: AdviseRequest, settings: JobSettings, profile: CostProfile) -> Gpus:
-    machine = request.machine
-    if request.num_gpus is None and request.device_bytes is None and machine is not None:
-        return machine
-    count = request.num_gpus
-    if count is None:
-        count = len(machine.free_bytes) if machine is not None else settings.num_stages * settings.num_replicas
-    each_bytes = request.device_bytes
-    if each_bytes is None:
-        each_bytes = min(machine.free_bytes) if machine is not None else profile.memory.capacity_bytes
-    return Gpus(free_bytes=(each_bytes,) * count)
 
 
 def _first_batches(jobs: Sequence[Job], num_batches: int | None) -> tuple[Job, ...]:

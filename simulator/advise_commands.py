@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..planner.options import JobFile, JsonMsBytes
+from ..planner.options import DeviceMemory, JobFile, JsonMsBytes
 from ..traces.counted import counted
 
 if TYPE_CHECKING:
@@ -25,10 +25,7 @@ def advise(
         int | None,
         typer.Option(help="GPUs to lay it on.", min=1, show_default="this machine's, else the job file's workers"),
     ] = None,
-    device_memory: Annotated[
-        float | None,
-        typer.Option(metavar="GIB", help="Memory of each GPU.", show_default="this machine's, else the profile's"),
-    ] = None,
+    device_memory: DeviceMemory = None,
     cluster: Annotated[
         Path | None, typer.Option(help="Cluster file (YAML): links between GPUs.", show_default="the profile's link")
     ] = None,
@@ -44,21 +41,16 @@ def advise(
     from rich.console import Console
 
     from ..analysis.advise_table import advice_table, advice_values
-    from ..planner.inputs.read_jobfile import read_jobfile
     from .advise import AdviseRequest
     from .advise import advise as make_advice
-    from .commands import bytes_of_gib, this_machine
+    from .asked_gpus import AskedGpus
+    from .estimate_commands import this_machine
     from .progress import progress_on_stderr
 
-    device_bytes = bytes_of_gib(device_memory)
-    # Before torch, which counts the GPUs and takes seconds to import: a mistake in the file is told at once.
-    read_jobfile(job_file)
     request = AdviseRequest(
         job_file=job_file,
         profile=profile,
-        num_gpus=gpus,
-        device_bytes=device_bytes,
-        machine=this_machine() if gpus is None or device_bytes is None else None,
+        gpus=AskedGpus(num_gpus=gpus, device_gib=device_memory, machine=this_machine),
         cluster=cluster,
         num_batches=batches or None,
     )

@@ -1,4 +1,4 @@
-"""The command line's share of the simulator, first part: `simulate` and `estimate`."""
+"""The command line's share of the simulator, first part: `simulate`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..planner.options import JobFile, JsonMsBytes, PlanOfJobs, Recompute
+from ..planner.options import JsonMsBytes
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ..analysis.metrics import Summary
-    from ..planner.gpus import Gpus
     from .ask import Answer
 
 
@@ -221,84 +220,3 @@ def _write(
         summaries = {system.name: summarize(system.timeline) for system in found.systems}
         plot_bubbles({"": summaries}, folder / "bubbles")
     progress("done", 1.0)
-
-
-def estimate(
-    job_file: JobFile,
-    plan: PlanOfJobs = None,
-    profile: Annotated[
-        str | None,
-        typer.Option(help="Cost profile: a name in the box or a file.", show_default="memory by shapes, no times"),
-    ] = None,
-    device_memory: Annotated[
-        float | None,
-        typer.Option(metavar="GIB", help="Memory of each GPU.", show_default="this machine's, else the profile's"),
-    ] = None,
-    gpus: Annotated[
-        int | None,
-        typer.Option(
-            help="GPUs for all stages, which may share them.", min=1, show_default="this machine's, or one each"
-        ),
-    ] = None,
-    stages: Annotated[int | None, typer.Option(help="Pipeline stages.", min=1, show_default="the job file's")] = None,
-    replicas: Annotated[
-        int | None, typer.Option(help="Pipelines side by side.", min=1, show_default="the job file's")
-    ] = None,
-    recompute: Recompute = None,
-    json: JsonMsBytes = False,
-) -> None:
-    """Tell what training a job file takes, before anything runs: memory by stage, time, and what to change."""
-    import json as json_module
-
-    from rich.console import Console
-
-    from ..analysis.estimate_table import estimate_table, estimate_values
-    from ..analysis.metrics import summarize
-    from ..planner.inputs.read_jobfile import read_jobfile
-    from ..traces.memory_costs import recompute_choice
-    from .estimate import EstimateRequest
-    from .estimate import estimate as make_estimate
-    from .progress import progress_on_stderr
-
-    device_bytes = bytes_of_gib(device_memory)
-    # Before torch, which counts the GPUs and takes seconds to import: a mistake in the file is told at once.
-    read_jobfile(job_file)
-    request = EstimateRequest(
-        job_file=job_file,
-        plan_file=plan,
-        profile=profile,
-        machine=this_machine() if device_memory is None and gpus is None else None,
-        device_bytes=device_bytes,
-        num_gpus=gpus,
-        recompute=None if recompute is None else recompute_choice(recompute),
-        num_stages=stages,
-        num_replicas=replicas,
-    )
-    with progress_on_stderr() as progress:
-        found = make_estimate(request, progress=progress)
-    summary = None if found.simulation is None else summarize(found.simulation.timeline, plan=found.plan)
-    if json:
-        print(json_module.dumps(estimate_values(found.plan, found.decision, summary), allow_nan=False))
-        return
-    console = Console()
-    console.print(estimate_table(found.plan, found.decision, summary))
-
-
-def bytes_of_gib(device_memory: float | None) -> float | None:
-    """Of --device-memory. Raises SimulationError where it is not above 0."""
-    from .errors import SimulationError
-
-    if device_memory is not None and not device_memory > 0:
-        raise SimulationError(f"--device-memory {device_memory} must be above 0 GiB; raise it")
-    return None if device_memory is None else device_memory * 2**30
-
-
-def this_machine() -> "Gpus | None":
-    """Its GPUs with what is free of them; None without any, or without torch."""
-    from importlib.util import find_spec
-
-    if find_spec("torch") is None:
-        return None
-    from ..engine.device_memory import free_gpus
-
-    return free_gpus()

@@ -1,11 +1,11 @@
 """estimate: what a job file will take, before anything runs. Memory of every stage, time, and what limits both."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..planner.build_program import build_program
-from ..planner.gpus import Gpus, one_gpu_each
+from ..planner.gpus import Gpus
 from ..planner.inputs.load_jobs import load_jobs
 from ..planner.inputs.loaded_jobs import LoadedJobs
 from ..planner.job_plan import check_plan_belongs, plan_jobs, spread_otherwise
@@ -15,6 +15,7 @@ from ..planner.plan_file import load_plan
 from ..traces.costs import CostProfile
 from ..traces.memory_costs import RecomputeChoice
 from ..traces.profiles import load_profile
+from .asked_gpus import AskedGpus
 from .cluster import Cluster
 from .errors import SimulationError
 from .simulate import Hardware, Simulation, simulate
@@ -30,12 +31,7 @@ class EstimateRequest:
     plan_file: Path | None = None
     profile: str | None = None
     """A cost profile; without one, memory comes from the model's shapes and times are not known."""
-    machine: Gpus | None = None
-    """This machine's GPUs, for which the answer is unless the next two ask about others; None without any."""
-    device_bytes: float | None = None
-    """Memory of each GPU; the profile's where absent."""
-    num_gpus: int | None = None
-    """So many for all stages; one each where absent."""
+    gpus: AskedGpus = field(default_factory=AskedGpus)
     recompute: RecomputeChoice | None = None
     """The job file's where absent."""
     num_stages: int | None = None
@@ -71,7 +67,7 @@ def estimate(request: EstimateRequest, *, progress: Progress | None = None) -> E
         loaded,
         asked=request.recompute or loaded.settings.recompute,
         profile=profile,
-        gpus=_gpus(request, profile),
+        gpus=request.gpus.for_workers(profile),
     )
 
 
@@ -108,18 +104,6 @@ def _profile(request: EstimateRequest, loaded: LoadedJobs) -> CostProfile | None
     # Before the time that planning takes.
     check_profile_model(profile, loaded.settings.base_model)
     return profile
-
-
-def _gpus(request: EstimateRequest, profile: CostProfile | None) -> Gpus | None:
-    # None leaves it to the profile: one such GPU a stage.
-    if request.device_bytes is None and request.num_gpus is None:
-        return request.machine
-    each_bytes = request.device_bytes
-    if each_bytes is None:
-        each_bytes = float("inf") if profile is None else profile.memory.capacity_bytes
-    if request.num_gpus is None:
-        return one_gpu_each(each_bytes)
-    return Gpus(free_bytes=(each_bytes,) * request.num_gpus)
 
 
 def _plan(request: EstimateRequest, loaded: LoadedJobs, profile: CostProfile | None, progress: Progress | None) -> Plan:

@@ -14,8 +14,9 @@ from loraplex.planner.gpus import Gpus
 from loraplex.planner.inputs.load_jobs import load_jobs
 from loraplex.simulator.advise import AdviseRequest, advise, microbatch_sizes
 from loraplex.simulator.advise_commands import advise as command
-from loraplex.simulator.commands import estimate
+from loraplex.simulator.asked_gpus import AskedGpus
 from loraplex.simulator.errors import SimulationError
+from loraplex.simulator.estimate_commands import estimate
 from loraplex.tests.simulator.made_up import PROFILE as MADE_UP
 from loraplex.traces.costs import CostTerms, LinkCosts, PassCosts
 
@@ -143,7 +144,9 @@ def test_it_is_told_that_messages_count_as_free_where_no_link_is_known(folder: P
 
 def test_this_machines_gpus_are_what_it_is_for(folder: Path) -> None:
     request = AdviseRequest(
-        job_file=folder / "jobs.yaml", profile=str(folder / "profile.json"), machine=Gpus(free_bytes=(2e7, 3e7))
+        job_file=folder / "jobs.yaml",
+        profile=str(folder / "profile.json"),
+        gpus=AskedGpus(machine=lambda: Gpus(free_bytes=(2e7, 3e7))),
     )
     advice = advise(request)
     assert advice.gpus.free_bytes == (2e7, 3e7)

@@ -15,9 +15,9 @@ from loraplex.planner.errors import JobError, PlanError
 from loraplex.planner.gpus import Gpus
 from loraplex.planner.inputs.load_jobs import load_jobs
 from loraplex.planner.plan_file import save_plan
-from loraplex.simulator.commands import estimate as command
 from loraplex.simulator.errors import SimulationError
 from loraplex.simulator.estimate import EstimateRequest, estimate
+from loraplex.simulator.estimate_commands import estimate as command
 from loraplex.simulator.sweep_commands import sweep
 from loraplex.tests.simulator.made_up import PROFILE
 from loraplex.traces.errors import TraceError
