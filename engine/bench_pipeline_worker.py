@@ -20,7 +20,6 @@ from ..planner.plan import Plan
 from ..planner.plan_file import load_plan
 from ..traces.timeline import Timeline
 from .base_folder import base_model_folder
-from .batch import Packer
 from .bench_pipeline import Order, Sharing, plan_path, sharing_path, spans_path
 from .clock import clock_offset_ns
 from .connect import open_transport
@@ -29,6 +28,7 @@ from .ending import ends_process
 from .execute import Executor
 from .itinerary import itinerary
 from .measure import run_round
+from .packer import Packer
 from .pool_tokens import PoolTokens
 from .position import PositionFile, position_path
 from .recorder import Recorder
@@ -121,7 +121,7 @@ def _executor(bench: _Bench, stage: Stage, plan: Plan, recorder: Recorder, *, sa
     return Executor(
         stage,
         plan,
-        Packer(plan.jobs, PoolTokens(stage.model.config.vocab_size), device=bench.device),
+        Packer(plan.jobs, PoolTokens(stage.model.config.vocab_size), device=bench.device, buckets=stage.buckets),
         bench.transport,
         recorder=recorder,
         # On random weights one may run away; all of its work is to be timed all the same.

@@ -13,7 +13,6 @@ from ..planner.build_program import build_program
 from ..planner.inputs.base_model import BaseModel
 from ..planner.make_plan import make_plan
 from ..planner.plan import Plan
-from .batch import Packer
 from .bench_train_laps import Measured, start_counting_memory, synchronize
 from .bench_train_spec import Point, Question
 from .bench_train_work import adapter_data, bounded_jobs
@@ -22,6 +21,7 @@ from .execute import Executor
 from .itinerary import Leg, itinerary
 from .loopback import LoopbackTransport
 from .message import Wire
+from .packer import Packer
 from .pool_tokens import PoolTokens
 from .recorder import Recorder
 from .stage import Stage, make_stage
@@ -102,7 +102,7 @@ def _pass(stage: Stage, plan: Plan, legs: Sequence[Leg], device: torch.device) -
     executor = Executor(
         stage,
         plan,
-        Packer(plan.jobs, PoolTokens(config.vocab_size), device=device),
+        Packer(plan.jobs, PoolTokens(config.vocab_size), device=device, buckets=stage.buckets),
         LoopbackTransport(legs, wire, worker=0),
         recorder=Recorder(stage=0, device=device),
     )

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ..planner.jobs import EvaluationSettings
 from .adapters import StageAdapter
-from .batch import Packer
 from .evaluation_records import EvaluationRecord
 from .figures import Figures
 from .interleave import Evaluation, is_due
 from .itinerary import Batch
+from .packer import Packer
 
 IMPROVED, STOP = 1.0, 2.0
 """Verdicts; 0 where there is nothing to say."""

@@ -10,7 +10,7 @@ from ..planner.jobs import OnNonfinite
 from ..planner.plan import Plan
 from ..planner.program import ActionKind
 from .adapters import StageAdapter, StepReport
-from .batch import PackedBatch, Packer
+from .batch import PackedBatch
 from .errors import EngineError
 from .evaluations import IMPROVED, STOP, Evaluations
 from .figures import Figures
@@ -21,6 +21,7 @@ from .mailbox import Mailbox, Sums, zero
 from .message import Wire
 from .metrics import StepRecord
 from .pack_ahead import PackAhead, packed_before
+from .packer import Packer
 from .recorder import Recorder
 from .reports import PendingStep, StepReports
 from .stage import Stage
@@ -37,12 +38,9 @@ class Held:
     inputs: Tensor
     output: Tensor
     """Hidden states, or on the last stage the scalar loss."""
+    packed: PackedBatch
     losses: BatchLosses = ()
     """Last stage: what this microbatch adds to each batch's loss."""
-
-    def num_rows(self) -> int:
-        """Rows that went through; a message has room for all that the plan has."""
-        return self.inputs.shape[1]
 
 
 class Executor:
@@ -179,15 +177,15 @@ class Executor:
         if packed is None:
             self._held[leg.action.microbatch] = None
             return None
-        inputs = packed.token_ids if came is None else came[:, : packed.num_rows()].requires_grad_()
+        inputs = packed.token_ids if came is None else came[:, : packed.num_rows].requires_grad_()
         hidden = self._hidden(inputs, packed)
         if not self.stage.layout.is_last:
-            self._held[leg.action.microbatch] = Held(inputs=inputs, output=hidden)
+            self._held[leg.action.microbatch] = Held(inputs=inputs, output=hidden, packed=packed)
             return hidden.detach()
         losses = self._losses(hidden, packed)
         total = torch.stack([loss for _, loss in losses]).sum()
         known = tuple((batch, loss.detach()) for batch, loss in losses)
-        self._held[leg.action.microbatch] = Held(inputs=inputs, output=total, losses=known)
+        self._held[leg.action.microbatch] = Held(inputs=inputs, output=total, packed=packed, losses=known)
         return None
 
     @torch.no_grad()
@@ -210,8 +208,11 @@ class Executor:
         return None
 
     def _hidden(self, inputs: Tensor, packed: PackedBatch) -> Tensor:
-        hidden = self.stage.model(inputs, rows=packed.rows, routing=packed.routing, recompute=self.stage.recompute)
-        return torch.as_tensor(hidden)
+        stage = self.stage
+        if packed.filled is not None and stage.graphs is not None:
+            return stage.graphs.run(inputs, packed)
+        hidden: Tensor = stage.model(inputs, rows=packed.rows, routing=packed.routing, recompute=stage.recompute)
+        return hidden
 
     def _losses(self, hidden: Tensor, packed: PackedBatch) -> BatchLosses:
         # The head sees only rows whose next token is learned.
@@ -232,8 +233,11 @@ class Executor:
         if held is None:
             return None
         if gradient is not None:
-            gradient = gradient[:, : held.num_rows()]
+            # A message has room for all rows that the plan has.
+            gradient = gradient[:, : held.packed.num_rows]
         torch.autograd.backward(held.output, gradient)
+        if held.packed.filled is not None and self.stage.graphs is not None:
+            self.stage.graphs.went_back(held.packed.filled)
         self._add(held.losses)
         return None if self.stage.layout.is_first else held.inputs.grad
 

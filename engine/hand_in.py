@@ -53,6 +53,7 @@ def _peak(stage: Stage) -> pd.DataFrame:
     held = peak_bytes(stage.device, num_processes=sharing_processes())
     if held is None:
         return no_counters()
+    held += 0 if stage.graphs is None else stage.graphs.num_bytes()
     return pd.DataFrame({"replica": [stage.replica], "stage": [stage.layout.stage], "ms": [0.0], "bytes": [held]})
 
 

@@ -15,11 +15,11 @@ import torch
 
 from ..planner.plan import Plan
 from ..traces.profile_points import points_table
-from .batch import Packer
 from .measure_pieces import Call, EagerLora, attention, eager_linears, frozen_linears, frozen_stage, time_pass
 from .measure_rounds import repeat, seconds_since
 from .model import StageModel
 from .nf4_linear import held_bytes
+from .packer import Packer
 from .pool_tokens import PoolTokens
 from .profile_conditions import AGAIN, conditions_plan, every_so_many
 from .recorder import Recorder, now_ns

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from ..planner.plan import Microbatch, Plan
 from ..planner.program import Action, ActionKind
 from .adapters import StageAdapter
-from .batch import PackedBatch, Packer
+from .batch import PackedBatch
 from .evaluations import Evaluations
 from .itinerary import Leg
+from .packer import Packer
 
 _PACKED = (ActionKind.FORWARD, ActionKind.EVALUATE)
 

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 from ..planner.plan import Plan
 from ..planner.program import Action, Program
-from .batch import Packer, TokenSource
+from .batch import TokenSource
 from .execute import Executor
 from .itinerary import Leg, itinerary
 from .loopback import LoopbackTransport
 from .message import Wire
+from .packer import Packer
 from .pool_tokens import PoolTokens
 from .recorder import Recorder
 from .stage import Stage
@@ -31,7 +32,7 @@ def run_alone(
     Executor(
         stage,
         plan,
-        Packer(plan.jobs, tokens or PoolTokens(model.config.vocab_size), device=stage.device),
+        Packer(plan.jobs, tokens or PoolTokens(model.config.vocab_size), device=stage.device, buckets=stage.buckets),
         LoopbackTransport(legs, wire, worker=index),
         recorder=recorder,
         # Made-up gradients may run away; a halted adapter would leave out the work that is measured.

@@ -8,7 +8,10 @@ import torch
 
 from ..planner.jobs import Job
 from ..traces.costs import RecomputeMode
+from ..traces.graph_tokens import GRAPH_TOKENS
 from .adapters import StageAdapter
+from .buckets import GraphBuckets
+from .graphs import LayerGraphs, layer_graphs
 from .insert_adapters import insert_adapters
 from .model import Layout, StageModel, build_stage, read_config, whole_linears
 from .targets import check_targets
@@ -24,6 +27,8 @@ class Stage:
     replica: int = 0
     recompute: RecomputeMode = "none"
     """What its layers make again in the backward instead of keeping it."""
+    graphs: LayerGraphs | None = None
+    """Of its layers, for small microbatches; None: every kernel is launched by itself."""
 
     @property
     def layout(self) -> Layout:
@@ -32,6 +37,15 @@ class Stage:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def buckets(self) -> GraphBuckets | None:
+        """What its microbatches are to be filled up to, where they are replayed as graphs."""
+        return None if self.graphs is None else self.graphs.buckets
+
+    def replays(self, num_tokens: int) -> bool:
+        """Whether microbatches of so many tokens are replayed as graphs, all but the first of a kind."""
+        return self.graphs is not None and num_tokens <= GRAPH_TOKENS
 
     def rewind(self) -> None:
         """Let the same steps be taken once more, for measuring; weights and moments simply go on."""
@@ -84,4 +98,10 @@ def make_stage_of(
         group.mask_id = linears.index(group.names[0])
     wide = torch.float64 if next(model.parameters()).dtype is torch.float64 else torch.float32
     adapters = insert_adapters(jobs, tuple(model.groups()), dtype=wide)
-    return Stage(model=model, adapters=adapters, replica=replica, recompute=recompute)
+    return Stage(
+        model=model,
+        adapters=adapters,
+        replica=replica,
+        recompute=recompute,
+        graphs=layer_graphs(model, recompute=recompute),
+    )

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from ..planner.jobs import OnNonfinite
 from ..planner.plan import Plan
 from ..planner.program import Program
-from .batch import Packer, TokenSource
+from .batch import TokenSource
 from .errors import PeerLostError
 from .execute import Executor
 from .itinerary import itinerary
 from .mailbox import Sums
 from .metrics import StepRecord
+from .packer import Packer
 from .recorder import Recorder
 from .rendezvous import RendezvousTransport, Switchboard
 from .stage import Stage
@@ -60,6 +61,9 @@ def run_in_threads(
     recorders = tuple(
         Recorder(stage=stage.layout.stage, replica=stage.replica, device=stage.device) for stage in stages
     )
+    for recorder in recorders:
+        # The first mark waits for the whole device, which is forbidden while another thread captures a graph.
+        recorder.mark()
     threads = [
         threading.Thread(
             target=_work,
@@ -83,7 +87,7 @@ def _work(shared: _Shared, worker: int, stage: Stage, recorder: Recorder, sums: 
         executor = Executor(
             stage,
             shared.plan,
-            Packer(shared.plan.jobs, shared.tokens, device=stage.device),
+            Packer(shared.plan.jobs, shared.tokens, device=stage.device, buckets=stage.buckets),
             RendezvousTransport(shared.board, worker),
             recorder=recorder,
             sums=sums,

@@ -54,13 +54,18 @@ def is_known(operator: Any) -> bool:
     if not {each.name for each in arguments if each.kwarg_only} >= _OPTIONS or len(operator._schema.returns) != 5:
         return False
     try:
-        # Validation may be the first to ask.
-        with torch.inference_mode(False), torch.enable_grad():
+        # The first to ask may be validation, or a layer whose saved tensors a checkpoint counts.
+        hooks = torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
+        with torch.inference_mode(False), torch.enable_grad(), hooks:
             node = _output_of_nothing(operator).grad_fn
     except (RuntimeError, TypeError):
         return False
     # One without a derivative has a node too, which refuses in the backward.
     return node is not None and "FlashAttention" in node.name()
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _output_of_nothing(operator: Operator) -> Tensor:

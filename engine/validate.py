@@ -10,9 +10,10 @@ import torch
 from ..planner.jobs import Job, Sample
 from ..planner.plan import Microbatch, Plan, microbatch
 from ..planner.program import Action, ActionColumns, ActionKind, Program
-from .batch import IGNORED, Encoded, Packer
+from .batch import IGNORED, Encoded
 from .execute import Executor
 from .itinerary import itinerary
+from .packer import Packer
 from .recorder import Recorder
 from .stage import Stage
 from .transport import Transport

@@ -13,7 +13,6 @@ from ..planner.program import Program
 from ..traces.memory_costs import RecomputeMode, asked_recompute
 from .base_folder import base_model_folder
 from .base_identity import base_identity
-from .batch import Packer
 from .checkpoint import CheckpointWriter, Restored, forget_checkpoints, forget_unfinished, newest_checkpoint
 from .clock import clock_offset_ns
 from .collect import check_shared
@@ -33,6 +32,7 @@ from .itinerary import itinerary
 from .loggers import Logger, open_loggers
 from .mailbox import Sums
 from .output import VALIDATION, WORK, note_validation
+from .packer import Packer
 from .position import PositionFile, position_path
 from .prepare import Prepared
 from .recorder import Recorder
@@ -232,7 +232,7 @@ def _train(
     executor = Executor(
         stage,
         looks.plan,
-        Packer(plan.jobs, prepared.loaded, device=stage.device),
+        Packer(plan.jobs, prepared.loaded, device=stage.device, buckets=stage.buckets),
         transport,
         recorder=recorder,
         sums=sums,

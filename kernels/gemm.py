@@ -188,6 +188,9 @@ def can_fuse(x: Tensor, dy: Tensor, weight: Tensor, *, layout: Layout, routing: 
     config = layout.config.gemm
     if config is None or layout.padded_rank > 64:
         return False
+    if routing.bucket is not None:
+        # how many rows lie in blocks of two owners differs among the microbatches of a bucket
+        return False
     if not can_use_tma(x, dy, weight) or not weight.is_contiguous():
         return False
     num_tiles = ceil_div(x.shape[0], config.rows) * ceil_div(num_columns, config.columns)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from .bucket import Bucket
 from .host_tables import HostTables
 from .routing_checks import check_adapters, check_segments
 from .segments import Segment
@@ -68,16 +69,20 @@ class HostRouting:
     wanted: WantedTables
     tables: HostTables
     """Those that are wanted."""
+    bucket: Bucket | None = None
+    """What the tables are filled up to."""
 
     @classmethod
     def of(
         cls, adapters: RoutedAdapters, *, num_rows: int, segments: Sequence[Segment], global_batches: Sequence[int],
-        token_index: Sequence[int] | HostArray | Tensor | None, wanted: WantedTables,
+        token_index: Sequence[int] | HostArray | Tensor | None, wanted: WantedTables, bucket: Bucket | None = None,
     ) -> HostRouting:  # fmt: skip
         """As `Routing.build`, which says more."""
         ordered = tuple(sorted(segments, key=lambda segment: segment.first_row))
         num_adapters = len(adapters.seeds)
         check_segments(num_rows, ordered, num_adapters)
+        if bucket is not None:
+            bucket.check(num_rows, ordered)
         return cls(
             adapters=adapters,
             num_rows=num_rows,
@@ -87,8 +92,9 @@ class HostRouting:
             wanted=wanted,
             tables=HostTables.of(
                 ordered, num_rows=num_rows, num_adapters=num_adapters,
-                tile_heights=wanted.tiles, block_heights=wanted.blocks,
+                tile_heights=wanted.tiles, block_heights=wanted.blocks, bucket=bucket,
             ),
+            bucket=bucket,
         )  # fmt: skip
 
     def arrays(self) -> tuple[HostArray | Tensor, ...]:

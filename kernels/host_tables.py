@@ -5,13 +5,14 @@ What is counted by segment is plain Python, since they are few; what is written 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .bucket import Bucket
 from .segments import NO_ADAPTER, Blocks, Segment, Tiles
 from .sizes import ceil_div
 
@@ -30,14 +31,16 @@ class HostTiles:
     """Runs of rows that are to be cut into tiles: what `Tiles` is made of."""
 
     height: int
-    runs: list[Run]
+    runs: tuple[Run, ...]
     """Sorted by adapter, those of none last."""
-    spans: dict[int, tuple[int, int]]
+    spans: Mapping[int, tuple[int, int]]
     """First and end index of the tiles of each adapter that has some."""
     num_tiles: int
+    bucket: Bucket | None = None
+    """Where it is given, empty tiles fill up those of adapters and those of none."""
 
     @classmethod
-    def of(cls, runs: list[Run], *, height: int) -> HostTiles:
+    def of(cls, runs: Sequence[Run], *, height: int, bucket: Bucket | None = None) -> HostTiles:
         """Tiles of at most `height` rows."""
         spans: dict[int, tuple[int, int]] = {}
         num_tiles = 0
@@ -46,7 +49,7 @@ class HostTiles:
             num_tiles += ceil_div(end_row - first_row, height)
             if num_tiles > first_tile and adapter != NO_ADAPTER:
                 spans[adapter] = spans[adapter][0] if adapter in spans else first_tile, num_tiles
-        return cls(height=height, runs=runs, spans=spans, num_tiles=num_tiles)
+        return cls(height=height, runs=tuple(runs), spans=spans, num_tiles=num_tiles, bucket=bucket)
 
     def ranges(self, num_adapters: int) -> Iterator[tuple[int, int, int, int]]:
         """Of every adapter, as `Tiles.ranges` holds them."""
@@ -60,15 +63,38 @@ class HostTiles:
         """Of all tiles."""
         return sum(end_row - first_row for first_row, end_row, _ in self.runs)
 
+    def num_owned(self) -> int:
+        """Tiles of adapters."""
+        return max((end for _, end in self.spans.values()), default=0)
+
+    def num_places(self) -> int:
+        """In the table."""
+        if self.bucket is None:
+            return self.num_tiles
+        return self.bucket.num_owned(self.height) + self.bucket.num_padded(self.height)
+
+    def filled(self, table: Rows) -> Rows:
+        """The table with all its places: the `num_tiles` rows of these tiles, and empty ones."""
+        if self.bucket is None:
+            return table
+        made = np.zeros((self.num_places(), 4), np.int32)
+        owned, first_padded = self.num_owned(), self.bucket.num_owned(self.height)
+        made[:owned] = table[:owned]
+        made[first_padded:, 2] = NO_ADAPTER
+        made[first_padded : first_padded + self.num_tiles - owned] = table[owned:]
+        return made
+
     def on_device(self, table: Tensor, ranges: Tensor) -> Tiles:
         """The tiles, with their tensors."""
+        bucket = self.bucket
+        most = max((end - first for first, end in self.spans.values()), default=0)
         return Tiles(
             height=self.height,
             table=table,
             ranges=ranges,
-            num_owners=len(self.spans),
-            most_tiles=max((end - first for first, end in self.spans.values()), default=0),
-            num_owned=max((end for _, end in self.spans.values()), default=0),
+            num_owners=len(self.spans) if bucket is None else ranges.shape[0],
+            most_tiles=most if bucket is None else ceil_div(bucket.num_rows, self.height),
+            num_owned=self.num_owned() if bucket is None else bucket.num_owned(self.height),
         )
 
 
@@ -88,22 +114,22 @@ class HostTables:
     @classmethod
     def of(
         cls, segments: Sequence[Segment], *, num_rows: int, num_adapters: int,
-        tile_heights: Iterable[int] = (), block_heights: Iterable[int] = (),
+        tile_heights: Iterable[int] = (), block_heights: Iterable[int] = (), bucket: Bucket | None = None,
     ) -> HostTables:  # fmt: skip
-        """Of segments sorted by first row."""
+        """Of segments sorted by first row. A bucket fills up tiles alone: in one, nobody asks for blocks."""
         owned = [(segment.first_row, segment.end_row, segment.adapter) for segment in segments]
         runs = sorted(owned, key=_adapter) + _gaps(owned, num_rows)
         heights = tuple(sorted(block_heights))
         blocks = [_blocks(owned, height, num_rows=num_rows) for height in heights]
         tiles = (
-            *[HostTiles.of(runs, height=height) for height in sorted(tile_heights)],
+            *[HostTiles.of(runs, height=height, bucket=bucket) for height in sorted(tile_heights)],
             *[HostTiles.of(borders, height=BORDER_HEIGHT) for _, borders in blocks],
         )
         ranges = [span for table in tiles for span in table.ranges(num_adapters)]
         return cls(
             tiles=tiles,
             block_heights=heights,
-            rows=np.concatenate((_cut(tiles), np.array(ranges, np.int32).reshape(-1, 4))),
+            rows=np.concatenate((*_tables(tiles), np.array(ranges, np.int32).reshape(-1, 4))),
             owners=tuple(owners for owners, _ in blocks),
             num_adapters=num_adapters,
         )
@@ -116,7 +142,8 @@ class HostTables:
         """The tables by height, made of what `arrays` gave once it is there."""
         rows, *owners = tensors
         num_tables, num_tile_heights = len(self.tiles), len(self.tiles) - len(self.block_heights)
-        parts = rows.split_with_sizes([*[table.num_tiles for table in self.tiles], *[self.num_adapters] * num_tables])
+        places = [table.num_places() for table in self.tiles]
+        parts = rows.split_with_sizes([*places, *[self.num_adapters] * num_tables])
         sent = list(map(HostTiles.on_device, self.tiles, parts[:num_tables], parts[num_tables:]))
         blocks = [
             Blocks(height=height, owners=owned, borders=borders, num_border_rows=tiles.num_rows())
@@ -148,6 +175,18 @@ def _blocks(runs: list[Run], height: int, *, num_rows: int) -> tuple[Rows, list[
 
 def _adapter(run: Run) -> int:
     return run[2]
+
+
+def _tables(tables: Sequence[HostTiles]) -> Iterator[Rows]:
+    """`Tiles.table` of each, one after another."""
+    rows = _cut(tables)
+    if all(table.bucket is None for table in tables):
+        yield rows
+        return
+    first = 0
+    for table in tables:
+        yield table.filled(rows[first : first + table.num_tiles])
+        first += table.num_tiles
 
 
 def _cut(tables: Sequence[HostTiles]) -> Rows:

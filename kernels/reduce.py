@@ -55,6 +55,9 @@ def sum_block(
     o_tile = tl.arange(0, TILES)
     offset = i_block * BLOCK + tl.arange(0, BLOCK)
     mask = offset < size
+    if ADD:
+        # in a bucket there are programs for adapters without tiles, too
+        mask &= first < end
     # [TILES, BLOCK]: many loads in flight, one addition each
     acc = tl.zeros((TILES, BLOCK), tl.float32)
     p_part = parts_ptr + (first + o_tile).to(tl.int64)[:, None] * size + offset[None, :]

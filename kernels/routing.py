@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from .bucket import Bucket
 from .host_routing import HostRouting, RoutedAdapters, dropout_threshold, folded_words, token_indices
 from .routing_checks import check_adapters
 from .segments import Blocks, Segment, Tiles
@@ -46,6 +47,8 @@ class Routing:
     """int64 `[2 + 3 * num_segments]` on the CPU: rows, dropout or not, segments; what a compiled graph carries along,
     so that other segments need no other graph."""
     tables: Tables = field(repr=False)
+    bucket: Bucket | None = None
+    """Where it is given, all that the host decides follows from it and `has_dropout`."""
     plans: dict[Any, Any] = field(default_factory=dict, repr=False)
     """What the fused linears have recorded for these segments (`tape.Plan`), by what else they depend on."""
 
@@ -62,13 +65,14 @@ class Routing:
         token_index: Sequence[int] | Tensor | None = None,
         device: torch.device | str = "cpu",
         wanted: WantedTables | None = None,
+        bucket: Bucket | None = None,
     ) -> Routing:
         """Check the segments and put what the kernels read on `device`, in one copy that nobody waits for.
 
         `scaling`, `dropout`, `seeds` and `global_batches` hold one entry per adapter, indexed as `lora_a`;
         `token_index` one per row (None: the row number). Tables of the heights in `wanted` are made at once; those
-        asked for later are made then, and their heights noted there. The copy is made on the current stream, which
-        others have to wait for. Raises `ValueError` naming the argument and its value.
+        asked for later are made then, and their heights noted there; a `bucket` fills them up. The copy is made on the
+        current stream, which others have to wait for. Raises `ValueError` naming the argument and its value.
         """
         check_adapters(scaling, dropout, seeds, global_batches)
         on_host = HostRouting.of(
@@ -78,6 +82,7 @@ class Routing:
             global_batches=global_batches,
             token_index=token_index,
             wanted=wanted or WantedTables(),
+            bucket=bucket,
         )
         return cls.of(on_host, to_device(on_host.arrays(), device))
 
@@ -105,10 +110,12 @@ class Routing:
                 num_rows=on_host.num_rows,
                 num_adapters=len(adapters.seeds),
                 device=words.device,
+                bucket=on_host.bucket,
                 wanted=on_host.wanted,
                 _tiles=tiles,
                 _blocks=blocks,
             ),
+            bucket=on_host.bucket,
         )
 
     @classmethod

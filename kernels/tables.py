@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .bucket import Bucket
 from .host_tables import HostTables
 from .segments import Blocks, Segment, Tiles
 from .upload import to_device
@@ -35,6 +36,7 @@ class Tables:
     num_rows: int
     num_adapters: int
     device: torch.device
+    bucket: Bucket | None = None
     wanted: WantedTables = field(default_factory=WantedTables)
     any_stream: bool = False
     """Whether a table may be read on another stream than it was asked for on: then the host waits until it is there."""
@@ -63,7 +65,7 @@ class Tables:
     def _make(self, *, tile_heights: Iterable[int] = (), block_heights: Iterable[int] = ()) -> None:
         on_host = HostTables.of(
             self.segments, num_rows=self.num_rows, num_adapters=self.num_adapters,
-            tile_heights=tile_heights, block_heights=block_heights,
+            tile_heights=tile_heights, block_heights=block_heights, bucket=self.bucket,
         )  # fmt: skip
         tiles, blocks = on_host.on_device(to_device(on_host.arrays(), self.device))
         if self.any_stream and self.device.type == "cuda":

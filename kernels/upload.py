@@ -33,13 +33,17 @@ def to_device(values: Sequence[HostArray | Tensor], device: torch.device | str) 
 
     target = torch.device(device)
     arrays = [value for value in values if isinstance(value, np.ndarray)]
-    if target.type == "cuda" and arrays:
+    sent = iter(split(send(arrays, target), arrays))
+    return tuple(next(sent) if isinstance(value, np.ndarray) else value.to(target) for value in values)
+
+
+def send(arrays: Sequence[HostArray], device: torch.device) -> Tensor:
+    """What `joined` makes of the arrays, on a device: `split` gives them back. Raises as `to_device`."""
+    if device.type == "cuda" and arrays:
         _refuse_capture()
-    buffer = joined(arrays, pinned=target.type == "cuda")
     # torch's allocator of pinned memory notes this copy and hands the buffer out again only once it is through
     # (CachingHostAllocator), so it may be let go here.
-    sent = iter(split(buffer.to(target, non_blocking=True), arrays))
-    return tuple(next(sent) if isinstance(value, np.ndarray) else value.to(target) for value in values)
+    return joined(arrays, pinned=device.type == "cuda").to(device, non_blocking=True)
 
 
 def write(target: Tensor, values: Tensor) -> None:
@@ -71,6 +75,11 @@ def split(buffer: Tensor, like: Sequence[HostArray]) -> list[Tensor]:
     parts = torch.split_with_sizes(buffer, [size for array in like for size in (array.nbytes, _padding_bytes(array))])
     typed = [part.view(_dtype(array.dtype)) for part, array in zip(parts[::2], like, strict=True)]
     return [part if array.ndim == 1 else part.view(array.shape) for part, array in zip(typed, like, strict=True)]
+
+
+def num_bytes(arrays: Sequence[HostArray]) -> int:
+    """Of what `joined` makes of them."""
+    return sum(array.nbytes + _padding_bytes(array) for array in arrays)
 
 
 def _padding_bytes(array: HostArray) -> int:

@@ -26,6 +26,7 @@ BESIDE_TRAINING = (
 
 RIGHT = {
     ("kernels/upload.py", "pin_memory"): "this is the place",
+    ("kernels/upload.py", "to"): "this is the place",
     ("kernels/upload.py", "numpy"): "of a buffer on the host",
     ("kernels/host_routing.py", "numpy"): "of token indices that are on the host",
     ("kernels/tables.py", "synchronize"): "tables of compiled graphs, kept for calls on other streams",
@@ -34,7 +35,7 @@ RIGHT = {
     ("kernels/ordered_sum.py", "item"): "on a CPU",
     ("kernels/ordered_sum.py", "tolist"): "on a CPU",
     ("kernels/nf4.py", "tensor"): "16 levels, when a weight is packed",
-    ("engine/batch.py", "tolist"): "of targets on the host",
+    ("engine/packer.py", "tolist"): "of targets on the host",
     ("engine/adapters.py", "to"): "a checkpoint is loaded",
     ("engine/mailbox.py", "to"): "once, when a run begins",
     ("engine/model.py", "to"): "the model is built",

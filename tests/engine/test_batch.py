@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from loraplex.engine.batch import IGNORED, Packer, TargetShare
+from loraplex.engine.batch import IGNORED, TargetShare
+from loraplex.engine.buckets import GraphBuckets
+from loraplex.engine.packer import Packer
 from loraplex.kernels.routing import Segment
 from loraplex.planner.errors import JobError
 from loraplex.planner.jobs import Job, LoraSettings, Sample, job_from_lengths
@@ -136,3 +138,43 @@ def test_tokens_that_do_not_fit_the_plan_are_told(source: Counting, message: str
     own = jobs()
     with pytest.raises(JobError, match=message):
         Packer(own, source).pack(microbatch(own[2].global_batches[0]))
+
+
+def test_a_small_microbatch_is_filled_up_to_its_bucket() -> None:
+    own, buckets = jobs(), GraphBuckets()
+    held = microbatch([*own[2].global_batches[0], *own[0].global_batches[1]])
+    packed = Packer(own, Counting(), buckets=buckets).pack(held)
+    plain = Packer(own, Counting()).pack(held)
+    assert packed.num_rows == 9
+    assert packed.token_ids.tolist() == [plain.token_ids[0].tolist() + [0] * 119]
+    assert packed.rows.position_ids.tolist() == [plain.rows.position_ids[0].tolist() + list(range(119))]
+    # The padding is a sample of its own, and samples without rows follow.
+    assert packed.rows.sample_lengths == (5, 4, 119)
+    assert packed.rows.cumulative_lengths.tolist() == [0, 5, 9, 128, 128, 128, 128, 128, 128]
+    assert packed.rows.longest == 128
+    assert packed.routing.num_rows == 128
+    assert packed.routing.segments == plain.routing.segments
+    assert packed.target_rows.tolist() == plain.target_rows.tolist()
+    assert packed.target_ids.tolist() == plain.target_ids.tolist()
+    assert packed.filled is not None
+    other = Packer(own, Counting(), buckets=buckets).pack(microbatch(own[0].global_batches[0]))
+    assert other.filled is not None
+    # One adapter has a bucket of its own; in one bucket buffers lie alike.
+    assert other.filled.bucket != packed.filled.bucket
+    mixed = microbatch([own[0].global_batches[0][0], *own[1].global_batches[0]])
+    again = Packer(own, Counting(), buckets=buckets).pack(mixed)
+    assert again.filled is not None
+    assert again.filled.bucket.has_dropout == packed.filled.bucket.has_dropout
+    first, second = (each.filled.layers.arrays for each in (packed, again) if each.filled is not None)
+    assert [array.shape for array in first] == [array.shape for array in second]
+    assert again.filled.buffer.shape == packed.filled.buffer.shape
+
+
+def test_large_microbatches_and_those_of_many_samples_have_no_bucket() -> None:
+    buckets = GraphBuckets()
+    fits = {"num_rows": 1536, "num_samples": 127, "num_segments": 16}
+    found = buckets.bucket_for(has_dropout=False, **fits)
+    assert found is not None
+    assert (found.rows.num_rows, found.num_samples, found.rows.most_segments) == (1536, 128, 16)
+    for more in ({"num_rows": 1537}, {"num_samples": 128}, {"num_segments": 17}):
+        assert buckets.bucket_for(has_dropout=False, **(fits | more)) is None

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from loraplex.engine.batch import Packer
 from loraplex.engine.evaluation_records import EvaluationRecord, EvaluationWriter, read_evaluations
 from loraplex.engine.evaluations import Evaluations, load_best
 from loraplex.engine.execute import Executor
 from loraplex.engine.interleave import interleave
 from loraplex.engine.itinerary import itinerary
 from loraplex.engine.metrics import StepRecord
+from loraplex.engine.packer import Packer
 from loraplex.engine.recorder import Recorder
 from loraplex.engine.rendezvous import RendezvousTransport, Switchboard
 from loraplex.engine.stage import Stage

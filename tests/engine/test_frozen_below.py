@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from loraplex.engine.attention import packed_attention
-from loraplex.engine.batch import Packer
+from loraplex.engine.packer import Packer
 
 
 @pytest.mark.parametrize(

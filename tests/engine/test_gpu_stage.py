@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from loraplex.engine.batch import PackedRows, Packer
+from loraplex.engine.batch import PackedRows
 from loraplex.engine.model import Layout, build_stage
+from loraplex.engine.packer import Packer
 from loraplex.engine.stage import make_stage
 from loraplex.engine.tiny_model import write_tiny_model
 from loraplex.traces.memory_costs import RecomputeMode

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from loraplex.engine.batch import Packer, TokenSource
+from loraplex.engine.batch import TokenSource
 from loraplex.engine.execute import Executor
 from loraplex.engine.itinerary import Leg, itinerary
 from loraplex.engine.loopback import LoopbackTransport
 from loraplex.engine.message import Wire
 from loraplex.engine.metrics import StepRecord
+from loraplex.engine.packer import Packer
 from loraplex.engine.recorder import Recorder
 from loraplex.engine.stage import Stage, make_stage
 from loraplex.engine.tiny_model import write_tiny_model

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from loraplex.engine.batch import PackedBatch, Packer
+from loraplex.engine.batch import PackedBatch
 from loraplex.engine.measure_pieces import (
     EagerLora,
     attention,
@@ -17,6 +17,7 @@ from loraplex.engine.measure_pieces import (
     time_pass,
 )
 from loraplex.engine.model import Layout, StageModel
+from loraplex.engine.packer import Packer
 from loraplex.engine.pool_tokens import PoolTokens
 from loraplex.engine.profile_conditions import conditions_plan, draw_conditions
 from loraplex.engine.recorder import Recorder

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from loraplex.engine.batch import IGNORED, Packer
+from loraplex.engine.batch import IGNORED
+from loraplex.engine.packer import Packer
 from loraplex.engine.pool_tokens import PoolTokens
 from loraplex.engine.profile_conditions import DEFAULT_LORAS, conditions_plan, draw_conditions
 from loraplex.planner.jobs import Sample

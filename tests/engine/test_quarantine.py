@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from loraplex.engine import execute
-from loraplex.engine.batch import PackedBatch, Packer
+from loraplex.engine.batch import PackedBatch
 from loraplex.engine.loss import adapter_losses
 from loraplex.engine.metrics import StepRecord, steps_kept
+from loraplex.engine.packer import Packer
 from loraplex.engine.stage import Stage
 from loraplex.engine.threads import run_in_threads
 from loraplex.planner.build_program import build_program

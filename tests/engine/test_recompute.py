@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from loraplex.engine.batch import Packer
+from loraplex.engine.packer import Packer
 from loraplex.engine.recompute import remade
 from loraplex.engine.stage import make_stage
 from loraplex.traces.costs import RecomputeMode

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from loraplex.kernels.bank import AdapterBank, banked_linears, zero_gradients
+from loraplex.kernels.bucket import Bucket
 from loraplex.kernels.fused_bank import fused_banked_linears
 from loraplex.kernels.routing import Routing, Segment
 from loraplex.tests.kernels.cases import Case, Values, expected, relative_errors, rounded, targets_of
@@ -346,3 +347,36 @@ def test_a_captured_call_adds_its_gradients_at_every_replay() -> None:
     assert torch.equal(dx, wanted_dx)
     for name, sums in sums_of(bank).items():
         torch.testing.assert_close(sums, 3 * once[name])
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("cpu", torch.float32), pytest.param("cuda", torch.bfloat16, marks=pytest.mark.gpu)]
+)
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_padding_up_to_a_bucket_changes_nothing(device: str, dtype: torch.dtype, dropout: float) -> None:
+    num_rows, padded = 57, 128
+    case = Case(
+        num_rows=padded, num_features=64, out_features=(48, 16), segments=((0, 37, 2), (37, 20, 0)),
+        lora_ranks=((4, 4, 8), (4, None, 4)), dropout=(dropout, 0.0, 0.0), targets=(0, 0),
+    )  # fmt: skip
+    values = rounded(case.inputs(), dtype, device)
+    found = []
+    for bucket in (None, Bucket(num_rows=padded, most_padding=100, most_segments=4)):
+        bank = bank_of(case, values, device, torch.float32 if dtype is torch.float32 else dtype)
+        # An adapter without rows keeps its sums, whatever they hold.
+        bank.grad_a[1], bank.grad_b[1] = float("nan"), 7.0
+        count = num_rows if bucket is None else padded
+        x = values["x"].detach()[:count].clone().requires_grad_()
+        routing = Routing.build(
+            num_rows=count,
+            segments=[Segment(first_row=row, num_rows=rows, adapter=a) for row, rows, a in case.segments],
+            scaling=(1.0, 2.0, 3.0), dropout=case.dropout, seeds=(1, 2, 3), global_batches=(0, 0, 0), device=device,
+            bucket=bucket,
+        )  # fmt: skip
+        y = fused_banked_linears(x, values["weights"], values["biases"], bank, routing=routing, targets=(0, 0))
+        torch.autograd.backward(y, values["dy"][:count])
+        assert x.grad is not None
+        found.append([y[:num_rows].detach(), x.grad[:num_rows], bank.grad_a, bank.grad_b])
+    tolerance = 0.0 if dtype is torch.float32 else 2e-2
+    for tight, filled in zip(*found, strict=True):
+        torch.testing.assert_close(filled, tight, rtol=tolerance, atol=tolerance, equal_nan=True)

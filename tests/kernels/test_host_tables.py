@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loraplex.kernels.bucket import Bucket
 from loraplex.kernels.host_tables import HostTables
 from loraplex.kernels.segments import NO_ADAPTER, Blocks, Segment, Tiles
 from loraplex.kernels.upload import to_device
@@ -99,3 +101,57 @@ def test_tables_say_of_every_row_who_owns_it(
         check_tiles(tiles[height], wanted, height)
     for height in block_heights:
         check_blocks(blocks[height], num_rows, segments, height)
+
+
+@st.composite
+def bucketed(draw: st.DrawFn) -> tuple[Bucket, tuple[Segment, ...]]:
+    """A bucket, and segments without gaps that fit it."""
+    row, segments = 0, []
+    sizes = draw(st.lists(st.sampled_from([1, 16, 63, 64, 65, 128]) | st.integers(1, 200), min_size=1, max_size=5))
+    for num_rows in sizes:
+        segments.append(Segment(first_row=row, num_rows=num_rows, adapter=draw(st.integers(0, NUM_ADAPTERS - 1))))
+        row = segments[-1].end_row
+    step = draw(st.sampled_from([1, 64, 128]))
+    most = len(segments) + draw(st.integers(0, 3))
+    return Bucket(num_rows=-(-row // step) * step, most_padding=step - 1, most_segments=most), tuple(segments)
+
+
+@settings(max_examples=150, deadline=None)
+@given(bucketed(), st.sampled_from(HEIGHTS))
+def test_in_a_bucket_only_what_tables_say_differs(case: tuple[Bucket, tuple[Segment, ...]], height: int) -> None:
+    bucket, segments = case
+    made = [
+        HostTables.of(
+            segments, num_rows=bucket.num_rows, num_adapters=NUM_ADAPTERS, tile_heights=[height], bucket=filled
+        )
+        for filled in (None, bucket)
+    ]
+    (tight,), (filled,) = (tables.on_device(to_device(tables.arrays(), "cpu"))[0].values() for tables in made)
+    # What the host reads is the bucket's, whatever the segments.
+    owned, padded = bucket.num_owned(height), bucket.num_padded(height)
+    assert filled.table.shape == (owned + padded, 4)
+    assert (filled.num_owned, filled.num_owners) == (owned, NUM_ADAPTERS)
+    assert filled.most_tiles == -(-bucket.num_rows // height)
+    # The same tiles, each kind followed by empty ones.
+    table = tight.table.tolist()
+    own, none = table[: tight.num_owned], table[tight.num_owned :]
+    empty, empty_of_none = [[0, 0, 0, 0]], [[0, 0, NO_ADAPTER, 0]]
+    assert filled.table.tolist() == (own + empty * (owned - len(own)) + none + empty_of_none * (padded - len(none)))
+    assert filled.ranges.tolist() == tight.ranges.tolist()
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        [(0, 40, 0), (40, 10, 1), (50, 10, 0)],
+        [(0, 40, 0), (41, 23, 1)],
+        [(1, 63, 0)],
+        [(0, 31, 0)],
+        [],
+    ],
+    ids=["too many", "a gap", "not from row 0", "too much padding", "none"],
+)
+def test_segments_that_do_not_fit_a_bucket(segments: list[tuple[int, int, int]]) -> None:
+    bucket = Bucket(num_rows=64, most_padding=32, most_segments=2)
+    with pytest.raises(ValueError, match="of 64 do not fit"):
+        bucket.check(64, [Segment(first_row=row, num_rows=count, adapter=a) for row, count, a in segments])
