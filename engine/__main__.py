@@ -26,6 +26,7 @@ def main() -> None:
                 "python -m torch.distributed.run --nproc-per-node STAGES -m loraplex.engine"
             )
         # torch is imported only now: a wrong argument is told at once.
+        from .alone import alone_as_first_worker
         from .gloo import check_num_workers
         from .prepare import prepare
         from .worker import run_worker
@@ -34,7 +35,7 @@ def main() -> None:
         plan = prepared.plan
         started = int(os.environ.get("WORLD_SIZE", "1"))
         check_num_workers(started, num_stages=plan.num_stages, num_replicas=plan.num_replicas)
-    with ends_process(), LiveTable() as table:
+    with ends_process(), alone_as_first_worker(prepared.output_dir), LiveTable() as table:
         run_worker(settings, prepared, table)
 
 

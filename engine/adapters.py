@@ -1,5 +1,6 @@
 """One adapter's share on one stage: parameters, optimizer, gradient norm, step, version."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class StageAdapter:
             fused=True,
         )
         self.best: FlatTensors | None = None
-        """Copies of the parameters as the best evaluation found them, where somebody asks for them."""
+        """Copies of the parameters as the best evaluation found them, where somebody asks for them; NaN: none yet."""
         self.before: FlatTensors | None = None
         """Behind a step at a risky rate: the parameters before it, until the next gradient shows that it was good."""
         self.evaluated: dict[str, Tensor] = {}
@@ -95,15 +96,16 @@ class StageAdapter:
     def keep_best(self, improved: Tensor) -> None:
         """Remember the parameters as they are where `improved`, a bool on the device, is true."""
         if self.best is None:
+            # Weights that are NaN have no loss that could improve anything, so NaN can say that nothing was kept.
             self.best = FlatTensors.like(self.parameters)
-            improved = torch.ones_like(improved)
+            self.best.whole.fill_(math.nan)
         self.best.whole.copy_(torch.where(improved, self._flat_weight, self.best.whole))
 
     @torch.no_grad()
     def load_best(self) -> None:
         """Go back to the best parameters, if any were kept."""
         if self.best is not None:
-            self._flat_weight.copy_(self.best.whole)
+            self._flat_weight.copy_(torch.where(self.best.whole.isnan(), self._flat_weight, self.best.whole))
             self.gradients.refresh()
 
     @torch.no_grad()

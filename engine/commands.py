@@ -93,11 +93,12 @@ def train(
         print(json_module.dumps(done.summary(), allow_nan=False))
     else:
         console = Console(soft_wrap=True)
+        next_command = shlex.join(["loraplex", "report", str(done.output_dir)])
         console.print(train_line(done), markup=False, highlight=False)
         for table in (train_table(done), *map(ranking_table, done.rankings)):
             console.print(table)
         console.print(
-            f"PEFT adapters: {done.adapters[0].folder.parent}. Next: loraplex report {done.output_dir}",
+            f"PEFT adapters: {done.adapters[0].folder.parent}. Next: {next_command}",
             markup=False,
             highlight=False,
         )

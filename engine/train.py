@@ -21,6 +21,7 @@ from ..traces.profiles import load_profile
 from ..traces.ranking import Ranking, load_rankings, rankings_document
 from ..traces.run_folder import MEASURED, PLAN, RANKING, metrics_name
 from ..traces.timeline import Timeline
+from .alone import alone_in
 from .base_check import check_base
 from .base_folder import base_model_folder
 from .base_identity import base_identity
@@ -66,6 +67,12 @@ class TrainedAdapter:
     """The step before which its validation loss had stood still for so long that it stopped early."""
     evaluations: tuple[EvaluationRecord, ...] = ()
     """Validation losses during training."""
+    wants_best: bool = False
+    """Whether its folder holds the weights of the best of them, where one was good, and not its last ones."""
+
+    def best_step(self) -> int | None:
+        """Steps behind the lowest validation loss during training; None where no look found any."""
+        return max((found.step for found in self.evaluations if found.best), default=None)
 
     def warning(self) -> str:
         """What went wrong with it, and the mend; empty where nothing did."""
@@ -74,10 +81,13 @@ class TrainedAdapter:
             broke = what_broke(self.last)
             when = f"step {self.quarantined_at}" if self.quarantined_at else "its first step"
             holds = f"as of its last good step, after {counted(self.steps_taken, 'step')}"
+            best = self.best_step() if self.wants_best else None
             if not self.steps_taken:
                 holds = "untrained"
                 if self.first.learning_rate < RISKY_RATE:
                     mend = "look at its data, and at the weights of the base model"
+            if best is not None:
+                holds = f"as of its lowest validation loss, after {counted(best, 'step')}"
             return f"adapter '{self.name}' was quarantined at {when}: {broke}. {self.folder} holds it {holds}; {mend}"
         if self.skipped:
             undone = f", and took back {len(self.undone)} before such ones" if self.undone else ""
@@ -96,7 +106,7 @@ class TrainedAdapter:
             "last_loss": _number(self.last.loss),
             "validation_loss": {when: _number(loss) for when, loss in self.validation.items()},
             "evaluations": [{"step": found.step, "loss": _number(found.loss)} for found in self.evaluations],
-            "best_step": max((found.step for found in self.evaluations if found.best), default=None),
+            "best_step": self.best_step(),
             "stopped_at_step": self.stopped_at,
             "quarantined_at_step": self.quarantined_at,
             "skipped_steps": list(self.skipped),
@@ -158,6 +168,19 @@ def train(
     asked_attention()
     profile = None if settings.profile is None else load_profile(settings.profile)
     loaded = load(settings, progress=progress)
+    with alone_in(settings.output_dir or loaded.settings.output_dir):
+        return _train(settings, loaded, profile=profile, progress=progress, before_launch=before_launch, tell=tell)
+
+
+def _train(
+    settings: RunSettings,
+    loaded: LoadedJobs,
+    *,
+    profile: CostProfile | None,
+    progress: Callable[[str, float], None] | None,
+    before_launch: Callable[[], None] | None,
+    tell: Callable[[str], None] | None,
+) -> TrainedRun:
     if settings.plan_file is None:
         if settings.resume:
             _plan_rest(settings, loaded)
@@ -277,7 +300,7 @@ def _result(prepared: Prepared, *, recompute: RecomputeMode | None) -> TrainedRu
     plan, folder = prepared.plan, prepared.output_dir
     adapters = []
     validation = read_validation(folder)
-    for job in plan.jobs:
+    for job, looks in zip(plan.jobs, prepared.loaded.evaluation, strict=True):
         path = folder / metrics_name(job.name)
         records = read_metrics(path)
         adapters.append(
@@ -294,6 +317,7 @@ def _result(prepared: Prepared, *, recompute: RecomputeMode | None) -> TrainedRu
                 quarantined_at=records[-1].step if records[-1].state == "quarantined" else None,
                 stopped_at=records[-1].step if records[-1].state == "stopped" else None,
                 evaluations=read_evaluations(folder / evaluations_name(job.name)),
+                wants_best=looks.load_best_model_at_end,
             )
         )
     timeline = Timeline.load(folder / MEASURED)

@@ -16,6 +16,7 @@ def init(
 ) -> None:
     """Write a commented jobs.yaml that works as it is: three adapters on built-in texts and the built-in tiny model."""
     import json as json_module
+    import shlex
 
     from rich.console import Console
 
@@ -25,8 +26,9 @@ def init(
     if json:
         print(json_module.dumps({"job_file": str(path)}))
     else:
+        typed = shlex.quote(str(path))
         Console().print(
-            f"Wrote {path}. Next: loraplex data show {path}, then loraplex plan {path}", markup=False, soft_wrap=True
+            f"Wrote {path}. Next: loraplex data show {typed}, then loraplex plan {typed}", markup=False, soft_wrap=True
         )
 
 
@@ -111,6 +113,7 @@ def plan(
 ) -> None:
     """Plan which samples share a microbatch and in which order they enter the pipeline. Ctrl-C keeps the best found."""
     import json as json_module
+    import shlex
 
     from rich.console import Console
 
@@ -153,10 +156,10 @@ def plan(
     for record in made.solver:
         if record.instance == "plan":
             console.print(f"note: {record.status}", markup=False)
-    costs = f"--profile {profile}" if profile else "--uniform 1,2"
-    then = f"loraplex simulate {output} {costs}"
+    costs = ["--profile", profile] if profile else ["--uniform", "1,2"]
+    then = shlex.join(["loraplex", "simulate", str(output), *costs])
     if job_file is not None:
-        then = f"loraplex train {job_file} --plan {output}, or {then}"
+        then = f"{shlex.join(['loraplex', 'train', str(job_file), '--plan', str(output)])}, or {then}"
     console.print(f"Wrote {output}. Next: {then}", markup=False)
 
 

@@ -127,6 +127,26 @@ def weights(adapter: StageAdapter) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("improved", [False, True])
+def test_the_best_weights_are_those_of_a_look_that_found_them_better(improved: bool, resumed: bool) -> None:
+    # A first look that found no number keeps nothing: the weights stay where the adapter's own steps left them.
+    sizes = {"a": (3, 5), "b": (4, 2)}
+    adapter = adapter_with(sizes, job(learning_rate=1e-3))
+    stepped(adapter, 0)
+    looked_at = weights(adapter)
+    adapter.keep_best(torch.tensor(improved))
+    stepped(adapter, 1)
+    last = weights(adapter)
+    adapter.keep_best(torch.tensor(False))
+    if resumed:
+        saved, adapter = adapter.tensors(), adapter_with(sizes, job(learning_rate=1e-3))
+        adapter.load(saved, version=2)
+    adapter.load_best()
+    assert all(map(torch.equal, weights(adapter), looked_at if improved else last))
+    assert not torch.equal(looked_at[0], last[0])
+
+
+@pytest.mark.parametrize("resumed", [False, True])
 @pytest.mark.parametrize(("rate", "goes_back"), [(0.09, False), (0.1, True), (1e5, True), (1e30, True)])
 def test_a_step_at_a_risky_rate_is_undone_where_the_next_gradient_is_no_number(
     rate: float, goes_back: bool, resumed: bool

@@ -205,6 +205,22 @@ def test_the_best_may_be_the_last(make_stages: Any, tokens_of: Any, small_plan: 
     assert same(weights(plain, 0), weights(stages, 0))
 
 
+def test_a_quarantined_adapter_without_one_good_look_ends_at_the_weights_before_its_absurd_step(
+    make_stages: Any, tokens_of: Any, small_plan: Any, three_jobs: Any
+) -> None:
+    jobs = three_jobs(num_steps=4)
+    wild = replace(jobs[0], optimizer=replace(jobs[0].optimizer, learning_rate=1e30, warmup_ratio=0.0))
+    jobs = (wild, *jobs[1:])
+    plan = small_plan(jobs, num_stages=2)
+    settings = [EvaluationSettings(eval_steps=1, load_best_model_at_end=True), NONE, NONE]
+    stages = make_stages(plan)
+    start = weights(stages, 0)
+    found, steps = evaluated(stages, plan, build_program(plan), tokens_of(jobs), settings)
+    assert [record.state for record in steps if record.adapter == wild.name] == ["taken", "quarantined"]
+    assert not any(one.best for one in found)
+    assert same(weights(stages, 0), start)
+
+
 @dataclass(slots=True)
 class Elsewhere:
     """As load_best knows an adapter, on a device that is not the host."""

@@ -7,10 +7,13 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 
+from loraplex.engine.evaluation_records import EvaluationRecord
 from loraplex.engine.metrics import StepRecord, read_metrics
 from loraplex.engine.train import TrainedAdapter
 
@@ -85,7 +88,7 @@ def test_a_run_of_which_every_adapter_was_quarantined_has_not_succeeded(tmp_path
     assert (tmp_path / "output" / "adapters" / "wild" / "adapter_model.safetensors").is_file()
 
 
-def test_an_adapter_without_a_single_good_step_points_at_the_base_model_too() -> None:
+def quarantined_at_its_first_step() -> TrainedAdapter:
     record = StepRecord(
         adapter="one",
         step=0,
@@ -97,7 +100,7 @@ def test_an_adapter_without_a_single_good_step_points_at_the_base_model_too() ->
         ms=1.0,
         state="quarantined",
     )
-    adapter = TrainedAdapter(
+    return TrainedAdapter(
         name="one",
         folder=Path("out/one"),
         metrics_file=Path("m"),
@@ -107,6 +110,31 @@ def test_an_adapter_without_a_single_good_step_points_at_the_base_model_too() ->
         steps_taken=0,
         quarantined_at=0,
     )
+
+
+@pytest.mark.parametrize("wants_best", [False, True])
+def test_the_warning_says_which_weights_are_there(wants_best: bool) -> None:
+    looks = [(2, 3.0, True), (4, 2.5, True), (6, 2.7, False)]
+    adapter = replace(
+        quarantined_at_its_first_step(),
+        steps_taken=7,
+        quarantined_at=7,
+        evaluations=tuple(
+            EvaluationRecord(adapter="one", step=step, loss=loss, best=best) for step, loss, best in looks
+        ),
+        wants_best=wants_best,
+    )
+    holds = (
+        "as of its lowest validation loss, after 4 steps" if wants_best else "as of its last good step, after 7 steps"
+    )
+    assert adapter.warning() == (
+        f"adapter 'one' was quarantined at step 7: the loss is nan. out/one holds it {holds}; lower its learning_rate "
+        "or look at its data"
+    )
+
+
+def test_an_adapter_without_a_single_good_step_points_at_the_base_model_too() -> None:
+    adapter = quarantined_at_its_first_step()
     assert adapter.warning() == (
         "adapter 'one' was quarantined at its first step: the loss is nan. out/one holds it untrained; look at its "
         "data, and at the weights of the base model"
