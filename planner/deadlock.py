@@ -21,10 +21,18 @@ _BESIDE = (int(ActionKind.STEP), int(ActionKind.REDUCE), int(ActionKind.BACKWARD
 def require_progress(program: Program, *, ahead: int = 1) -> None:
     """Raise PlanError naming the circle of actions in which the workers wait for each other."""
     state = _Run.of(program, ahead=ahead)
-    moved = True
-    while moved:
-        moved = sum(state.advance(worker) for worker in range(len(program.workers))) > 0
-    stuck = [worker for worker in range(len(program.workers)) if state.place[worker] < len(program.workers[worker])]
+    ready = deque(range(len(program.workers)))
+    # By the worker that they wait for. Looking at all in turn, where one microbatch is under way at a time, costs an
+    # action as many looks as there are stages.
+    waiting: list[list[int]] = [[] for _ in program.workers]
+    while ready:
+        worker = ready.popleft()
+        if state.advance(worker):
+            ready.extend(waiting[worker])
+            waiting[worker].clear()
+        if not state.is_through(worker):
+            waiting[state.awaited(worker)].append(worker)
+    stuck = [worker for worker in range(len(program.workers)) if not state.is_through(worker)]
     if stuck:
         raise PlanError(
             f"schedule '{program.schedule}' deadlocks: {_circle(state, stuck[0])}; change the order of one of them"
@@ -71,7 +79,7 @@ class _Run:
     def advance(self, worker: int) -> bool:
         """Run a worker until it waits; whether it got anywhere."""
         moved = False
-        while self.place[worker] < len(self.kind[worker]) and self.awaited(worker) < 0:
+        while not self.is_through(worker) and self.awaited(worker) < 0:
             place = self.place[worker]
             if self.receiver[worker][place] >= 0 and not self.sending[worker]:
                 self.sending[worker] = True
@@ -81,6 +89,10 @@ class _Run:
                 self.place[worker] = place + 1
             moved = True
         return moved
+
+    def is_through(self, worker: int) -> bool:
+        """Whether it has done all its actions."""
+        return self.place[worker] == len(self.kind[worker])
 
     def awaited(self, worker: int) -> int:
         """The worker that this one waits for now, -1 if it can go on."""

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loraplex.planner import deadlock
 from loraplex.planner.build_program import build_program
 from loraplex.planner.check_program import check_program
 from loraplex.planner.deadlock import require_progress
@@ -94,6 +95,22 @@ def test_sends_that_wait_for_each_other_are_a_deadlock_too() -> None:
     with pytest.raises(PlanError, match="2B0 waits to send -> 3B1 waits to send -> 2B0 waits to send"):
         require_progress(program, ahead=1)
     require_progress(program, ahead=2)
+
+
+def test_a_stage_is_looked_at_only_when_the_one_it_waits_for_has_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    # One microbatch is under way at a time. Looking at all stages in turn takes 11 looks an action.
+    program = build_program(even_plan(32, 1, num_batches=8))
+    looks = 0
+    awaited = deadlock._Run.awaited
+
+    def counted(run: deadlock._Run, worker: int) -> int:
+        nonlocal looks
+        looks += 1
+        return awaited(run, worker)
+
+    monkeypatch.setattr(deadlock._Run, "awaited", counted)
+    require_progress(program)
+    assert looks < 5 * program.num_actions()
 
 
 def test_a_norm_that_goes_up_can_hold_up_a_forward_that_comes_down() -> None:
