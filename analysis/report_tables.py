@@ -129,7 +129,7 @@ def ranking_table(ranking: Ranking) -> str:
     """Adapters of the same data, the best first, and each setting in which they differ."""
     names = list(ranking.adapters[0].settings)
     rows = [
-        [row.name, str(place), f"{row.loss:.4f}", tokens_text(row.step), *(str(row.settings[name]) for name in names)]
+        [row.name, str(place), f"{row.loss:.4f}", tokens_text(row.step), *map(row.setting_text, names)]
         for place, row in enumerate(ranking.adapters, start=1)
     ]
     return table(["adapter", "place", ranking.by, "at step", *names], rows, caption="Adapters of the same data")

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 def bench_pipeline(
     model: Annotated[str, typer.Option(help="A built-in shape, or tiny.")] = "llama-3.1-8b",
     layers: Annotated[int, typer.Option(help="Decoder layers of it, over all stages.", min=1)] = 12,
-    stages: Annotated[int, typer.Option(help="Processes, all on one GPU where there is one.", min=2)] = 4,
+    stages: Annotated[
+        int, typer.Option(help="Processes: a GPU each where there are as many, else one for all.", min=2)
+    ] = 4,
     microbatch_tokens: MicrobatchTokens = 4096,
     batches: Annotated[int, typer.Option(help="Global batches of each of the four adapters.", min=1)] = 8,
     global_batch_size: GlobalBatchSize = 16,

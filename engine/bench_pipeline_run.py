@@ -1,4 +1,4 @@
-"""`loraplex bench pipeline` from end to end: profile, plan, foretell, execute, on one GPU shared by all stages.
+"""`loraplex bench pipeline` from end to end: profile, plan, foretell, execute, on a GPU each or one for all.
 
 Foretelling is handed in by the command, since the engine knows no simulator.
 """

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+from ..planner.errors import JobError
+from ..planner.inputs.yaml_lines import read_plain_yaml
 from .cluster import Cluster, Link, Pause, Restart, Sharing, SlowWorker
 from .errors import SimulationError
 
@@ -111,11 +112,9 @@ class _Cluster(_Table):
 def load_cluster(path: Path | str) -> Cluster:
     """Read a cluster file. Raises SimulationError naming the file, the field and its value."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SimulationError(f"{path}: cannot be read ({error.strerror}); give a cluster file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SimulationError(f"{path}: is no YAML ({error}); mend it") from error
+        content = read_plain_yaml(Path(path), mend="give a cluster file")
+    except JobError as error:
+        raise SimulationError(str(error)) from error
     return cluster_of(content if content is not None else {}, where=str(path))
 
 

@@ -25,8 +25,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import yaml
-
+from ..planner.errors import JobError
+from ..planner.inputs.yaml_lines import read_plain_yaml
 from .errors import SimulationError
 
 MOST_POINTS = 100_000
@@ -95,11 +95,9 @@ class Point:
 def load_sweep(path: Path | str) -> Sweep:
     """Read a sweep file. Raises SimulationError naming the file, the field and its value."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SimulationError(f"{path}: cannot be read ({error.strerror}); give a sweep file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SimulationError(f"{path}: is no YAML ({error}); mend it") from error
+        content = read_plain_yaml(Path(path), mend="give a sweep file")
+    except JobError as error:
+        raise SimulationError(str(error)) from error
     if not isinstance(content, dict):
         raise SimulationError(f"{path}: must be a table with {', '.join(_SECTIONS)}")
     for name in content:

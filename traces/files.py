@@ -4,7 +4,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import TraceError
@@ -18,7 +18,8 @@ def write_atomically(path: Path | str, text: str) -> None:
     """
     target = Path(path)
     if _is_device(target):
-        target.write_text(text, encoding="utf-8")
+        with _naming(target, instead_of=target):
+            target.write_text(text, encoding="utf-8")
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = _beside(target)
@@ -27,7 +28,7 @@ def write_atomically(path: Path | str, text: str) -> None:
             unfinished.write_text(text, encoding="utf-8")
             os.replace(unfinished, target)
     finally:
-        unfinished.unlink(missing_ok=True)
+        _forget(unfinished)
 
 
 def check_writable(path: Path | str) -> None:
@@ -41,7 +42,7 @@ def check_writable(path: Path | str) -> None:
         with _naming(target, instead_of=trial):
             trial.touch()
     finally:
-        trial.unlink(missing_ok=True)
+        _forget(trial)
 
 
 def _is_device(target: Path) -> bool:
@@ -55,13 +56,19 @@ def _beside(target: Path) -> Path:
     return target.with_name(f".{target.name}.{os.getpid()}.tmp")
 
 
+def _forget(unfinished: Path) -> None:
+    # On a file system that is read-only this fails too, even where there is nothing; what failed before is the news.
+    with suppress(OSError):
+        unfinished.unlink()
+
+
 @contextmanager
 def _naming(target: Path, *, instead_of: Path) -> Iterator[None]:
-    # The user gave `target` and never heard of the other.
+    # The user gave `target` and never heard of the other. A disk that is full while a file is written names none.
     try:
         yield
     except OSError as error:
-        if error.filename == str(instead_of):
+        if error.filename == str(instead_of) or (error.filename is None and error.errno is not None):
             error.filename, error.filename2 = str(target), None
         raise
 

@@ -33,7 +33,12 @@ class RankedAdapter:
 
     def settings_text(self) -> str:
         """`r=8 learning_rate=0.0001`."""
-        return " ".join(f"{name}={value}" for name, value in self.settings.items())
+        return " ".join(f"{name}={self.setting_text(name)}" for name in self.settings)
+
+    def setting_text(self, name: str) -> str:
+        """One of `settings` as a job file has it."""
+        value = self.settings[name]
+        return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,7 +68,7 @@ def _from_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _from_json(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     records = _json(path.read_text(encoding="utf-8-sig"), str(path))
     if not isinstance(records, list):
-        raise JobError(f"{path}: holds a {type(records).__name__}, not a list of records; put them between [ and ]")
+        raise JobError(f"{path}: holds {_kind(records)}, not a list of records; put them between [ and ]")
     for number, record in enumerate(records, start=1):
         yield _mapping(f"{path}, record {number}", record)
 
@@ -119,9 +119,14 @@ def _json(text: str, place: str) -> Any:
         raise JobError(f"{place}: not readable as JSON ({error}); mend or delete it") from error
 
 
+def _kind(value: Any) -> str:
+    kinds = {dict: "one record", list: "a list", str: "a text", int: "a number", float: "a number", bool: "a boolean"}
+    return kinds.get(type(value), "null")
+
+
 def _mapping(place: str, record: Any) -> tuple[str, Mapping[str, Any]]:
     if not isinstance(record, dict):
-        raise JobError(f"{place}: holds a {type(record).__name__}, not a record in braces with named fields")
+        raise JobError(f"{place}: holds {_kind(record)}, not a record in braces with named fields")
     return place, record
 
 

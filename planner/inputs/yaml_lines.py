@@ -12,6 +12,7 @@ from ..errors import JobError
 
 # YAML 1.1, which PyYAML follows, reads 1e-4 as text for want of a dot; everyone means the number.
 _BARE_EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
+_FROM_INIT = "`loraplex init` writes a jobs.yaml to start from"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,20 +36,32 @@ class YamlText:
 
 def read_yaml(path: Path) -> YamlText:
     """The YAML file at `path`, loaded safely. Raises JobError naming file and line."""
+    read = _parsed(path, mend=_FROM_INIT)
+    if read is None:
+        raise JobError(f"{path}: the file is empty; {_FROM_INIT}")
+    return read
+
+
+def read_plain_yaml(path: Path, *, mend: str) -> Any:
+    """What stands in a YAML file that is no job file, by the same rules; None where nothing does.
+
+    `mend` is what to do where it cannot be read. Raises JobError naming file and line.
+    """
+    read = _parsed(path, mend=mend)
+    return None if read is None else read.data
+
+
+def _parsed(path: Path, *, mend: str) -> YamlText | None:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise JobError(
-            f"{path}: cannot be read ({error.strerror}); `loraplex init` writes a jobs.yaml to start from"
-        ) from error
+        raise JobError(f"{path}: cannot be read ({error.strerror}); {mend}") from error
     except UnicodeDecodeError as error:
         raise JobError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
     loader = _Loader(text)
     try:
         root = loader.get_single_node()
-        if root is None:
-            raise JobError(f"{path}: the file is empty; `loraplex init` writes a jobs.yaml to start from")
-        return YamlText(path=path, data=loader.construct_document(root), root=root)
+        return None if root is None else YamlText(path=path, data=loader.construct_document(root), root=root)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}" if mark else f"{path}"

@@ -122,3 +122,8 @@ def test_the_table_fits_80_columns_with_every_name_whole() -> None:
     text = console.export_text()
     assert text.replace("\n", "").replace(" ", "").count("1.2500") == 2
     assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_settings_are_spelled_as_in_a_job_file() -> None:
+    row = RankedAdapter(name="a", loss=1.0, step=3, settings={"max_grad_norm": None, "use_rslora": True, "r": 8})
+    assert row.settings_text() == "max_grad_norm=null use_rslora=true r=8"

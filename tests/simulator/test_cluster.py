@@ -143,7 +143,8 @@ restart: {at_ms: 5000, for_ms: 800, checkpoint_every: 20}
         ("restart: {at_ms: 1, within_ms: 2, for_ms: 1, checkpoint_every: 1}", "restart=.* needs one of at_ms"),
         ("restart: {at_ms: 1, for_ms: 1, checkpoint_every: 0}", "restart.checkpoint_every=0"),
         ("[1, 2]", "the file=\\[1, 2\\]"),
-        ("a: [", "is no YAML"),
+        ("a: [", ":1: expected the node content, but found '<stream end>'; only plain YAML is read"),
+        ("seed: 1\nseed: 2", ":2: the key 'seed' is given twice; keep one"),
     ],
 )
 def test_a_bad_file_is_named_by_field_and_value(text: str, message: str, tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_a_bad_file_is_named_by_field_and_value(text: str, message: str, tmp_pat
     path.write_text(text, encoding="utf-8")
     with pytest.raises(SimulationError, match=message) as raised:
         load_cluster(path)
-    assert str(raised.value).startswith(f"{path}: ")
+    assert str(raised.value).startswith(f"{path}:")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -91,7 +91,8 @@ def test_a_sample_of_too_many_points_is_seeded(tmp_path: Path) -> None:
         (JOB + PROFILE + "cluster: {seed: {range: [0, 99999]}, jitter: {range: [0, 9999]}}",
          "1,000,000,000 points .* exceed"),
         ("[1]", "must be a table"),
-        ("a: [", "is no YAML"),
+        ("a: [", ":1: expected the node content, but found '<stream end>'; only plain YAML is read"),
+        ("seed: 1\nseed: 2", ":2: the key 'seed' is given twice; keep one"),
     ],
 )  # fmt: skip
 def test_a_bad_file_is_told_so(text: str, message: str, tmp_path: Path) -> None:

@@ -69,6 +69,28 @@ def test_an_error_names_the_file_that_was_given(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_disk_that_is_full_in_the_midst_of_a_file_names_it() -> None:
+    with pytest.raises(OSError, match="No space left") as error:
+        write_atomically("/dev/full", "text")
+    assert error.value.filename == "/dev/full"
+
+
+def test_what_failed_is_told_and_not_that_nothing_could_be_cleaned_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A read-only file system refuses to remove even what is not there.
+    def refused(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    for name in ("touch", "write_text", "unlink"):
+        monkeypatch.setattr(Path, name, refused)
+    for write in (check_writable, lambda path: write_atomically(path, "text")):
+        with pytest.raises(OSError, match="Read-only") as error:
+            write(tmp_path / "a.txt")
+        assert error.value.filename == str(tmp_path / "a.txt")
+
+
 def test_whether_a_file_can_be_written_is_asked_without_a_trace(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.txt"
     check_writable(path)
