@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ..planner.plan import Plan
+from ..traces.counted import counted
 from ..traces.timeline import Timeline
 from .actions import BACKWARDS, FORWARDS, OTHERS, letters
 from .bars import Bars, bars_of, density_image
@@ -214,7 +215,7 @@ def _legend(plan: Plan | None, timelines: Sequence[Timeline]) -> tuple[list[Any]
         labels.append(job.name)
     if len(jobs) > _MOST_NAMED:
         handles.append(Patch(facecolor="none"))
-        labels.append(f"and {len(jobs) - _MOST_NAMED} more adapters")
+        labels.append(f"and {counted(len(jobs) - _MOST_NAMED, 'more adapter')}")
     colour = adapter_colour(0)
     sample = (Patch(facecolor=tint(colour, FORWARD_TINT)), Patch(facecolor=colour))
     handles.append(Patch(facecolor="none") if jobs else sample)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..planner.options import Device, DrawnWeights, JobFile, Json, JsonMs, PlanOfJobs, Recompute
+from ..traces.counted import counted
 
 
 def train(
@@ -271,8 +272,8 @@ def merge(
         print(json_module.dumps(done.summary()))
     else:
         Console(soft_wrap=True).print(
-            f"Wrote {done.folder}: {done.num_linears} linears changed, {done.num_files} file(s) of weights, "
-            f"{done.num_bytes / 2**20:.1f} MiB",
+            f"Wrote {done.folder}: {counted(done.num_linears, 'linear')} changed, {counted(done.num_files, 'file')} of "
+            f"weights, {done.num_bytes / 2**20:.1f} MiB",
             markup=False,
             highlight=False,
         )

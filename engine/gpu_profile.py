@@ -14,6 +14,7 @@ import torch
 from ..planner.inputs.base_model import BaseModel
 from ..planner.jobs import LoraSettings
 from ..traces.costs import CostProfile, CostTerms, Kernels, LinkCosts, MemoryCosts, PassCosts
+from ..traces.counted import counted
 from ..traces.fit import CostPoints, fit_terms
 from ..traces.profile_fit import fit_profile
 from ..traces.profiles import own_name
@@ -153,7 +154,7 @@ def _source(
     # Of a folder the last part: where it lies says nothing of the model.
     model = Path(base.name).name if Path(base.name).exists() else base.name
     return (
-        f"{name}, {request.num_stages} process(es), {versions}, {datetime.date.today().isoformat()}; "
+        f"{name}, {counted(request.num_stages, 'process')}, {versions}, {datetime.date.today().isoformat()}; "
         f"stages of {' and '.join(map(str, depths))} layers of {model} stand for all {base.num_layers}, "
         f"microbatches of up to {request.capacity_tokens} tokens, {num_points} points; {command}"
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from ..traces.counted import counted
 from ..traces.ranking import save_rankings
 from ..traces.run_folder import MEASURED, RANKING, metrics_name
 from ..traces.timeline import Timeline, no_counters
@@ -102,4 +103,4 @@ def machine(device: torch.device) -> str:
     """For the timeline's origin: GPU, or processor and threads, and the version of torch."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s) a stage, torch {torch.__version__}"
+    return f"{platform.machine()} CPU, {counted(torch.get_num_threads(), 'thread')} a stage, torch {torch.__version__}"

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from ..planner.plain_table import adapters_table
+from ..traces.counted import counted
 from .evaluation_records import EvaluationRecord
 from .metrics import StepRecord
 
@@ -143,7 +144,7 @@ class LiveTable:
         hidden = len(self._rows) - len(shown)
         table.caption = f"memory of the last stage: {_memory()}"
         if hidden:
-            table.caption = f"{hidden} more adapters; {table.caption}"
+            table.caption = f"{counted(hidden, 'more adapter')}; {table.caption}"
         table.caption_justify = "left"
         if len(self._rows) > 1:
             table.add_section()

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from ..planner.plan import Plan
+from ..traces.counted import counted
 from ..traces.profile_points import points_table
 from .measure_pieces import Call, EagerLora, attention, eager_linears, frozen_linears, frozen_stage, time_pass
 from .measure_rounds import repeat, seconds_since
@@ -66,7 +67,7 @@ def _stage(setup: Setup, kind: StageKind) -> Stage:
         weights=setup.weights,
         device=setup.device,
     )
-    setup.tell(f"{kind.piece} of {kind.layers} layers: {seconds_since(begin_ns)} s to build")
+    setup.tell(f"{kind.piece} of {counted(kind.layers, 'layer')}: {seconds_since(begin_ns)} s to build")
     return stage
 
 

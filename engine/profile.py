@@ -224,7 +224,8 @@ def _per_unit(counts: NDArray[np.int64], num_bytes: Float) -> float:
 
 def _source(base: BaseModel, *, num_stages: int, num_layers: int) -> str:
     return (
-        f"{platform.machine()} CPU with {os.cpu_count()} cores, {num_stages} processes side by side, "
-        f"{torch.get_num_threads()} thread(s) each, stages of {num_layers} layers of {base.name}, "
+        f"{platform.machine()} CPU with {counted(os.cpu_count() or 1, 'core')}, "
+        f"{counted(num_stages, 'process')} side by side, {counted(torch.get_num_threads(), 'thread')} each, "
+        f"stages of {counted(num_layers, 'layer')} of {base.name}, "
         f"torch {torch.__version__}, {datetime.date.today().isoformat()}, loraplex profile {base.name} --device cpu"
     )

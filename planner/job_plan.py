@@ -83,7 +83,7 @@ def check_plan_belongs(plan: Plan, loaded: LoadedJobs, *, path: Path, resumed: b
     if plan.num_stages > loaded.settings.base_model.num_layers:
         raise PlanError(
             f"{path} has {counted(plan.num_stages, 'stage')}, but the base model only "
-            f"{loaded.settings.base_model.num_layers} layers; {mend}"
+            f"{counted(loaded.settings.base_model.num_layers, 'layer')}; {mend}"
         )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..traces.costs import CostProfile, MemoryCosts
+from ..traces.counted import counted
 from ..traces.memory_costs import RecomputeChoice, asked_recompute
 from .errors import PlanError
 from .gpus import Gpus, one_gpu_each
@@ -101,6 +102,7 @@ def check_profile_model(profile: CostProfile, model: BaseModel) -> None:
     """Raise PlanError for a profile that cannot be of this model."""
     if profile.num_layers != model.num_layers:
         raise PlanError(
-            f"profile '{profile.name}' is of a model of {profile.num_layers} layers, the base model {model.name} has "
-            f"{model.num_layers}; give the profile of this model, loraplex profile {model.name} measures one"
+            f"profile '{profile.name}' is of a model of {counted(profile.num_layers, 'layer')}, the base model "
+            f"{model.name} has {model.num_layers}; give the profile of this model, "
+            f"loraplex profile {model.name} measures one"
         )

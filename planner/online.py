@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter
 
+from ..traces.counted import counted
 from .dependencies import gap_slots, slot_numbers, waits_for
 from .errors import PlanError
 from .jobs import Job, Sample
@@ -35,7 +36,9 @@ def replan(
     """
     start = perf_counter()
     if not 0 <= num_entered <= plan.num_slots():
-        raise PlanError(f"num_entered={num_entered} must lie between 0 and the plan's {plan.num_slots()} slots")
+        raise PlanError(
+            f"num_entered={num_entered} must lie between 0 and the plan's {counted(plan.num_slots(), 'slot')}"
+        )
     unknown = sorted(set(withdraw) - {job.name for job in plan.jobs})
     if unknown:
         raise PlanError(

@@ -165,8 +165,8 @@ def _layout(plan: Plan) -> Iterator[Violation]:
     if len(plan.microbatches) % plan.num_replicas:
         yield Violation(
             rule="layout",
-            message=f"{len(plan.microbatches)} microbatches do not fill whole slots of {plan.num_replicas} replicas; "
-            "add empty ones to the last slot",
+            message=f"{counted(len(plan.microbatches), 'microbatch')} do not fill whole slots of "
+            f"{plan.num_replicas} replicas; add empty ones to the last slot",
         )
 
 

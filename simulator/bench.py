@@ -26,6 +26,7 @@ from ..planner.jobs import job_from_lengths
 from ..planner.plan import Plan, microbatch
 from ..planner.recurrence import batched_makespans_ms, completion_times, makespan_ms
 from ..traces.costs import CostProfile, CostTerms, LinkCosts, PassCosts
+from ..traces.counted import counted
 from .errors import SimulationError
 from .replay import replay
 from .to_timeline import to_timeline
@@ -62,7 +63,9 @@ def bench(
     rows: list[BenchRow] = []
     for number, (num_stages, num_microbatches) in enumerate(sizes):
         if progress:
-            progress(f"{num_stages} stages x {num_microbatches:,} microbatches", number / (len(sizes) + 1))
+            progress(
+                f"{counted(num_stages, 'stage')} x {counted(num_microbatches, 'microbatch')}", number / (len(sizes) + 1)
+            )
         rows += _bench_size(num_stages, num_microbatches, repeats=repeats)
     if progress:
         progress(f"a sweep of {sweep_points:,} points", len(sizes) / (len(sizes) + 1))

@@ -16,6 +16,7 @@ from ..planner.packing.targets import cut_samples, plan_at_target
 from ..planner.plan import Plan, microbatch
 from ..planner.systems import SystemRun, lorafusion, mlora_round_robin, sequential_fixed, sequential_packed
 from ..traces.costs import CostProfile
+from ..traces.counted import counted
 from ..traces.workloads import DATASETS, sample_lengths
 from .simulate import Hardware
 from .systems import SystemResult, replay_system
@@ -186,7 +187,10 @@ def sharing_points(
     asked += [("mixed", (MIXED * 4)[:count], 4, 16) for count in (1, 2, 8, 16)]
     asked += [("even", ("even",) * count, 4, 16) for count in (1, 2, 8, 16)]
     for number, (name, names, num_stages, size) in enumerate(asked):
-        progress(f"{len(names)} {name} adapters, {num_stages} stages, batches of {size}", number / len(asked))
+        progress(
+            f"{counted(len(names), f'{name} adapter')}, {counted(num_stages, 'stage')}, batches of {size}",
+            number / len(asked),
+        )
         jobs = workload(names, global_batch_size=size, num_batches=8, longest=8192, lengths=lengths)
         yield share(name, jobs, hardware=hardware, num_stages=num_stages)
 

@@ -3,6 +3,7 @@
 from ..planner.jobs import job_from_lengths
 from ..planner.plan import Plan, microbatch
 from ..traces.costs import CostProfile, uniform_profile
+from ..traces.counted import counted
 from .errors import SimulationError
 
 _TOKENS = 1000
@@ -27,8 +28,9 @@ def textbook_plan(*, num_stages: int, num_microbatches: int, num_replicas: int =
     num_forwards = num_stages * per_batch * num_batches
     if num_stages > _MOST_STAGES or num_forwards > _MOST_FORWARDS:
         raise SimulationError(
-            f"{num_stages:,} stages with {per_batch * num_batches:,} microbatches are {num_forwards:,} forwards; a "
-            f"textbook question has {_MOST_STAGES:,} stages and {_MOST_FORWARDS:,} forwards at most: lower them"
+            f"{counted(num_stages, 'stage')} with {counted(per_batch * num_batches, 'microbatch')} are "
+            f"{num_forwards:,} forwards; a textbook question has {_MOST_STAGES:,} stages and "
+            f"{_MOST_FORWARDS:,} forwards at most: lower them"
         )
     job = job_from_lengths(
         adapter=0, name="adapter", lengths=[_TOKENS] * (per_batch * num_batches), global_batch_size=per_batch

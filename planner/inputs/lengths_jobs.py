@@ -40,8 +40,8 @@ def jobs_from_lengths(
         needed = len(lengths) if count is None else size * count
         if needed > len(lengths):
             raise JobError(
-                f"adapter '{name}': {counted(count or 0, 'batch')} of {size} need {needed} samples; {path} has "
-                f"{len(lengths)}: lower --num-batches or --global-batch-size"
+                f"adapter '{name}': {counted(count or 0, 'batch')} of {size} need {counted(needed, 'sample')}; "
+                f"{path} has {len(lengths)}: lower --num-batches or --global-batch-size"
             )
         jobs.append(job_from_lengths(adapter=adapter, name=name, lengths=lengths[:needed], global_batch_size=size))
     return tuple(jobs)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ...traces.counted import counted
 from ...traces.workloads import read_lengths
 from ..errors import JobError
 from .jobfile import DatasetEntry, LongSamples, TextFormat
@@ -87,8 +88,8 @@ def _fitted(table: TokenTable, *, sequence_len: int, long_samples: LongSamples) 
         return ReadTable(table=table)
     worst = int(np.argmax(lengths))
     found = (
-        f"{table.places[worst]}: {lengths[worst]} tokens, the most of {num_long} in {len(table)} samples that exceed "
-        f"sequence_len={sequence_len}"
+        f"{table.places[worst]}: {lengths[worst]} tokens, the most of {num_long} in {counted(len(table), 'sample')} "
+        f"that exceed sequence_len={sequence_len}"
     )
     if long_samples == "error":
         raise JobError(f"{found}; raise it, or set long_samples to truncate or skip")

@@ -47,11 +47,11 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> GpuProfile:
     found = measure_gpu_profile(base, folder, transport, request, device=torch.device("cpu"))
     kinds = [line.split(":")[0] for line in told if not line.startswith(" ")]
     assert kinds == [
-        "stage of 1 layers",
+        "stage of 1 layer",
         "stage of 2 layers",
-        "first of 1 layers",
-        "last of 1 layers",
-        "frozen of 1 layers",
+        "first of 1 layer",
+        "last of 1 layer",
+        "frozen of 1 layer",
         "frozen of 2 layers",
     ]
     indented = [line for line in told if line.startswith(" ")]
@@ -101,7 +101,7 @@ def test_every_piece_is_measured_on_the_microbatches_it_needs(measured: GpuProfi
 def test_the_profile_is_whole_and_survives_its_file(measured: GpuProfile, tmp_path: Path) -> None:
     profile = measured.profile
     assert (profile.name, profile.origin, profile.num_layers) == ("small-cpu-measured", "measured", 2)
-    for words in ("CPU, 1 process(es), torch ", "stages of 1 and 2 layers of small stand for all 2", "; a command"):
+    for words in ("CPU, 1 process, torch ", "stages of 1 and 2 layers of small stand for all 2", "; a command"):
         assert words in profile.source
     assert profile.fit_error_median is not None
     assert profile.fit_error_worst is not None
