@@ -59,10 +59,16 @@ class DeviceBytes:
 
 
 def peak_bytes(device: torch.device, *, num_processes: int) -> int | None:
-    """Most that this process's tensors took at once since the start, and its context; None on a CPU."""
+    """Most that this process's tensors took at once since `forget_peak`, and its context; None on a CPU."""
     if device.type != "cuda":
         return None
     return torch.cuda.max_memory_allocated(device) + DeviceBytes.of(device, num_processes=num_processes).context
+
+
+def forget_peak(device: torch.device) -> None:
+    """Count the peak from here on; nothing on a CPU, which has none."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def sharing_processes() -> int:

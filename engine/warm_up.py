@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from ..planner.plan import Microbatch, Plan
 from .batch import TokenSource
+from .device_memory import forget_peak
 from .profile_plan import measuring_program
 from .run_alone import run_alone
 from .stage import Stage
@@ -24,6 +25,8 @@ def warm_up(stage: Stage, plan: Plan, tokens: TokenSource) -> None:
     # The backward closed the batches that it knew of.
     for adapter in stage.adapters:
         adapter.closed.clear()
+    # What is told in the end is training's: loading weights and compiling may take more for a moment.
+    forget_peak(stage.device)
 
 
 def kinds(plan: Plan) -> tuple[Microbatch, ...]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from loraplex.engine import device_memory
-from loraplex.engine.device_memory import free_gpus, gpus_of_all_machines
+from loraplex.engine.device_memory import forget_peak, free_gpus, gpus_of_all_machines, peak_bytes
 from loraplex.planner.gpus import Gpus
 
 
@@ -43,6 +43,19 @@ def test_machines_are_alike_and_each_has_its_gpus(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     gpus = gpus_of_all_machines(torch.device("cuda", 0))
     assert (gpus.free_bytes, gpus.num_sharing(8), gpus.share_bytes(8)) == ((60, 60, 60, 60), 2, 30.0)
+
+
+def test_a_peak_is_that_since_it_was_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = {torch.device("cuda", 1): 50}
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peaks.update({device: 20}))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", peaks.__getitem__)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: 25)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (40, 80))
+    assert peak_bytes(torch.device("cuda", 1), num_processes=1) == 50 + 15
+    forget_peak(torch.device("cuda", 1))
+    assert peak_bytes(torch.device("cuda", 1), num_processes=1) == 20 + 15
+    forget_peak(torch.device("cpu"))
+    assert peak_bytes(torch.device("cpu"), num_processes=1) is None
 
 
 @pytest.mark.gpu

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from loraplex.engine.run_alone import run_alone
 from loraplex.engine.threads import run_in_threads
 from loraplex.engine.warm_up import kinds, warm_up
 from loraplex.planner.build_program import build_program
@@ -65,3 +66,21 @@ def test_every_kind_of_microbatch_of_a_first_step_is_run_once() -> None:
     assert kinds(plan) == plan.microbatches[:3]
     again = replace(plan, microbatches=(*plan.microbatches[:1], *plan.microbatches[:3]))
     assert kinds(again) == plan.microbatches[:3]
+
+
+def test_its_peak_is_not_trainings(
+    make_stages: Any, tokens_of: Any, small_plan: Any, three_jobs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = three_jobs(num_steps=1)
+    plan = small_plan(jobs, num_stages=1)
+    (stage,) = make_stages(plan)
+    heard: list[str] = []
+
+    def noted(*words: Any, **more: Any) -> None:
+        run_alone(*words, **more)
+        heard.append("ran")
+
+    monkeypatch.setattr("loraplex.engine.warm_up.run_alone", noted)
+    monkeypatch.setattr("loraplex.engine.warm_up.forget_peak", lambda device: heard.append(f"forgot {device}"))
+    warm_up(stage, plan, tokens_of(jobs))
+    assert heard == ["ran", "forgot cpu"]
