@@ -167,13 +167,18 @@ def _bars(axes: Any, records: Sequence[Record]) -> None:
             bars = axis.barh(spots, heights, height=0.38, label=f"dropout {dropout:g}")
             labels = [f"{record['tokens_per_s']:,.0f}{' *' * ('note' in record)}" for record in own.values()]
             axis.bar_label(bars, labels=labels, fontsize=7, padding=2)
+        for index, found in enumerate(named.values()):
+            if not any(record["workload"] == workload for record in found):
+                axis.text(0, index + 0.2 * (len(dropouts) - 1), "  not run", fontsize=7, va="center")
         axis.set_yticks([index + 0.2 * (len(dropouts) - 1) for index in range(len(named))], list(named))
         axis.invert_yaxis()
         axis.set_title(workload)
         axis.set_xlabel("real tokens/s")
+        axis.locator_params(axis="x", nbins=5)
+        axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.margins(x=0.12)
     if any("note" in record for record in records):
-        axes[0].figure.text(0.01, 0.01, "* the file says more of it", fontsize=8)
+        axes[0].figure.text(0.01, 0.01, "* see `note` in the JSON file", fontsize=8)
     # Above the bars: inside, it would hide some of them.
     axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="upper right", ncols=len(dropouts), fontsize=8)
 

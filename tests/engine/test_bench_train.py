@@ -19,7 +19,7 @@ from loraplex.engine.bench_train import ask, make_questions
 from loraplex.engine.bench_train_laps import Laps, Measured, together
 from loraplex.engine.bench_train_ours import plan_of
 from loraplex.engine.bench_train_peers import ASSEMBLIES, Trainer, add_adapter, build_base, measure_peer, packed, padded
-from loraplex.engine.bench_train_report import joined_with_earlier, write_results
+from loraplex.engine.bench_train_report import _bars, joined_with_earlier, write_results
 from loraplex.engine.bench_train_spec import RECORD, SYSTEMS, Point, Question, growth_points, points_of
 from loraplex.engine.bench_train_work import AdapterData, adapter_data, bounded_jobs, packs
 from loraplex.engine.bench_train_worker import answer
@@ -396,3 +396,16 @@ def test_ctrl_c_names_the_file_of_what_was_measured(tmp_path: Path, monkeypatch:
     assert done.exit_code == 130
     assert done.stderr.splitlines()[-1] == f"loraplex: stopped; what was measured is in {path}"
     assert len(json.loads(path.read_text(encoding="utf-8"))["records"]) == 1
+
+
+def test_bars_say_where_a_system_was_not_run() -> None:
+    from matplotlib.figure import Figure
+
+    records = [
+        {"system": system, "workload": workload, "dropout": 0.0, "tokens_per_s": 1.0, "attention": "torch"}
+        for system, workload in (("ours", "mix"), ("ours", "dialogsum"), ("peft-packed", "dialogsum"))
+    ]
+    mix, dialogsum = Figure().subplots(1, 2)
+    _bars((mix, dialogsum), [record | {"recompute": "none"} for record in records])
+    assert [text.get_text().strip() for text in mix.texts if "run" in text.get_text()] == ["not run"]
+    assert not any("run" in text.get_text() for text in dialogsum.texts)
