@@ -14,7 +14,7 @@ from ..traces.counted import counted
 if TYPE_CHECKING:
     from ..traces.ranking import Ranking
     from .parity import ParityRow
-    from .train import TrainedAdapter, TrainedRun
+    from .trained_run import TrainedAdapter, TrainedRun
 
 
 class LoadBars:

@@ -10,7 +10,7 @@ from rich.table import Table
 from loraplex.engine.metrics import StepRecord
 from loraplex.engine.parity import ParityRow
 from loraplex.engine.show import parity_table, train_line, train_table
-from loraplex.engine.train import TrainedAdapter, TrainedRun
+from loraplex.engine.trained_run import TrainedAdapter, TrainedRun
 
 LONG = "a-tenant-whose-name-is-longer-than-all-others-together"
 

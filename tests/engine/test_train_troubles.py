@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from loraplex.engine.evaluation_records import EvaluationRecord
 from loraplex.engine.metrics import StepRecord, read_metrics
-from loraplex.engine.train import TrainedAdapter
+from loraplex.engine.trained_run import TrainedAdapter
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = """\
