@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .bench import FAMILIES, Lengths
+from .bench_cases import FAMILIES, Lengths
 from .dependencies import plan_slots
 from .jobs import Job, job_from_lengths
 from .make_plan import make_plan

@@ -210,7 +210,8 @@ def bench_planner(
 
     from rich.console import Console
 
-    from .bench import bench_lengths, run_bench, write_results
+    from .bench import run_bench, write_results
+    from .bench_cases import bench_lengths
     from .bench_exact import exact_study, study_as_json
     from .bench_table import study_table, summary_table
     from .plan_command import progress_on_stderr

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from loraplex.planner.bench import BenchResult, Case, bench_lengths, case_jobs, grid, run_case, write_results
+from loraplex.planner.bench import BenchResult, run_case, write_results
+from loraplex.planner.bench_cases import Case, bench_lengths, case_jobs, grid
 from loraplex.planner.bench_table import summary_table
 from loraplex.planner.errors import PlanError
 

@@ -1,6 +1,6 @@
 """The study of small workloads counts what it says."""
 
-from loraplex.planner.bench import bench_lengths
+from loraplex.planner.bench_cases import bench_lengths
 from loraplex.planner.bench_exact import exact_study, study_as_json
 from loraplex.planner.bench_table import study_table
 
