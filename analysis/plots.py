@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..planner.plan import Plan
@@ -15,14 +14,24 @@ from .actions import NAMES
 from .causes import CAUSES
 from .compare import action_times
 from .metrics import Summary
-from .style import CAUSE_COLOURS, INK, MUTED, PALETTE, adapter_colour, label_bars, memory_unit, picture, time_unit, tint
+from .style import (
+    CAUSE_COLOURS,
+    INK,
+    MARKERS,
+    MUTED,
+    PALETTE,
+    adapter_colour,
+    label_bars,
+    legend_beside,
+    memory_unit,
+    picture,
+    time_unit,
+    tint,
+)
 from .units import percent
 
 _SMOOTHED_FROM = 40
 """Steps from which a loss curve is shown smoothed, with the raw one pale behind it."""
-_LEAST_TICK_GAP = 0.12
-"""Of a linear axis, so that two labels beside each other can both be read."""
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def plot_losses(losses: Mapping[str, pd.DataFrame], path: Path | str) -> None:
@@ -41,7 +50,7 @@ def plot_losses(losses: Mapping[str, pd.DataFrame], path: Path | str) -> None:
                 loss,
                 color=colour,
                 linewidth=2.0,
-                marker=_MARKERS[adapter % len(_MARKERS)],
+                marker=MARKERS[adapter % len(MARKERS)],
                 markersize=4 if few else 5,
                 markevery=1 if few else max(1, len(step) // 10),
                 label=name,
@@ -51,7 +60,7 @@ def plot_losses(losses: Mapping[str, pd.DataFrame], path: Path | str) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title("Training loss of each adapter")
         if losses:
-            _legend_beside(figure, len(losses))
+            legend_beside(figure, len(losses))
 
 
 def plot_bubbles(summaries: Mapping[str, Mapping[str, Summary]], path: Path | str) -> None:
@@ -135,7 +144,7 @@ def plot_memory(
             axes.set_title(f"Memory of each stage: {timeline.source} ({timeline.origin})")
         panels[-1].set_xlabel(f"time since the start of the run [{time_name}]")
         if largest:
-            _legend_beside(figure, 1)
+            legend_beside(figure, 1)
 
 
 def plot_waste(plan: Plan, path: Path | str) -> None:
@@ -171,89 +180,6 @@ def plot_waste(plan: Plan, path: Path | str) -> None:
         figure.legend(loc="outside lower center", ncols=3)
 
 
-def _stand_apart(ticks: Sequence[float]) -> bool:
-    # Whether an axis has room for each of these, in reading order.
-    gaps = np.diff(ticks)
-    return bool(len(gaps)) and gaps.min() >= _LEAST_TICK_GAP * gaps.sum()
-
-
-def plot_curves(
-    curves: Mapping[str, pd.DataFrame],
-    path: Path | str,
-    *,
-    x_label: str,
-    y_label: str,
-    title: str,
-    log_x: bool = False,
-    from_zero: bool = True,
-    level: float | None = None,
-) -> None:
-    """One line a name, through the points of the frame's columns `x` and `y`; labels carry the units.
-
-    `level` draws a dashed line to compare with.
-    """
-    with picture(path, width=7.5, height=4.5) as figure:
-        axes = figure.subplots()
-        for number, (name, frame) in enumerate(curves.items()):
-            axes.plot(
-                frame["x"],
-                frame["y"],
-                color=adapter_colour(number),
-                marker=_MARKERS[number % len(_MARKERS)],
-                markersize=5,
-                linewidth=1.8,
-                label=name,
-            )
-        if level is not None:
-            axes.axhline(level, color=INK, linestyle="--", linewidth=1.0)
-        ticks = sorted({float(value) for frame in curves.values() for value in frame["x"]})
-        if log_x:
-            axes.set_xscale("log", base=2)
-        if log_x or _stand_apart(ticks):
-            # The values there are, and not 2.5 stages between two and three.
-            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        if from_zero:
-            axes.set_ylim(bottom=0.0)
-        if axes.get_ylim()[1] >= 1000:
-            axes.yaxis.set_major_formatter("{x:,.0f}")
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
-        axes.set_title(title)
-        if len(curves) > 1:
-            _legend_beside(figure, len(curves))
-
-
-def plot_bars(groups: Mapping[str, Mapping[str, float]], path: Path | str, *, y_label: str, title: str) -> None:
-    """Bars side by side for each group (`{data set: {system: value}}`), one colour a system; the label has the unit."""
-    systems = list(dict.fromkeys(system for row in groups.values() for system in row))
-    width = 0.84 / max(len(systems), 1)
-    with picture(path, width=max(6.0, 2.5 + 0.28 * len(groups) * len(systems)), height=4.5) as figure:
-        axes = figure.subplots()
-        for number, system in enumerate(systems):
-            offset = (number - (len(systems) - 1) / 2) * width
-            places = [place + offset for place, row in enumerate(groups.values()) if system in row]
-            heights = [row[system] for row in groups.values() if system in row]
-            axes.bar(places, heights, width=0.92 * width, color=adapter_colour(number), label=system)
-            for place, height in zip(places, heights, strict=True):
-                axes.annotate(
-                    f"{height:.2f}",
-                    (place, height),
-                    xytext=(0, 2),
-                    textcoords="offset points",
-                    ha="center",
-                    va="bottom",
-                    fontsize=7,
-                    rotation=90,
-                )
-        axes.set_xticks(range(len(groups)), list(groups))
-        axes.margins(y=0.14)
-        axes.grid(axis="x", visible=False)
-        axes.set_ylabel(y_label)
-        axes.set_title(title)
-        if systems:
-            _legend_beside(figure, len(systems))
-
-
 def plot_predictions(*, simulated: Timeline, measured: Timeline, path: Path | str) -> None:
     """Every action's measured against its simulated duration; on the line the prediction was right."""
     times = action_times(simulated, measured)
@@ -270,7 +196,7 @@ def plot_predictions(*, simulated: Timeline, measured: Timeline, path: Path | st
                     alpha=0.6,
                     linewidths=0,
                     color=PALETTE[number],
-                    marker=_MARKERS[number],
+                    marker=MARKERS[number],
                     label=f"{name} ({len(own)})",
                     rasterized=len(own) > 3000,
                 )
@@ -300,7 +226,3 @@ def _causes(summaries: Sequence[Summary]) -> list[str]:
 def _cause_share(summary: Summary, cause: str) -> float:
     whole_ms = summary.makespan_ms * summary.num_stages * summary.num_replicas
     return summary.bubble_ms_by_cause.get(cause, 0.0) / whole_ms if whole_ms else 0.0
-
-
-def _legend_beside(figure: Figure, num_entries: int) -> None:
-    figure.legend(loc="outside right upper", ncols=1 + num_entries // 24, fontsize=9)

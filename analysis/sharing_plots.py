@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .plots import plot_bars, plot_curves
+from .charts import plot_bars, plot_curves
 
 
 def plot_sharing(*, systems: pd.DataFrame, curves: pd.DataFrame, folder: Path) -> None:

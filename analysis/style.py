@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1", "#999933", "#882255", "#44AA99")
 """Okabe and Ito (2008) without black and yellow, then colours of Tol's "muted" scheme; neighbours differ most."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+"""Of lines and points, beside their colours."""
 INK = "#222222"
 MUTED = "#767676"
 WAIT = "#b8b8b8"
@@ -119,3 +121,8 @@ def label_bars(axes: Axes, places: Sequence[float], tops: Sequence[float], texts
         axes.annotate(
             text, (place, top), xytext=(0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=8
         )
+
+
+def legend_beside(figure: Figure, num_entries: int) -> None:
+    """A legend of so many entries at the right of the axes."""
+    figure.legend(loc="outside right upper", ncols=1 + num_entries // 24, fontsize=9)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from .plots import plot_curves
+from .charts import plot_curves
 from .style import adapter_colour, picture
 
 _MOST_LINES = 6
