@@ -45,7 +45,7 @@ class RunSettings:
             ("--plan", self.plan_file),
             ("--output", self.output_dir),
             ("--checkpoint-every", self.checkpoint_every),
-            ("--device", self.device),
+            ("--device", None if self.device == "auto" else self.device),
             ("--recompute", self.recompute),
         ):
             words += [] if value is None else [option, str(value)]
