@@ -5,14 +5,20 @@ model on an H200, minutes on a new machine. In training a stage would begin with
 through; here all do at once.
 """
 
+from collections import Counter
+from collections.abc import Hashable
 from dataclasses import replace
 
 from ..planner.plan import Microbatch, Plan
 from .batch import TokenSource
+from .buckets import BatchBucket, GraphBuckets
 from .device_memory import forget_peak
 from .profile_plan import measuring_program
 from .run_alone import run_alone
 from .stage import Stage
+
+_WORTH_A_GRAPH = 3
+"""Microbatches of a bucket from which on it is captured here: a capture takes the host as long as two of them."""
 
 
 def warm_up(stage: Stage, plan: Plan, tokens: TokenSource) -> None:
@@ -20,7 +26,7 @@ def warm_up(stage: Stage, plan: Plan, tokens: TokenSource) -> None:
 
     Raises what training would, as when memory runs out.
     """
-    alone = replace(plan, microbatches=kinds(plan), num_replicas=1)
+    alone = replace(plan, microbatches=kinds(plan, buckets=stage.buckets), num_replicas=1)
     run_alone(stage, alone, measuring_program(alone, with_steps=False), tokens=tokens)
     # The backward closed the batches that it knew of.
     for adapter in stage.adapters:
@@ -29,15 +35,33 @@ def warm_up(stage: Stage, plan: Plan, tokens: TokenSource) -> None:
     forget_peak(stage.device)
 
 
-def kinds(plan: Plan) -> tuple[Microbatch, ...]:
-    """The first microbatch of every kind that has kernels of its own: of one adapter or several, with dropout or not.
+def kinds(plan: Plan, *, buckets: GraphBuckets | None = None) -> tuple[Microbatch, ...]:
+    """The first microbatch of every kind that has kernels of its own: by whether it holds one adapter or several, draws
+    dropout or not, and by size, to a factor of two. Of a bucket that comes often two, so that its graph is captured.
 
-    All of a first step, so that no adapter needs to have taken one.
+    Its samples are taken to be of the first global batch, so that no adapter needs to have taken a step.
     """
-    found: dict[tuple[bool, bool], Microbatch] = {}
+    first: dict[Hashable, Microbatch] = {}
+    counts: Counter[Hashable] = Counter()
     for held in plan.microbatches:
-        batches = held.global_batches()
-        if batches and all(step == 0 for _, step in batches):
-            drops = any(plan.jobs[adapter].lora.lora_dropout > 0 for adapter, _ in batches)
-            found.setdefault((len(batches) > 1, drops), held)
-    return tuple(found.values())
+        owners = [adapter for adapter, _ in held.adapter_tokens()]
+        if not owners:
+            continue
+        num_tokens, drops = held.num_tokens(), any(plan.jobs[owner].lora.lora_dropout > 0 for owner in owners)
+        bucket = None
+        if buckets is not None:
+            bucket = buckets.bucket_for(
+                num_rows=num_tokens, num_samples=len(held.samples), num_segments=len(owners), has_dropout=drops
+            )
+        kind = bucket or (len(owners) > 1, drops, num_tokens.bit_length())
+        counts[kind] += 1
+        first.setdefault(kind, held)
+    return tuple(
+        _as_first(held)
+        for kind, held in first.items()
+        for _ in range(2 if isinstance(kind, BatchBucket) and counts[kind] >= _WORTH_A_GRAPH else 1)
+    )
+
+
+def _as_first(held: Microbatch) -> Microbatch:
+    return Microbatch(samples=tuple(replace(sample, global_batch=0) for sample in held.samples))

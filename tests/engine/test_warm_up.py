@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+from loraplex.engine.buckets import GraphBuckets
 from loraplex.engine.run_alone import run_alone
 from loraplex.engine.threads import run_in_threads
 from loraplex.engine.warm_up import kinds, warm_up
 from loraplex.planner.build_program import build_program
 from loraplex.planner.jobs import LoraSettings, job_from_lengths
-from loraplex.planner.plan import Plan, microbatch
+from loraplex.planner.plan import Microbatch, Plan, microbatch
 
 
 @pytest.mark.parametrize(("num_stages", "num_replicas"), [(1, 1), (3, 1), (2, 2)])
@@ -47,12 +48,16 @@ def test_training_after_it_is_as_without(
                 assert torch.equal(weight, right.parameters[name]), name
 
 
-def test_every_kind_of_microbatch_of_a_first_step_is_run_once() -> None:
+def as_first(held: Microbatch) -> Microbatch:
+    return Microbatch(samples=tuple(replace(sample, global_batch=0) for sample in held.samples))
+
+
+def test_every_kind_of_microbatch_is_run_once_as_of_a_first_step() -> None:
     jobs = tuple(
         job_from_lengths(
             adapter=adapter,
             name=f"job{adapter}",
-            lengths=[10] * 4,
+            lengths=[10, 10, 10, 20],
             global_batch_size=2,
             lora=LoraSettings(lora_dropout=dropout),
         )
@@ -84,3 +89,20 @@ def test_its_peak_is_not_trainings(
     monkeypatch.setattr("loraplex.engine.warm_up.forget_peak", lambda device: heard.append(f"forgot {device}"))
     warm_up(stage, plan, tokens_of(jobs))
     assert heard == ["ran", "forgot cpu"]
+    (plain, other), (later, longer) = jobs[0].global_batches
+    (drawn, drawn_too), (last, long) = jobs[1].global_batches
+    held = [(plain,), (other, drawn), (drawn_too,), (), (later,), (longer, last), (long,)]
+    plan = Plan(
+        jobs=jobs, num_stages=2, num_replicas=7, microbatch_tokens=64, microbatches=tuple(map(microbatch, held))
+    )
+    alone, both, drops, _, _, _, longer = map(as_first, plan.microbatches)
+    # Alone without dropout, both, alone with dropout, and that longer; not the empty one, nor what is like another.
+    assert kinds(plan) == (alone, both, drops, longer)
+
+
+def test_a_bucket_that_comes_often_is_run_twice_for_its_graph() -> None:
+    (job,) = (job_from_lengths(adapter=0, name="job", lengths=[100, 101, 102, 300, 301], global_batch_size=1),)
+    held = tuple(microbatch(batch) for batch in job.global_batches)
+    plan = Plan(jobs=(job,), num_stages=1, microbatch_tokens=512, microbatches=held)
+    often, _, _, seldom, _ = map(as_first, held)
+    assert kinds(plan, buckets=GraphBuckets()) == (often, often, seldom)
