@@ -144,7 +144,8 @@ def _plot(records: Sequence[Record], path: Path, *, title: str, growth: bool) ->
         axes[0].legend(loc="lower right")
     else:
         _bars(axes, records)
-    figure.suptitle(title)
+    # At the left, where no legend is.
+    figure.suptitle(title, x=0.01, horizontalalignment="left")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
