@@ -9,28 +9,23 @@ from .build_program import build_program, check_schedule_name
 from .errors import PlanError
 from .jobs import Job
 from .packing.balance import balance
-from .packing.candidates import greedy_recipes, grouping_of, stream_recipes
-from .packing.exact import fewest_slots
+from .packing.candidates import grouping_of, stream_recipes
 from .packing.lower_bounds import batch_bounds, lower_bounds
-from .packing.milp_rounds import pack_milp_rounds
-from .packing.objective import Fairness, adapter_ends, fairness_of, full_slot_ms, predicted_makespan_ms
+from .packing.objective import Fairness, fairness_of, full_slot_ms, predicted_makespan_ms
 from .packing.pack_greedy import Bins
-from .packing.pack_milp import SOLVERS, MilpLimits
-from .packing.search import Found, Progress, Search, search_staggers
+from .packing.pack_milp import SOLVERS
+from .packing.search import Found, Progress, Search
+from .packing.strategies import search_cheap, search_fair, search_milp
 from .packing.targets import plan_at_target
 from .packing.workload import Workload, workload_of
 from .plan import Plan, SolverRecord
 
 STRATEGIES = ("auto", "milp", "greedy", "stream")
 OBJECTIVES = ("makespan", "microbatches", "fair")
-_EXACT_ITEMS, _EXACT_NODES = 14, 5000
-"""Workloads up to this many samples are searched exactly, up to this many nodes: some milliseconds."""
 _MAX_WORKERS = 2**16
 """Far beyond any pipeline, and still planned within seconds: a mistyped number must not eat all memory."""
 _FILLS = (2, 4, 8, 16)
 """Parts of the capacity that microbatches may be filled to."""
-_FAIR_STEPS = 10
-"""Halvings of the interval in which the smallest slowdown that can be kept is sought."""
 
 
 def make_plan(
@@ -116,11 +111,11 @@ def _filled_plan(base: Plan, manner: _Manner) -> Plan:
     search.workers, search.backend, search.progress = manner.workers, manner.backend, manner.progress
     records: tuple[SolverRecord, ...] = ()
     if manner.objective == "fair":
-        _search_fair(search, _fairness(base, search=search, profile=manner.profile))
+        search_fair(search, _fairness(base, search=search, profile=manner.profile))
     elif manner.strategy == "milp":
-        records = _search_milp(search, solver=manner.solver)
+        records = search_milp(search, solver=manner.solver)
     else:
-        _search_cheap(search, strategy=manner.strategy, waits=manner.objective != "microbatches")
+        search_cheap(search, strategy=manner.strategy, waits=manner.objective != "microbatches")
     plan = _best_plan(base, search=search, profile=manner.profile if manner.objective == "makespan" else None)
     bound = search.lower.slots()
     notes = tuple(
@@ -198,49 +193,6 @@ def _check_choices(*, strategy: str, objective: str, solver: str, time_limit_s: 
         raise PlanError(f"time_limit_s={time_limit_s} must be above 0; raise it")
 
 
-def _search_cheap(search: Search, *, strategy: str, waits: bool) -> None:
-    sweeps = stream_recipes(search.workload) if strategy != "greedy" else ()
-    rounds = greedy_recipes(search.workload) if strategy != "stream" else ()
-    if not waits:
-        sweeps += tuple(replace(recipe, waits=False) for recipe in sweeps)
-        rounds += tuple(replace(recipe, waits=False) for recipe in rounds)
-    if sweeps:
-        # One by itself first: most easy workloads need no more, and no processes need to be started for them.
-        search.try_all(sweeps[:1])
-        search.try_all(sweeps[1:])
-        search_staggers(search, sweeps)
-    search.try_all(rounds)
-    if strategy == "auto" and not search.stopped() and len(search.workload.sizes) <= _EXACT_ITEMS:
-        _search_exactly(search)
-
-
-def _search_exactly(search: Search) -> None:
-    """For small workloads: fewer slots than any candidate took, if there is such a plan."""
-    workload = search.workload
-    fewest = min(workload.num_slots(found.bins) for found in search.found)
-    if workload.num_replicas == 1:
-        bins, _ = fewest_slots(
-            workload, bounds=search.bounds, at_least=search.lower.slots(), below=fewest, max_nodes=_EXACT_NODES
-        )
-        if bins is not None:
-            search.add(Found(score=search.score_of(bins), bins=bins, name="exact"))
-
-
-def _search_milp(search: Search, *, solver: str) -> tuple[SolverRecord, ...]:
-    time_limit_s = max(search.end_s - perf_counter(), 0.01)
-    bins, records = pack_milp_rounds(
-        search.workload,
-        grouping=grouping_of(0),
-        limits=MilpLimits(solver=solver, time_limit_s=min(5.0, time_limit_s)),
-        time_limit_s=time_limit_s,
-        workers=search.workers,
-        backend=search.backend,
-        progress=search.progress,
-    )
-    search.add(Found(score=search.score_of(bins), bins=bins, name="milp"))
-    return records
-
-
 def _fairness(base: Plan, *, search: Search, profile: CostProfile | None) -> Fairness:
     slot_ms = None
     if profile is not None:
@@ -249,26 +201,6 @@ def _fairness(base: Plan, *, search: Search, profile: CostProfile | None) -> Fai
         plan = replace(base, microbatches=search.workload.microbatches(search.found.pop().bins))
         slot_ms = full_slot_ms(profile, plan=plan)
     return fairness_of(base.jobs, bounds=search.bounds, gap_slots=search.workload.gap_slots, slot_ms=slot_ms)
-
-
-def _search_fair(search: Search, fairness: Fairness) -> None:
-    """Sweeps against due slots: the smallest common slowdown that every adapter can keep, by halving."""
-    workload = search.workload
-    search.score_of = lambda bins: (*fairness.score(adapter_ends(workload, bins)), workload.num_slots(bins))
-    search.is_best_possible = lambda score: False
-    sweeps = stream_recipes(workload)
-    search.try_all(sweeps)
-    low, high = 1.0, 2 * search.found[0].score[1]
-    for step in range(_FAIR_STEPS):
-        # The first try is easy, so that deadlines are met before slowdowns are evened out.
-        slowdown = high if step == 0 else (low + high) / 2
-        search.try_all([replace(recipe, due=fairness.due(slowdown)) for recipe in sweeps])
-        if search.notes:
-            return
-        if search.found[0].score[1] <= slowdown:
-            high = min(slowdown, search.found[0].score[1])
-        else:
-            low = slowdown
 
 
 def _best_plan(base: Plan, *, search: Search, profile: CostProfile | None) -> Plan:

@@ -6,10 +6,11 @@ from pathlib import Path
 from ...traces.counted import counted
 from ..build_program import schedule_names
 from ..errors import JobError
-from ..jobs import EvaluationSettings, Job, LoraSettings, OptimizerSettings, Sample
+from ..jobs import EvaluationSettings
 from .base_model import BaseModel, find_base_model, load_tokenizer
 from .jobfile import AdapterEntry, DatasetEntry
-from .loaded_jobs import DataCounts, JobSettings, LoadedJobs, data_fingerprint
+from .loaded_jobs import DataCounts, LoadedJobs, data_fingerprint
+from .make_job import make_job, make_settings
 from .override import AS_WRITTEN, Override
 from .read_jobfile import ReadJobFile, read_jobfile
 from .read_table import DEMO, ReadTable, data_path, read_table
@@ -40,10 +41,17 @@ def load_jobs(
     orders = tuple(_order(read, number, table.table) for number, table in enumerate(tables))
     return LoadedJobs(
         jobs=tuple(
-            _job(number, adapter, targets[number], tables[number].table, orders[number], seed=_seed(read, adapter))
+            make_job(
+                number,
+                adapter=adapter,
+                targets=targets[number],
+                table=tables[number].table,
+                order=orders[number],
+                seed=_seed(read, adapter),
+            )
             for number, adapter in enumerate(read.adapters)
         ),
-        settings=_settings(read, model),
+        settings=make_settings(read, model=model),
         fingerprint=data_fingerprint([table.table for table in tables], orders),
         counts=tuple(
             DataCounts(
@@ -232,71 +240,3 @@ def _check_length(read: ReadJobFile, number: int, *, num_rows: int) -> None:
     if num_samples > MAX_SAMPLES:
         place = read.adapter_place(number, field)
         raise JobError(f"{place}: {num_samples} samples to train on are more than the {MAX_SAMPLES} allowed; lower it")
-
-
-def _job(
-    number: int, adapter: AdapterEntry, targets: tuple[str, ...], table: TokenTable, order: TrainingOrder, *, seed: int
-) -> Job:
-    return Job(
-        name=adapter.name,
-        global_batches=_global_batches(number, table, order),
-        lora=LoraSettings(
-            r=adapter.r,
-            lora_alpha=adapter.lora_alpha,
-            lora_dropout=adapter.lora_dropout,
-            target_modules=targets,
-            use_rslora=adapter.use_rslora,
-        ),
-        optimizer=OptimizerSettings(
-            learning_rate=adapter.learning_rate,
-            lr_scheduler=adapter.lr_scheduler,
-            warmup_ratio=adapter.warmup_ratio,
-            weight_decay=adapter.weight_decay,
-            max_grad_norm=adapter.max_grad_norm,
-            betas=(adapter.adam_beta1, adapter.adam_beta2),
-            eps=adapter.adam_epsilon,
-        ),
-        seed=seed,
-        weight=adapter.weight,
-        deadline_ms=adapter.deadline_ms,
-    )
-
-
-def _global_batches(adapter: int, table: TokenTable, order: TrainingOrder) -> tuple[tuple[Sample, ...], ...]:
-    num_tokens = table.num_tokens()[order.rows].tolist()
-    num_targets = table.num_target_tokens()[order.rows].tolist()
-    batches = []
-    first = 0
-    for global_batch, size in enumerate(order.batch_sizes):
-        batches.append(
-            tuple(
-                Sample(
-                    adapter=adapter,
-                    global_batch=global_batch,
-                    index=index,
-                    num_tokens=num_tokens[index],
-                    num_target_tokens=num_targets[index],
-                )
-                for index in range(first, first + size)
-            )
-        )
-        first += size
-    return tuple(batches)
-
-
-def _settings(read: ReadJobFile, model: BaseModel) -> JobSettings:
-    fields = read.fields
-    return JobSettings(
-        job_file=read.text.path,
-        base_model=model,
-        sequence_len=fields.sequence_len,
-        num_stages=fields.pipeline.stages,
-        num_replicas=fields.pipeline.replicas,
-        schedule=fields.pipeline.schedule,
-        microbatch_tokens=fields.microbatch_tokens or fields.sequence_len,
-        recompute=fields.recompute,
-        output_dir=read.text.path.parent / Path(fields.output_dir).expanduser(),
-        seed=fields.seed,
-        report_to=fields.report_to or (),
-        on_nonfinite=fields.on_nonfinite,
-    )
