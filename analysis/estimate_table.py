@@ -19,6 +19,7 @@ _PARTS = (
     ("activa-\ntions", "activations_bytes"),
     ("head", "logits_bytes"),
     ("passing", "passing_bytes"),
+    ("graphs", "graphs_bytes"),
     ("overhead", "overhead_bytes"),
 )
 _MOST_SHARE = 10.0

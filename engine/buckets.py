@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from ..kernels.bucket import Bucket
 from ..kernels.routing import WantedTables
 from ..kernels.sizes import round_up
-from ..traces.graph_tokens import GRAPH_TOKENS
+from ..traces.graph_tokens import GRAPH_TOKENS, STEP_TOKENS
 
-STEP_ROWS = 128
-"""Rows are filled up to a multiple of this: the height of the library's tiles, which are computed whole anyway."""
 SAMPLES = (8, 32, 128)
 """Attention starts programs for so many samples of the longest length; those that find nothing to do end at once."""
 SEGMENTS = (1, 4, 16)
@@ -45,7 +43,7 @@ class GraphBuckets:
         if num_rows > GRAPH_TOKENS or samples is None or segments is None:
             return None
         return BatchBucket(
-            rows=Bucket(num_rows=round_up(num_rows, STEP_ROWS), most_padding=STEP_ROWS - 1, most_segments=segments),
+            rows=Bucket(num_rows=round_up(num_rows, STEP_TOKENS), most_padding=STEP_TOKENS - 1, most_segments=segments),
             num_samples=samples,
             has_dropout=has_dropout,
         )

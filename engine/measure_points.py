@@ -6,7 +6,7 @@ does so for all of them. Behind the rounds the deepest stage works for seconds w
 """
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,13 +16,14 @@ import torch
 from ..planner.plan import Plan
 from ..traces.counted import counted
 from ..traces.profile_points import points_table
+from .graphs import layer_graphs
 from .measure_pieces import Call, EagerLora, attention, eager_linears, frozen_linears, frozen_stage, time_pass
 from .measure_rounds import repeat, seconds_since
 from .model import StageModel
 from .nf4_linear import held_bytes
 from .packer import Packer
 from .pool_tokens import PoolTokens
-from .profile_conditions import AGAIN, conditions_plan, every_so_many
+from .profile_conditions import AGAIN, Condition, conditions_plan, every_so_many
 from .recorder import Recorder, now_ns
 from .stage import Stage, make_stage_of
 from .stage_kinds import Setup, StageKind, StaticBytes, stage_kinds
@@ -67,6 +68,8 @@ def _stage(setup: Setup, kind: StageKind) -> Stage:
         weights=setup.weights,
         device=setup.device,
     )
+    # Their memory would be taken for the stage's.
+    stage = replace(stage, graphs=None)
     setup.tell(f"{kind.piece} of {counted(kind.layers, 'layer')}: {seconds_since(begin_ns)} s to build")
     return stage
 
@@ -75,9 +78,7 @@ def _measure_stages(
     setup: Setup, kinds: Sequence[StageKind], *, seconds: float
 ) -> tuple[list[Row], tuple[StaticBytes, ...]]:
     stages = {kind.module(): _stage(setup, kind) for kind in {kind.module(): kind for kind in kinds}.values()}
-    rows: list[Row] = []
-    for large in (False, True):
-        rows += _measure_series(setup, kinds, stages, large=large, seconds=seconds)
+    rows = _measure_rounds(setup, [(kind, _as_trained(kind, stages[kind.module()])) for kind in kinds], seconds=seconds)
     plain = [kind for kind in kinds if kind.piece == "stage" and kind.recompute == "none"]
     deepest = max(plain, key=lambda kind: kind.layers)
     rows += steady_rows(setup, deepest, stages[deepest.module()], points_table(rows))
@@ -92,30 +93,42 @@ def _measure_stages(
     return rows, tuple(static)
 
 
-def _measure_series(
-    setup: Setup, kinds: Sequence[StageKind], stages: Mapping[tuple[str, int], Stage], *, large: bool, seconds: float
-) -> list[Row]:
-    chosen = [(kind, every_so_many(setup.conditions, every=kind.every, large=large)) for kind in kinds]
-    series = [
-        StageRounds(
-            setup,
-            kind,
-            replace(stages[kind.module()], recompute=kind.recompute),
-            conditions,
-            again=1 if large else AGAIN,
+def _as_trained(kind: StageKind, stage: Stage) -> Stage:
+    # Graphs of its own for each way of recomputing, which they contain.
+    return replace(stage, recompute=kind.recompute, graphs=layer_graphs(stage.model, recompute=kind.recompute))
+
+
+def _measure_rounds(setup: Setup, stages: Sequence[tuple[StageKind, Stage]], *, seconds: float) -> list[Row]:
+    rows: list[Row] = []
+    for large in (False, True):
+        series = [
+            StageRounds(setup, kind, ran, conditions, again=1 if large else AGAIN)
+            for kind, stage in stages
+            for ran, conditions in _ways_to_launch(
+                kind, stage, every_so_many(setup.conditions, every=kind.every, large=large)
+            )
+            if conditions
+        ]
+        repeat(
+            [one.run for one in series],
+            setup.transport,
+            num_workers=setup.num_workers,
+            tell=setup.tell,
+            seconds=seconds * (_LARGE_SHARE if large else 1 - _LARGE_SHARE),
         )
-        for kind, conditions in chosen
-        if conditions
-    ]
-    repeat(
-        [one.run for one in series],
-        setup.transport,
-        num_workers=setup.num_workers,
-        tell=setup.tell,
-        seconds=seconds * (_LARGE_SHARE if large else 1 - _LARGE_SHARE),
-    )
-    # A step's work is the GPU's; behind small microbatches it would wait for the host as they do.
-    return [row for one in series for row in one.rows(with_step=large)]
+        # A step's work is the GPU's; behind small microbatches it would wait for the host as they do.
+        rows += [row for one in series for row in one.rows(with_step=large)]
+    return rows
+
+
+def _ways_to_launch(
+    kind: StageKind, stage: Stage, conditions: Sequence[Condition]
+) -> Iterator[tuple[Stage, Sequence[Condition]]]:
+    yield stage, conditions
+    if kind.piece == "stage":
+        # What is replayed is launched kernel by kernel too, as evaluations are: what is not replayed hardly waits for
+        # its launches, and would not tell what they take.
+        yield replace(stage, graphs=None), [one for one in conditions if stage.replays(one.num_tokens())]
 
 
 def _measure_pieces(setup: Setup, kind: StageKind, model: StageModel, *, seconds: float) -> list[Row]:
@@ -124,7 +137,7 @@ def _measure_pieces(setup: Setup, kind: StageKind, model: StageModel, *, seconds
     rows: list[Row] = []
     pieces = _pieces(setup, kind, model, plan)
     # The small ones first, as in a round of stages.
-    order = np.argsort([sum(condition.lengths) for condition in conditions], kind="stable").tolist()
+    order = np.argsort([condition.num_tokens() for condition in conditions], kind="stable").tolist()
     for piece, call_of in pieces.items():
         taken = [Passes(len(conditions))]
 

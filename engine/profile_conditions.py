@@ -9,7 +9,9 @@ from ..planner.jobs import Job, LoraSettings, Sample
 from ..planner.plan import Plan
 from .profile_plan import numbered_plan
 
-_SMALLEST = 256
+_SMALLEST = 64
+"""Pipelines run single samples of 100 to 200 tokens. Of 18 sizes spread log-evenly from here on, ten are replayed as
+CUDA graphs, some of which are over before they are launched, and three are small and not replayed."""
 _ENDING = 64
 """Tokens of each adapter in the microbatches that end its global batch."""
 _LONGEST = (128, 512, 2048, None)
@@ -38,6 +40,10 @@ class Condition:
     adapters: tuple[int, ...]
     """Owner of each sample, in order."""
     target_share: float
+
+    def num_tokens(self) -> int:
+        """Of all its samples."""
+        return sum(self.lengths)
 
 
 def draw_conditions(
@@ -132,9 +138,9 @@ def small_and_large(conditions: Sequence[Condition]) -> tuple[tuple[Condition, .
     would seem to be launched in no time. A large one waits for the GPU, which likely lowers its clock in the course of
     seconds of work: between small ones it was measured 6 % faster than in training (docs/log.md).
     """
-    bound = _UPPER * max(map(_size, conditions), default=0)
-    small = tuple(condition for condition in conditions if _size(condition) < bound)
-    return small, tuple(condition for condition in conditions if _size(condition) >= bound)
+    bound = _UPPER * max(map(Condition.num_tokens, conditions), default=0)
+    small = tuple(condition for condition in conditions if condition.num_tokens() < bound)
+    return small, tuple(condition for condition in conditions if condition.num_tokens() >= bound)
 
 
 def every_so_many(conditions: Sequence[Condition], *, every: int, large: bool) -> tuple[Condition, ...]:
@@ -150,10 +156,6 @@ def round_order(conditions: Sequence[Condition], generator: np.random.Generator,
     """Places of the conditions in the order of one round, each `again` times: by size, about, so that neighbours change
     from round to round."""
     places = np.repeat(np.arange(len(conditions)), again)
-    sizes = np.array([_size(condition) for condition in conditions])[places]
+    sizes = np.array([condition.num_tokens() for condition in conditions])[places]
     keys = np.log(sizes) + np.log(_JITTER) * generator.uniform(-0.5, 0.5, len(places))
     return [int(place) for place in places[np.argsort(keys)]]
-
-
-def _size(condition: Condition) -> int:
-    return sum(condition.lengths)

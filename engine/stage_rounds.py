@@ -36,9 +36,16 @@ class Passes:
         self._ms[word][place].append(ms)
 
     def rows(
-        self, kind: StageKind, conditions: Sequence[Condition], plan: Plan, *, held: Sequence[tuple[Held, Held]] = ()
+        self,
+        kind: StageKind,
+        conditions: Sequence[Condition],
+        plan: Plan,
+        *,
+        stage: Stage | None = None,
+        held: Sequence[tuple[Held, Held]] = (),
     ) -> list[Row]:
-        """Two a microbatch; `plan` begins with the conditions in their order."""
+        """Two a microbatch; `plan` begins with the conditions in their order. `stage`: what they ran through, if all of
+        it."""
         loads = Loads.of(plan.microbatches, jobs=plan.jobs)
         rows: list[Row] = []
         for place, condition in enumerate(conditions):
@@ -50,6 +57,7 @@ class Passes:
                     "recompute": kind.recompute,
                     "layers": kind.layers,
                     "condition": condition.number,
+                    "replayed": stage is not None and stage.replays(load["tokens"]),
                 }
                 row |= load
                 row |= usual(self._ms[word][place])
@@ -114,7 +122,7 @@ class StageRounds:
     def rows(self, *, with_step: bool) -> list[Row]:
         """All that was measured; a step too where that is wanted and nothing is computed again."""
         plan = conditions_plan(self._conditions, self._loras, num_stages=3)
-        rows = self._passes.rows(self.kind, self._conditions, plan, held=self._held)
+        rows = self._passes.rows(self.kind, self._conditions, plan, stage=self._stage, held=self._held)
         if with_step and self.kind.piece == "stage" and self.kind.recompute == "none":
             step = {"piece": "step", "pass": "step", "recompute": "none", "layers": self.kind.layers, "condition": -1}
             rows.append({**step, **dict.fromkeys(_LOADS, 1), "dropped": 0, **usual(self._steps_ms)})

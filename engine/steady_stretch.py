@@ -33,7 +33,7 @@ def steady_rows(setup: Setup, kind: StageKind, stage: Stage, rounds: pd.DataFram
     """
     conditions = steady_conditions(setup.conditions, every=kind.every)
     own = rounds["condition"].isin([condition.number for condition in conditions])
-    stages = (rounds["piece"] == kind.piece) & (rounds["layers"] == kind.layers)
+    stages = (rounds["piece"] == kind.piece) & (rounds["layers"] == kind.layers) & ~rounds["replayed"]
     turn_ms = float(rounds.loc[own & stages & (rounds["recompute"] == kind.recompute), "ms"].sum())
     afforded = max(_LEAST_TURNS, round(_SHARE * setup.seconds * 1e3 / turn_ms))
     turns = agreed_rounds(afforded, setup.transport, setup.num_workers)
@@ -49,7 +49,7 @@ def steady_rows(setup: Setup, kind: StageKind, stage: Stage, rounds: pd.DataFram
         # The later half; behind the turns stand the two that end everybody's batch.
         for number in range(turns // 2 * count, turns * count):
             passes.add(word, number % count, ms[number])
-    return passes.rows(replace(kind, piece="steady"), conditions, plan)
+    return passes.rows(replace(kind, piece="steady"), conditions, plan, stage=stage)
 
 
 def steady_conditions(conditions: Sequence[Condition], *, every: int) -> tuple[Condition, ...]:

@@ -125,7 +125,12 @@ def _recompute(settings: RunSettings, prepared: Prepared, *, profile: CostProfil
     plan, loaded = prepared.plan, prepared.loaded
     on_gpu = resolved_device(settings.device) == "cuda"
     if not on_gpu:
-        check_weights_fit_host(loaded.settings.base_model, num_replicas=plan.num_replicas, free_bytes=host_bytes())
+        check_weights_fit_host(
+            loaded.settings.base_model,
+            num_stages=plan.num_stages,
+            num_replicas=plan.num_replicas,
+            free_bytes=host_bytes(),
+        )
     return settled_recompute(
         plan,
         loaded,

@@ -84,10 +84,13 @@ def program_costs(
 def _pass_ms(graph: ProgramGraph, loads: Loads, parts: Sequence[StageCost]) -> Float:
     forward = np.stack([loads.forward_ms(stage) for stage in parts])
     backward = np.stack([loads.backward_ms(stage) for stage in parts])
+    evaluates = bool((graph.kind == int(ActionKind.EVALUATE)).any())
+    # A graph is of a forward that has a backward.
+    alone = np.stack([loads.forward_ms(stage.kernel_by_kernel()) for stage in parts]) if evaluates else forward
     weight = backward * np.array([[stage.weight_share] for stage in parts])
     by_kind = {
         ActionKind.FORWARD: forward,
-        ActionKind.EVALUATE: forward,
+        ActionKind.EVALUATE: alone,
         ActionKind.BACKWARD: backward,
         ActionKind.BACKWARD_INPUT: backward - weight,
         ActionKind.BACKWARD_WEIGHT: weight,

@@ -27,20 +27,22 @@ def host_bytes() -> float:
     return most
 
 
-def check_weights_fit_host(model: BaseModel, *, num_replicas: int, free_bytes: float) -> None:
+def check_weights_fit_host(model: BaseModel, *, num_stages: int, num_replicas: int, free_bytes: float) -> None:
     """Raise PlanError, with numbers and mends, where the frozen weights alone are more than the host has.
 
     Each replica holds them once, its stages together. What else a run takes is not counted: on a CPU it was never
     measured. Raises JobError for a config.json that lacks a size.
     """
-    needed = num_replicas * _weights_bytes(model, load_in_4bit=model.is_in_4bit())
+    shapes, in_4bit = ModelShapes.of(model), model.is_in_4bit()
+    needed = num_replicas * _weights_bytes(shapes, num_stages=num_stages, load_in_4bit=in_4bit)
     if needed <= free_bytes:
         return
     mends = []
     if num_replicas > 1:
         mends.append(f"pipeline.replicas: 1 would need {gib(needed / num_replicas)}")
-    if not model.is_in_4bit():
-        mends.append(f"load_in_4bit: true would need {gib(num_replicas * _weights_bytes(model, load_in_4bit=True))}")
+    if not in_4bit:
+        smaller = num_replicas * _weights_bytes(shapes, num_stages=num_stages, load_in_4bit=True)
+        mends.append(f"load_in_4bit: true would need {gib(smaller)}")
     mends.append("or take GPUs, a larger machine or a smaller model")
     copies = f", in {num_replicas} replicas" if num_replicas > 1 else ""
     raise PlanError(
@@ -49,7 +51,6 @@ def check_weights_fit_host(model: BaseModel, *, num_replicas: int, free_bytes: f
     )
 
 
-def _weights_bytes(model: BaseModel, *, load_in_4bit: bool) -> float:
-    shapes = ModelShapes.of(model)
-    head = (1 if shapes.tied_head else 2) * shapes.vocabulary * shapes.hidden_size * shapes.dtype_bytes
-    return shapes.num_layers * shapes.layer_weight_bytes(load_in_4bit=load_in_4bit) + head
+def _weights_bytes(shapes: ModelShapes, *, num_stages: int, load_in_4bit: bool) -> float:
+    ends = sum(shapes.end_weight_bytes(num_stages=num_stages))
+    return shapes.num_layers * shapes.layer_weight_bytes(load_in_4bit=load_in_4bit) + ends

@@ -153,6 +153,7 @@ def memory_text(stage: StageMemory) -> str:
         (f"activations of {stage.num_in_flight} in flight", stage.activations_bytes),
         ("head", stage.logits_bytes),
         ("in passing", stage.passing_bytes),
+        ("graphs", stage.graphs_bytes),
         ("overhead", stage.overhead_bytes),
     )
     return ", ".join(f"{name} {gib(held)}" for name, held in parts if held)

@@ -11,7 +11,7 @@ from .gpus import Gpus, one_gpu_each
 from .inputs.base_model import BaseModel
 from .jobs import EvaluationSettings
 from .memory_check import Change, Need, changes, cheapest_that_fits, check_fits, share_text
-from .memory_formula import memory_for_jobs, memory_of_shapes, with_best_copies
+from .memory_formula import memory_for_jobs, memory_of_shapes, with_best_copies, with_graphs
 from .model_shapes import ModelShapes
 from .plan import Plan
 
@@ -73,7 +73,7 @@ def decide_memory(
         memory = memory_of_shapes(shapes, plan.jobs, num_stages=plan.num_stages)
     else:
         memory = memory_for_jobs(measured.memory, shapes, plan.jobs)
-    memory = with_best_copies(memory, shapes, plan.jobs, evaluation)
+    memory = with_graphs(with_best_copies(memory, shapes, plan.jobs, evaluation), shapes)
     four_bit = replace(memory, layer_weight_bytes=shapes.layer_weight_bytes(load_in_4bit=True))
     memory = four_bit if in_4bit else memory
     gpus = gpus or one_gpu_each(memory.capacity_bytes)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..traces.costs import MemoryCosts
+from ..traces.graph_tokens import GRAPH_TOKENS
 from .jobs import EvaluationSettings, Job
 from .model_shapes import ModelShapes
 
@@ -28,6 +29,7 @@ LOGIT_CHUNK_BYTES = 384 * 2**20
 """kernels/cross_entropy.py works on about so much of the logits at a time."""
 OVERHEAD_BYTES = 1.0 * 2**30
 """CUDA context, kernels, workspaces of libraries, what the allocator cannot use."""
+_HALF_BYTES = 2
 _PADDED_RANK = 16
 """The kernels store an r rounded up to a power of two of at least this."""
 
@@ -46,12 +48,11 @@ def memory_of_shapes(
     selective = _selective_elements(shapes) + _branch_elements(jobs)
     # Behind the linear and before the norm of each head, queries, keys and values are kept a second time.
     selective += shapes.query_size() + shapes.kv_size() if shapes.head_norms else 0
-    head = shapes.vocabulary * hidden
+    embedding_bytes, head_bytes = shapes.end_weight_bytes(num_stages=num_stages)
     return MemoryCosts(
         layer_weight_bytes=shapes.layer_weight_bytes(load_in_4bit=load_in_4bit),
-        embedding_weight_bytes=head * element,
-        # A single stage holds a tied weight once.
-        head_weight_bytes=(hidden if shapes.tied_head and num_stages == 1 else head + hidden) * element,
+        embedding_weight_bytes=embedding_bytes,
+        head_weight_bytes=head_bytes,
         adapter_bytes_per_layer=ADAPTER_BYTES_PER_PARAMETER * parameters,
         adapter_gradient_bytes_per_layer=4 * parameters,
         adapter_parameters_per_layer=parameters,
@@ -95,6 +96,14 @@ def with_best_copies(
     wanted = [job for job, looks in zip(jobs, evaluation, strict=True) if looks.load_best_model_at_end]
     more = _BEST_BYTES_PER_PARAMETER * mean_parameters(shapes, wanted) * len(wanted) / max(len(jobs), 1)
     return replace(memory, adapter_bytes_per_layer=memory.adapter_bytes_per_layer + more)
+
+
+def with_graphs(memory: MemoryCosts, shapes: ModelShapes) -> MemoryCosts:
+    """The memory with what the engine keeps on GPUs for microbatches that it replays as CUDA graphs.
+
+    In half precision; in float32 it launches kernel by kernel. `LORAPLEX_CUDA_GRAPHS=off` is not looked at.
+    """
+    return replace(memory, graph_tokens=GRAPH_TOKENS if shapes.dtype_bytes == _HALF_BYTES else 0)
 
 
 def mean_parameters(shapes: ModelShapes, jobs: Sequence[Job]) -> float:

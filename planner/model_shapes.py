@@ -89,6 +89,13 @@ class ModelShapes:
         per_weight = 0.5 + 4 / NF4_BLOCK if load_in_4bit else self.dtype_bytes
         return linear * per_weight + rest * self.dtype_bytes
 
+    def end_weight_bytes(self, *, num_stages: int) -> tuple[float, float]:
+        """Frozen weights of the embedding, and of the head with the last norm. A single stage holds a tied weight once,
+        more of them hold it at both ends."""
+        table = self.vocabulary * self.hidden_size
+        head = self.hidden_size + (0 if self.tied_head and num_stages == 1 else table)
+        return table * self.dtype_bytes, head * self.dtype_bytes
+
 
 def _number(config: Mapping[str, Any], name: str, model: str) -> int:
     found = config.get(name)

@@ -1,10 +1,12 @@
 """What each stage of a Program needs of its device's memory. Simulator, estimate and engine share the arithmetic.
 
 A worker's memory changes at its own actions only, so that its peak follows from their order alone, without any time.
+Microbatches that are replayed as CUDA graphs count twice: in the pools that graphs reserve (graph_pools.py), and among
+the others, since the first ones of each size run kernel by kernel and what they had stays with the allocator.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..traces.costs import MemoryCosts, RecomputeMode
 from .graph import ProgramGraph
+from .graph_pools import FREEING, graph_pools
 from .loads import Loads
 from .program import ActionKind
 
@@ -19,8 +22,6 @@ Float = NDArray[np.float64]
 PASSES = (ActionKind.FORWARD, ActionKind.EVALUATE, ActionKind.BACKWARD, ActionKind.BACKWARD_INPUT)
 """Actions that need memory in passing."""
 REBUILDING = (ActionKind.BACKWARD, ActionKind.BACKWARD_INPUT)
-FREEING = (ActionKind.BACKWARD, ActionKind.BACKWARD_WEIGHT)
-"""What frees a microbatch's activations: its whole backward, or the weight part of a split one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -54,12 +55,14 @@ class StageMemory:
     passing_bytes: float
     """What the pass at that moment needs for itself."""
     overhead_bytes: float
+    graphs_bytes: float = 0.0
+    """Reserved for microbatches that are replayed (graph_pools.py)."""
     num_in_flight: int = 0
     """Microbatches that hold activations at that moment."""
 
     def peak_bytes(self) -> float:
         """All of it together."""
-        static = self.weights_bytes + self.adapters_bytes + self.overhead_bytes
+        static = self.weights_bytes + self.adapters_bytes + self.overhead_bytes + self.graphs_bytes
         return static + self.activations_bytes + self.logits_bytes + self.passing_bytes
 
 
@@ -124,15 +127,21 @@ def peak_memory(
 ) -> tuple[StageMemory, ...]:
     """Every worker, replica after replica, at its peak."""
     found = pass_bytes(graph, memory=memory, layers=layers, loads=loads, recompute=recompute)
+    pools = graph_pools(graph, memory=memory, layers=layers, loads=loads, recompute=recompute)
     num_stages = graph.program.num_stages
     static = static_memory(memory, layers, num_stages=num_stages, num_adapters=num_adapters)
     return tuple(
-        _at_peak(static[worker % num_stages], found, graph, own=slice(first, last), replica=worker // num_stages)
+        _at_peak(
+            replace(static[worker % num_stages], replica=worker // num_stages, graphs_bytes=float(pools[worker])),
+            found,
+            graph,
+            own=slice(first, last),
+        )
         for worker, (first, last) in enumerate(pairwise(graph.offsets.tolist()))
     )
 
 
-def _at_peak(static: StageMemory, found: PassBytes, graph: ProgramGraph, *, own: slice, replica: int) -> StageMemory:
+def _at_peak(static: StageMemory, found: PassBytes, graph: ProgramGraph, *, own: slice) -> StageMemory:
     kind = graph.kind[own]
     opens, closes = kind == int(ActionKind.FORWARD), np.isin(kind, FREEING)
     held = [
@@ -143,15 +152,11 @@ def _at_peak(static: StageMemory, found: PassBytes, graph: ProgramGraph, *, own:
     total = held[0] + held[1] + passing
     place = int(np.argmax(total)) if len(total) else -1
     activations, logits, in_flight = (float(column[place]) if len(total) else 0.0 for column in held)
-    return StageMemory(
-        replica=replica,
-        stage=static.stage,
-        weights_bytes=static.weights_bytes,
-        adapters_bytes=static.adapters_bytes,
+    return replace(
+        static,
         activations_bytes=activations,
         logits_bytes=logits,
         passing_bytes=float(passing[place]) if len(total) else 0.0,
-        overhead_bytes=static.overhead_bytes,
         num_in_flight=round(in_flight),
     )
 

@@ -10,10 +10,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ..planner.graph import ProgramGraph
+from ..planner.graph_pools import FREEING, graph_pools
 from ..planner.loads import Loads
 from ..planner.program import ActionKind
 from ..planner.recurrence import Completion
-from ..planner.stage_memory import FREEING, PASSES, pass_bytes, static_memory
+from ..planner.stage_memory import PASSES, pass_bytes, static_memory
 from ..traces.costs import MemoryCosts, RecomputeMode, StageCost
 from ..traces.timeline import no_counters
 
@@ -57,13 +58,15 @@ def memory_curves(
     """Bytes held by every worker whenever they change.
 
     Throughout: weights of its layers, of embedding and head where it has them, adapters with gradients and optimizer,
-    overhead. From the start of a forward to the end of the last backward part of the same microbatch: what `recompute`
-    keeps of the activations, and on the last part the logits. While a pass runs: what it needs and computes again.
+    what graphs reserve, overhead. From the start of a forward to the end of the last backward part of the same
+    microbatch: what `recompute` keeps of the activations, and on the last part the logits. While a pass runs: what it
+    needs and computes again.
     """
     layers = [stage.num_layers for stage in parts]
     found = pass_bytes(graph, memory=memory, layers=layers, loads=loads, recompute=recompute)
     kept, passing = found.kept(), found.passing
     static = static_memory(memory, layers, num_stages=graph.program.num_stages, num_adapters=num_adapters)
+    pools = graph_pools(graph, memory=memory, layers=layers, loads=loads, recompute=recompute)
     curves = []
     for worker, (first, last) in enumerate(pairwise(graph.offsets.tolist())):
         own = slice(first, last)
@@ -71,7 +74,7 @@ def memory_curves(
         opens, closes, runs = kind == int(ActionKind.FORWARD), np.isin(kind, FREEING), np.isin(kind, PASSES)
         moments = [start[opens], end[closes], start[runs], end[runs]]
         changes = [kept[own][opens], -kept[own][closes], passing[own][runs], -passing[own][runs]]
-        held = static[worker % len(static)].peak_bytes()
+        held = static[worker % len(static)].peak_bytes() + pools[worker]
         curves.append(_curve(np.concatenate(moments), np.concatenate(changes), held))
     return tuple(curves)
 

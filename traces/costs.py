@@ -6,96 +6,24 @@ Everything is a plain sum of terms, so that another GPU's numbers or another ker
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from .cost_terms import CostTerms as CostTerms
+from .cost_terms import Float as Float
 from .errors import TraceError
 from .fit_error import FitError as FitError
 from .memory_costs import MemoryCosts as MemoryCosts
 from .memory_costs import RecomputeMode as RecomputeMode
+from .stage_cost import GraphCosts as GraphCosts
+from .stage_cost import StageCost as StageCost
 
 Origin = Literal["measured", "published", "textbook"]
 Kernels = Literal["fused", "eager", "frozen"]
-Float = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CostTerms:
-    """Milliseconds of one piece of work on a microbatch: a sum of terms, but never less than the floor.
-
-    The floor is the time in which the host can launch the work, which a GPU waits for when a microbatch is small.
-    Terms of pieces that run one after another add up, floors too: launches are one queue.
-    """
-
-    fixed_ms: float = 0.0
-    per_token_ms: float = 0.0
-    per_square_ms: float = 0.0
-    """Per unit of the sum over samples of the squared length in tokens."""
-    per_adapter_ms: float = 0.0
-    per_dropped_ms: float = 0.0
-    """Per token of an adapter that trains with dropout, beside `per_token_ms`."""
-    floor_ms: float = 0.0
-    floor_per_adapter_ms: float = 0.0
-
-    def ms(
-        self,
-        *,
-        tokens: ArrayLike,
-        squares: ArrayLike = 0.0,
-        adapters: ArrayLike = 1.0,
-        dropped: ArrayLike = 0.0,
-        waits_ms: ArrayLike = 0.0,
-    ) -> Float:
-        """Cost of microbatches given by arrays of one shape, whose work begins `waits_ms` after them.
-
-        0 where a microbatch has no tokens.
-        """
-        work = self.work_ms(tokens=tokens, squares=squares, adapters=adapters, dropped=dropped)
-        cost = np.maximum(work + np.asarray(waits_ms, dtype=np.float64), self._launched_ms(adapters))
-        return np.where(np.asarray(tokens) > 0, np.maximum(cost, 0.0), 0.0)
-
-    def work_ms(
-        self, *, tokens: ArrayLike, squares: ArrayLike = 0.0, adapters: ArrayLike = 1.0, dropped: ArrayLike = 0.0
-    ) -> Float:
-        """The work of it, however long it takes to launch."""
-        work = (
-            self.fixed_ms
-            + self.per_token_ms * np.asarray(tokens, dtype=np.float64)
-            + self.per_square_ms * np.asarray(squares, dtype=np.float64)
-            + self.per_adapter_ms * np.asarray(adapters, dtype=np.float64)
-            + self.per_dropped_ms * np.asarray(dropped, dtype=np.float64)
-        )
-        return np.asarray(work, dtype=np.float64)
-
-    def ahead_ms(
-        self, *, tokens: ArrayLike, squares: ArrayLike = 0.0, adapters: ArrayLike = 1.0, dropped: ArrayLike = 0.0
-    ) -> Float:
-        """How long the device still works at it when the host has launched it all."""
-        work = self.work_ms(tokens=tokens, squares=squares, adapters=adapters, dropped=dropped)
-        return np.maximum(0.0, work - self._launched_ms(adapters))
-
-    def _launched_ms(self, adapters: ArrayLike) -> Float:
-        each = self.floor_per_adapter_ms * np.asarray(adapters, dtype=np.float64)
-        return np.asarray(self.floor_ms + each, dtype=np.float64)
-
-    def __add__(self, other: "CostTerms") -> "CostTerms":
-        return CostTerms(**{name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__})
-
-    def less_per_token(self, ms: float) -> "CostTerms":
-        """The cost of work that takes so much less for each token, and as long to launch."""
-        return replace(self, per_token_ms=max(0.0, self.per_token_ms - ms))
-
-    def slowed(self, factor: float) -> "CostTerms":
-        """The cost of work that takes `factor` times as long, and as long to launch."""
-        return replace(self.scaled(factor), floor_ms=self.floor_ms, floor_per_adapter_ms=self.floor_per_adapter_ms)
-
-    def scaled(self, factor: float) -> "CostTerms":
-        """The cost of `factor` times the work."""
-        return CostTerms(**{name: getattr(self, name) * factor for name in self.__dataclass_fields__})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,62 +82,6 @@ class LinkCosts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageCost:
-    """Composed cost of one stage, in ms, for arrays of microbatches: what a profile foretells."""
-
-    forward_terms: CostTerms
-    backward_terms: CostTerms
-    """Input gradients and weight gradients together."""
-    weight_share: float = 0.0
-    """Part of the backward pass that only makes weight gradients (small: the base is frozen)."""
-    end_forward: CostTerms = field(default_factory=CostTerms)
-    end_backward: CostTerms = field(default_factory=CostTerms)
-    lead_in_ms: float = 0.0
-    """Of a forward's floor, what passes before the device gets any of its work. It waits so long, unless the host is
-    ahead, as it is behind a backward whose work takes longer than launching it: that of a microbatch like this one, as
-    neighbours in a plan are alike."""
-    end_by_targets: bool = False
-    """Whether the end's tokens are target tokens (head) or all tokens (embedding)."""
-    step_ms: float = 0.0
-    num_layers: int = 0
-
-    def forward_ms(
-        self,
-        *,
-        tokens: ArrayLike,
-        squares: ArrayLike,
-        targets: ArrayLike,
-        adapters: ArrayLike,
-        dropped: ArrayLike = 0.0,
-    ) -> Float:
-        """Forward of each microbatch."""
-        end_tokens = targets if self.end_by_targets else tokens
-        ahead_ms = self.backward_terms.ahead_ms(tokens=tokens, squares=squares, adapters=adapters, dropped=dropped)
-        layers = self.forward_terms.ms(
-            tokens=tokens,
-            squares=squares,
-            adapters=adapters,
-            dropped=dropped,
-            waits_ms=np.maximum(0.0, self.lead_in_ms - ahead_ms),
-        )
-        return layers + self.end_forward.ms(tokens=end_tokens, adapters=0.0)
-
-    def backward_ms(
-        self,
-        *,
-        tokens: ArrayLike,
-        squares: ArrayLike,
-        targets: ArrayLike,
-        adapters: ArrayLike,
-        dropped: ArrayLike = 0.0,
-    ) -> Float:
-        """Whole backward of each microbatch."""
-        end_tokens = targets if self.end_by_targets else tokens
-        layers = self.backward_terms.ms(tokens=tokens, squares=squares, adapters=adapters, dropped=dropped)
-        return layers + self.end_backward.ms(tokens=end_tokens, adapters=0.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CostProfile:
     """Costs of one model on one kind of device. `origin` says where the numbers come from; reports print it."""
 
@@ -225,6 +97,8 @@ class CostProfile:
     """What a stage's forward takes beside its layers, however many: packing, bookkeeping. Its floor is the host's time
     until the first layer is launched."""
     stage_backward: CostTerms = field(default_factory=CostTerms)
+    graphs: GraphCosts = field(default_factory=GraphCosts)
+    """Of small microbatches of fused linears, as the engine runs them; others are launched kernel by kernel."""
     recomputation: Mapping[RecomputeMode, CostTerms] = field(default_factory=dict)
     """What one layer's backward takes more under a way of recomputing. A way that is not here costs, if full, one more
     forward of the layer, and if selective, one more forward of its elementwise kernels."""
@@ -287,6 +161,7 @@ class CostProfile:
         chosen = kernels or self.fastest_kernels()
         forward = self.forward.layer(chosen) + self.checkpointing.get(recompute, CostTerms())
         backward = self.backward.layer(chosen) + self._recomputed(recompute, chosen)
+        graphs = self.graphs if chosen == "fused" else GraphCosts()
         return tuple(
             StageCost(
                 forward_terms=forward.scaled(count) + self.stage_forward,
@@ -295,6 +170,7 @@ class CostProfile:
                 ),
                 weight_share=self.weight_share,
                 lead_in_ms=self.stage_forward.floor_ms,
+                graphs=graphs.of_layers(count),
                 end_forward=_ends_of(stage, num_stages, self.ends.embedding_forward, self.ends.head_forward),
                 end_backward=_ends_of(stage, num_stages, self.ends.embedding_backward, self.ends.head_backward),
                 end_by_targets=stage == num_stages - 1,

@@ -12,7 +12,7 @@ from .errors import TraceError
 
 Float = NDArray[np.float64]
 TERMS = ("fixed_ms", "per_token_ms", "per_square_ms", "per_adapter_ms", "per_dropped_ms")
-_COLUMNS = ("tokens", "squares", "adapters", "dropped", "closes", "ms", "ahead_ms")
+_COLUMNS = ("tokens", "squares", "adapters", "dropped", "closes", "replayed", "ms", "ahead_ms")
 NUM_FOLDS = 5
 _STEADY_TURNS = 8
 _STEADY_ERROR = 0.02
@@ -32,6 +32,8 @@ class CostPoints:
     """Tokens of adapters with dropout."""
     closes: Float
     """Global batches that end with it."""
+    replayed: Float
+    """1 where it was replayed as CUDA graphs, 0 where it was launched kernel by kernel."""
     ms: Float
     ahead_ms: Float
     """Ms of work that the GPU had left when it began (`LayerFit.waits_ms`); infinite where it never waits."""
@@ -46,10 +48,11 @@ class CostPoints:
         adapters: ArrayLike = 1.0,
         dropped: ArrayLike = 0.0,
         closes: ArrayLike = 0.0,
+        replayed: ArrayLike = 0.0,
         ahead_ms: ArrayLike = np.inf,
     ) -> "CostPoints":
         """Columns from anything array-like. Raises TraceError naming the first point that cannot be."""
-        given = (tokens, squares, adapters, dropped, closes, ms, ahead_ms)
+        given = (tokens, squares, adapters, dropped, closes, replayed, ms, ahead_ms)
         columns = np.broadcast_arrays(*(np.atleast_1d(np.asarray(held, dtype=np.float64)) for held in given))
         for name, column in zip(_COLUMNS, columns, strict=True):
             bad = np.flatnonzero(~((np.isfinite(column) | (name == "ahead_ms")) & (column >= 0)))

@@ -1,10 +1,11 @@
 """From measured stages of several depths to the cost of one layer and of what a stage has beside its layers.
 
 A stage of n layers takes max(launching, waiting + work): work grows with tokens, launching (the floor) does not. Which
-points are bound by which is found by trying: the smallest microbatches first, then whatever the fit itself says.
+points are bound by which is found by trying: the smallest microbatches first, then whatever the fit itself says. Where
+a microbatch is replayed as CUDA graphs, launching takes as long for any number of layers, and the work as long as ever.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +31,10 @@ class LayerFit:
     """Work of setting an adapter's gradients aside at the end of its global batch, which is part of a backward."""
     close_floor_ms: float = 0.0
     """The time to launch that."""
+    replay_floor_ms: float = 0.0
+    """The time to launch a stage that is replayed as CUDA graphs, with what surrounds it."""
+    replay_floor_per_layer_ms: float = 0.0
+    """What each layer takes then at least, however little there is to do."""
 
     def __add__(self, other: "LayerFit") -> "LayerFit":
         return LayerFit(
@@ -37,6 +42,8 @@ class LayerFit:
             stage=self.stage + other.stage,
             close_ms=self.close_ms + other.close_ms,
             close_floor_ms=self.close_floor_ms + other.close_floor_ms,
+            replay_floor_ms=self.replay_floor_ms + other.replay_floor_ms,
+            replay_floor_per_layer_ms=self.replay_floor_per_layer_ms + other.replay_floor_per_layer_ms,
         )
 
     def ms(self, points: CostPoints, *, layers: Float, saved_ms: Float | float = 0.0) -> Float:
@@ -46,7 +53,7 @@ class LayerFit:
 
     def waits_ms(self, points: CostPoints) -> Float:
         """How long a GPU that runs out of work waits for a layer's: what stands beside layers is launched first."""
-        return np.maximum(0.0, self.stage.floor_ms - points.ahead_ms)
+        return np.where(points.replayed > 0, 0.0, np.maximum(0.0, self.stage.floor_ms - points.ahead_ms))
 
     def ahead_ms(self, points: CostPoints, *, layers: Float) -> Float:
         """The work that is left when all is launched."""
@@ -61,8 +68,9 @@ class LayerFit:
     def floor_ms(self, points: CostPoints, *, layers: Float) -> Float:
         """The time to launch it."""
         each = self.layer.floor_ms + self.layer.floor_per_adapter_ms * points.adapters
-        beside = self.stage.floor_ms + self.close_floor_ms * points.closes
-        return np.asarray(layers * each + beside, dtype=np.float64)
+        by_graph = layers * self.replay_floor_per_layer_ms + self.replay_floor_ms
+        launched = np.where(points.replayed > 0, by_graph, layers * each + self.stage.floor_ms)
+        return np.asarray(launched + self.close_floor_ms * points.closes, dtype=np.float64)
 
 
 def fit_layers(
@@ -96,28 +104,33 @@ def fit_layers(
         )
         return work + floor
 
-    best, best_error = np.zeros(len(points.ms), dtype=bool), np.inf
-    for most in (0.0, *_cuts(points.tokens)):
-        bound = points.tokens <= most
+    def turns(bound: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.bool_], float]]:
         for _ in range(_TURNS):
             whole = fitted(bound, least_relative) + given
-            error = float(((whole.ms(points, layers=layers) / points.ms - 1.0) ** 2).sum())
-            if error < best_error - 1e-12:
-                best, best_error = bound, error
+            yield bound, float(((whole.ms(points, layers=layers) / points.ms - 1.0) ** 2).sum())
             work_ms = whole.waits_ms(points) + whole.work_ms(points, layers=layers)
             again = whole.floor_ms(points, layers=layers) > work_ms
             if (again == bound).all() or again.all():
                 break
             bound = again
+
+    best, best_error = np.zeros(len(points.ms), dtype=bool), np.inf
+    # Each way of launching has a size of its own up to which it takes longer than the work.
+    for own in (points.replayed == 0, points.replayed > 0):
+        others = best & ~own
+        for most in _cuts(points.tokens[own]):
+            for bound, error in turns(others | (own & (points.tokens <= most))):
+                if error < best_error - 1e-12:
+                    best, best_error = bound, error
     return fitted(best, steady_relative)
 
 
 def _cuts(tokens: Float) -> Float:
-    # Not the largest size: something must be left to fit work to.
+    # From none on, but not the largest size: something must be left to fit work to.
     sizes = np.unique(tokens)[:-1]
     if not len(sizes):
-        return sizes
-    return np.unique(np.quantile(sizes, np.linspace(0.0, 1.0, _CUTS), method="nearest"))
+        return np.zeros(min(1, len(tokens)))
+    return np.append(0.0, np.unique(np.quantile(sizes, np.linspace(0.0, 1.0, _CUTS), method="nearest")))
 
 
 def _fit_work(
@@ -139,14 +152,18 @@ def _fit_work(
 
 
 def _fit_floor(points: CostPoints, layers: Float, known: LayerFit, *, beside: bool, by_adapters: bool) -> LayerFit:
-    around = [np.full_like(layers, float(beside)), points.closes * beside]
-    columns = np.stack([layers, layers * points.adapters * by_adapters, *around], axis=1)
+    launched = 1.0 - points.replayed
+    each = [layers * launched, layers * points.adapters * launched * by_adapters]
+    around = [launched, points.closes, points.replayed, layers * points.replayed]
+    columns = np.stack([*each, *(beside * one for one in around)], axis=1)
     known_ms = known.floor_ms(points, layers=layers)
-    layer, adapter, stage, close = least_relative(columns, points.ms, known_ms=known_ms).tolist()
+    layer, adapter, stage, close, replay, replay_layer = least_relative(columns, points.ms, known_ms=known_ms).tolist()
     return LayerFit(
         layer=CostTerms(floor_ms=layer, floor_per_adapter_ms=adapter),
         stage=CostTerms(floor_ms=stage),
         close_floor_ms=close,
+        replay_floor_ms=replay,
+        replay_floor_per_layer_ms=replay_layer,
     )
 
 

@@ -66,6 +66,8 @@ class MemoryCosts:
     """Peak of head and loss on the last stage, from the forward to the end of the backward."""
     head_workspace_bytes: float = 0.0
     """The part of that peak that does not grow with the targets: the chunk of logits at hand."""
+    graph_tokens: int = 0
+    """Microbatches of at most so many tokens are replayed as CUDA graphs, which keep memory of their own; 0: none."""
     overhead_bytes: float = 0.0
     """Context, workspaces, fragmentation."""
     capacity_bytes: float = float("inf")

@@ -4,18 +4,20 @@
 {"format": "loraplex-profile", "version": 2, "name": "...", "origin": "measured", "source": "...", "num_layers": 32,
  "forward": {"linears": {"fused": {"fixed_ms": 0.1, "per_token_ms": 0.0005}}, "attention": {...}}, "backward": {...}}
 ```
-No number may be negative or infinite; no limit (bandwidth, memory) is said by leaving it out.
+`"graphs": {"max_tokens": 1536, "forward_floor_ms": 0.3, ...}` says up to how many tokens microbatches were replayed as
+CUDA graphs, and the least that passes of them take; without it none were. No number may be negative or infinite; no
+limit (bandwidth, memory) is said by leaving it out.
 """
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .costs import CostProfile
+from .costs import CostProfile, GraphCosts
 from .errors import TraceError
 from .files import read_json, write_atomically
 
@@ -54,6 +56,12 @@ def check_profile(profile: CostProfile, *, where: str = "profile") -> None:
     if profile.weight_share > 1:
         raise TraceError(
             f"{where}: weight_share={profile.weight_share} is a part of the backward; it must not exceed 1"
+        )
+    floors = replace(profile.graphs, max_tokens=0)
+    if floors != GraphCosts() and not profile.graphs.max_tokens:
+        raise TraceError(
+            f"{where}: graphs.max_tokens=0 says that no microbatch is replayed, and yet there are floors of such ones; "
+            "give the tokens of the largest, or leave graphs out"
         )
     kinds = sorted(profile.forward.linears)
     if not kinds or kinds != sorted(profile.backward.linears):

@@ -10,8 +10,9 @@ A row is a microbatch (`condition`) run through a `piece` of the model:
 
 `ms` is the median of `rounds` measurements, half of which lay between `low_ms` and `high_ms`; 0 and NaN where nobody
 wrote them down. `closes` counts the adapters whose global batch ends with the backward, which then sets their gradients
-aside; a table without it has none. `kept_bytes` is what the forward left for its backward, `passing_bytes` the most
-that the pass held beside that; NaN where no device counts them.
+aside; `replayed` says that the stage's layers were replayed as CUDA graphs; a table without these columns has neither.
+`kept_bytes` is what the forward left for its backward, `passing_bytes` the most that the pass held beside that; NaN
+where no device counts them.
 """
 
 import io
@@ -19,10 +20,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from .errors import TraceError
 from .files import write_atomically
+from .fit import CostPoints, Float
 
 COLUMNS: Mapping[str, str] = {
     "piece": "str",
@@ -36,6 +39,7 @@ COLUMNS: Mapping[str, str] = {
     "adapters": "int64",
     "dropped": "int64",
     "closes": "int64",
+    "replayed": "bool",
     "ms": "float64",
     "rounds": "int64",
     "low_ms": "float64",
@@ -43,8 +47,8 @@ COLUMNS: Mapping[str, str] = {
     "kept_bytes": "float64",
     "passing_bytes": "float64",
 }
-_LATER = ("closes", "rounds", "low_ms", "high_ms")
-"""Columns that older tables lack."""
+_LATER: Mapping[str, object] = {"closes": 0, "replayed": False, "rounds": 0, "low_ms": np.nan, "high_ms": np.nan}
+"""Columns that older tables lack, and what they hold where nobody wrote them down."""
 PIECES = ("stage", "first", "last", "steady", "frozen", "attention", "linears-frozen", "linears-eager", "step")
 WHOLE = ("stage", "first", "last")
 """Pieces that are a stage as it runs in training."""
@@ -53,12 +57,23 @@ PASSES = ("forward", "backward", "step")
 
 def points_table(rows: Sequence[Mapping[Any, object]]) -> pd.DataFrame:
     """A table of these rows; what a row leaves out is NaN. Raises TraceError for a piece or pass that is unknown."""
-    table = pd.DataFrame(list(rows), columns=list(COLUMNS)).fillna({"closes": 0, "rounds": 0}).astype(dict(COLUMNS))
+    table = pd.DataFrame([{**_LATER, **row} for row in rows], columns=list(COLUMNS)).astype(dict(COLUMNS))
     for column, known in (("piece", PIECES), ("pass", PASSES)):
         unknown = sorted(set(table[column]) - set(known))
         if unknown:
             raise TraceError(f"{column}={unknown[0]!r} is unknown; it must be one of {', '.join(known)}")
     return table
+
+
+def cost_points(rows: pd.DataFrame) -> CostPoints:
+    """What was measured of these rows, for fitting; with the work that the GPU had left where a column tells it."""
+    names = ("tokens", "squares", "adapters", "dropped", "closes", "replayed", "ms", "ahead_ms")
+    return CostPoints.of(**{name: rows[name].to_numpy() for name in names if name in rows})
+
+
+def layers_of(rows: pd.DataFrame) -> Float:
+    """How many layers each row is of."""
+    return rows["layers"].to_numpy(dtype=np.float64)
 
 
 def points_path(profile: Path) -> Path:

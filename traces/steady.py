@@ -10,8 +10,8 @@ from dataclasses import replace
 import pandas as pd
 
 from .costs import CostProfile
-from .fit import CostPoints, Float
 from .fit_layers import LayerFit
+from .profile_points import cost_points, layers_of
 
 ROUNDS_BUSY = 0.5
 """A GPU that is busy for so much of the time, or less, has the clock of the rounds, in which it rests between runs and
@@ -71,9 +71,7 @@ def steady_factor(table: pd.DataFrame, fitted: LayerFit) -> float | None:
     measured = table[table["piece"] == "steady"]
     if measured.empty:
         return None
-    names = ("tokens", "squares", "adapters", "dropped", "closes", "ms")
-    points = CostPoints.of(**{name: measured[name].to_numpy() for name in names})
-    layers: Float = measured["layers"].to_numpy(dtype=float)
+    points, layers = cost_points(measured), layers_of(measured)
     work_ms = fitted.work_ms(points, layers=layers)
     works = work_ms > fitted.floor_ms(points, layers=layers)
     # In sum, so that long passes count more.

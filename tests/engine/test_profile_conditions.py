@@ -16,13 +16,19 @@ from loraplex.engine.profile_plan import measuring_program
 from loraplex.planner.jobs import LoraSettings
 from loraplex.planner.loads import Loads
 from loraplex.planner.program import ActionKind
+from loraplex.traces.graph_tokens import GRAPH_TOKENS
 
 
 def test_sizes_mixes_adapters_and_dropout_all_meet() -> None:
     conditions = draw_conditions(DEFAULT_LORAS, capacity_tokens=16384)
     sizes = [sum(condition.lengths) for condition in conditions]
     assert len(conditions) == 36
-    assert min(sizes) == 256
+    assert min(sizes) == 64
+    # Small ones of both ways of launching, in the deeper stage and in what only every third is run through as well.
+    for every, replayed, launched in ((1, 10, 3), (2, 5, 2), (3, 4, 1)):
+        some = [size for size in sizes[::every] if size < 4096]
+        assert sum(size <= GRAPH_TOKENS for size in some) == replayed
+        assert sum(size > GRAPH_TOKENS for size in some) == launched
     assert 16300 < max(sizes) <= 16384
     # Most of them are as large as a plan's.
     assert sum(size > 4096 for size in sizes) >= 18

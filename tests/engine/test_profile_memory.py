@@ -1,5 +1,7 @@
 """MemoryCosts from what an allocator held, on numbers made up from known costs."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
@@ -8,6 +10,7 @@ from loraplex.engine.measure_points import Measured
 from loraplex.engine.profile_memory import memory_costs
 from loraplex.engine.stage_kinds import StageKind, StaticBytes
 from loraplex.traces.costs import RecomputeMode
+from loraplex.traces.graph_tokens import GRAPH_TOKENS
 from loraplex.traces.profile_points import points_table
 
 LAYER, SELECTIVE, HIDDEN, BESIDE = 1000.0, 700.0, 100.0, 20.0
@@ -70,6 +73,12 @@ def test_every_part_comes_back() -> None:
     assert memory.workspace_bytes_per_token == pytest.approx(WORKSPACE)
     assert [memory.logit_bytes_per_target, memory.head_workspace_bytes] == pytest.approx([PER_TARGET, CHUNK])
     assert (memory.overhead_bytes, memory.capacity_bytes) == (600, 80 * 2**30)
+    assert memory.graph_tokens == 0
+    replayed = replace(measured, table=measured.table.assign(replayed=measured.table["tokens"] == 300))
+    with_graphs = memory_costs(
+        replayed, device=DeviceBytes(total=80 * 2**30, context=600), boundary_bytes_per_token=HIDDEN
+    )
+    assert with_graphs == replace(memory, graph_tokens=GRAPH_TOKENS)
 
 
 def test_a_model_of_one_depth_takes_all_of_it_for_the_layers() -> None:

@@ -10,12 +10,13 @@ from loraplex.planner.errors import PlanError
 from loraplex.planner.graph import action_text
 from loraplex.planner.jobs import LoraSettings, job_from_lengths
 from loraplex.planner.plan import Plan, microbatch
-from loraplex.planner.program import ActionKind
+from loraplex.planner.program import Action, ActionColumns, ActionKind, Program
 from loraplex.tests.random_plans import even_plan
 from loraplex.traces.costs import (
     CostProfile,
     CostTerms,
     EndCosts,
+    GraphCosts,
     LinkCosts,
     MemoryCosts,
     PassCosts,
@@ -48,6 +49,23 @@ def words(costs: ProgramCosts, values: str) -> dict[str, float]:
         for worker, columns in enumerate(graph.program.workers)
         for place in range(len(columns))
     }
+
+
+def test_an_evaluation_is_launched_kernel_by_kernel() -> None:
+    plan = even_plan(1, 1, num_tokens=8)
+    actions = [Action(kind=kind, microbatch=0) for kind in (ActionKind.EVALUATE, ActionKind.FORWARD)]
+    program = Program(schedule="made up", num_stages=1, workers=(ActionColumns.of(actions),))
+    slow = CostTerms(floor_ms=9.0)
+    profile = CostProfile(
+        name="made-up",
+        origin="textbook",
+        source="a layer is launched in 9 ms, or replayed",
+        num_layers=1,
+        forward=PassCosts(linears={"fused": slow}),
+        backward=PassCosts(linears={"fused": slow}),
+        graphs=GraphCosts(max_tokens=8, forward_floor_ms=0.5),
+    )
+    assert program_costs(program, plan, profile).duration_ms.tolist() == [9.0, 0.5]
 
 
 def two_adapters() -> Plan:

@@ -31,18 +31,18 @@ def job_file(tmp_path: Path) -> Path:
 def test_weights_that_cannot_fit_are_refused_with_numbers_and_mends(job_file: Path) -> None:
     model = load_jobs(job_file).settings.base_model
     # 70.55 billion parameters of two bytes are 131.4 GiB.
-    check_weights_fit_host(model, num_replicas=1, free_bytes=131.5 * GIB)
+    check_weights_fit_host(model, num_stages=1, num_replicas=1, free_bytes=131.5 * GIB)
     with pytest.raises(PlanError) as raised:
-        check_weights_fit_host(model, num_replicas=2, free_bytes=131.5 * GIB)
+        check_weights_fit_host(model, num_stages=1, num_replicas=2, free_bytes=131.5 * GIB)
     assert str(raised.value) == (
         "the weights of llama-3.1-70b alone would need 262.8 GiB, in 2 replicas, but this machine has 131.5 GiB of "
         "memory and trains on its CPU; pipeline.replicas: 1 would need 131.4 GiB; load_in_4bit: true would need "
         "79.6 GiB; or take GPUs, a larger machine or a smaller model"
     )
     small = replace(model, load_in_4bit=True)
-    check_weights_fit_host(small, num_replicas=1, free_bytes=40 * GIB)
+    check_weights_fit_host(small, num_stages=1, num_replicas=1, free_bytes=40 * GIB)
     with pytest.raises(PlanError, match="CPU; or take GPUs"):
-        check_weights_fit_host(small, num_replicas=1, free_bytes=30 * GIB)
+        check_weights_fit_host(small, num_stages=1, num_replicas=1, free_bytes=30 * GIB)
 
 
 def test_a_container_has_what_it_may_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,10 @@ import pytest
 
 from loraplex.planner.inputs.base_model import find_base_model
 from loraplex.planner.jobs import EvaluationSettings, Job, LoraSettings, job_from_lengths
-from loraplex.planner.memory_formula import memory_for_jobs, memory_of_shapes, with_best_copies
+from loraplex.planner.memory_formula import memory_for_jobs, memory_of_shapes, with_best_copies, with_graphs
 from loraplex.planner.model_shapes import ModelShapes
 from loraplex.traces.costs import MemoryCosts
+from loraplex.traces.graph_tokens import GRAPH_TOKENS
 from loraplex.traces.memory_costs import RECOMPUTE_MODES
 
 SHAPES = ModelShapes.of(find_base_model("llama-3.1-8b", relative_to=Path()))
@@ -61,6 +62,12 @@ def test_a_measured_profile_is_scaled_to_the_jobs_adapters() -> None:
     # A profile that does not say what it was measured with is taken as it is.
     unknown = replace(measured, adapter_parameters_per_layer=0.0)
     assert memory_for_jobs(unknown, SHAPES, [job()]) == unknown
+
+
+def test_microbatches_are_replayed_in_half_precision() -> None:
+    memory = memory_of_shapes(SHAPES, [job()], num_stages=1)
+    assert with_graphs(memory, SHAPES) == replace(memory, graph_tokens=GRAPH_TOKENS)
+    assert with_graphs(replace(memory, graph_tokens=7), replace(SHAPES, dtype_bytes=4)) == memory
 
 
 def test_best_weights_are_kept_beside_the_present_ones_where_they_are_asked_for() -> None:

@@ -60,3 +60,13 @@ def test_a_config_that_lacks_a_number_is_named() -> None:
     lacking = replace(model, config={name: held for name, held in model.config.items() if name != "hidden_size"})
     with pytest.raises(JobError, match="'tiny' has hidden_size=None; a positive whole number is needed"):
         ModelShapes.of(lacking)
+
+
+def test_a_tied_weight_is_held_once_by_one_stage_and_at_both_ends_by_more() -> None:
+    own = ModelShapes(
+        num_layers=1, hidden_size=8, intermediate_size=8, num_heads=1, num_kv_heads=1, head_dim=8, vocabulary=100
+    )
+    tied = replace(own, tied_head=True)
+    table, norm = 2 * 100 * 8, 2 * 8
+    assert [own.end_weight_bytes(num_stages=stages) for stages in (1, 2)] == [(table, table + norm)] * 2
+    assert [tied.end_weight_bytes(num_stages=stages) for stages in (1, 2)] == [(table, norm), (table, table + norm)]

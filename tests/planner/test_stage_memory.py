@@ -76,13 +76,17 @@ def test_every_part_by_arithmetic() -> None:
     plan=plans(max_stages=4, max_replicas=2),
     schedule=st.sampled_from(["1f1b-slots", "1f1b-greedy", "gpipe", "zb-h1", "interleaved-2"]),
     recompute=st.sampled_from(RECOMPUTE_MODES),
+    graph_tokens=st.sampled_from([0, 20, 10**6]),
 )
-def test_the_peak_is_that_of_the_simulated_curve(plan: Plan, schedule: str, recompute: RecomputeMode) -> None:
+def test_the_peak_is_that_of_the_simulated_curve(
+    plan: Plan, schedule: str, recompute: RecomputeMode, graph_tokens: int
+) -> None:
+    memory = replace(MEMORY, graph_tokens=graph_tokens)
     program = build_program(plan, schedule=schedule)
     parts = plan.num_stages * program.num_chunks
-    profile = replace(uniform_profile(forward_ms=1, backward_ms=2, weight_ms=1, num_stages=parts), memory=MEMORY)
+    profile = replace(uniform_profile(forward_ms=1, backward_ms=2, weight_ms=1, num_stages=parts), memory=memory)
     simulated = simulate(program, plan, Hardware(profile=profile, recompute=recompute)).peak_memory_bytes
-    found = at_peak(plan, recompute=recompute, schedule=schedule)
+    found = at_peak(plan, memory=memory, recompute=recompute, schedule=schedule)
     assert [round(stage.peak_bytes()) for stage in found] == list(simulated)
     assert [(stage.replica, stage.stage) for stage in found] == [
         divmod(worker, plan.num_stages) for worker in range(len(found))

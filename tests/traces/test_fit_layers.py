@@ -24,18 +24,26 @@ NOT_BY_SQUARES = ("fixed_ms", "per_token_ms", "per_adapter_ms", "per_dropped_ms"
 
 
 def measured(
-    fit: LayerFit, *, noise: float = 0.0, count: int = 60, seed: int = 0, ahead_ms: float | None = None
+    fit: LayerFit,
+    *,
+    noise: float = 0.0,
+    count: int = 60,
+    seed: int = 0,
+    ahead_ms: float | None = None,
+    smallest: int = 256,
+    replayed: int = 0,
 ) -> tuple[CostPoints, Float]:
-    """Stages of 2 and of 4 layers over microbatches of 256 to 16384 tokens; with `ahead_ms`, that much work is left
-    before them on the average, else more than any waits for."""
+    """Stages of 2 and of 4 layers over microbatches of up to 16384 tokens; with `ahead_ms`, that much work is left
+    before them on the average, else more than any waits for. Those of up to `replayed` tokens are, every other one."""
     random = np.random.default_rng(seed)
-    tokens = np.exp(random.uniform(np.log(256), np.log(16384), count)).round()
+    tokens = np.exp(random.uniform(np.log(smallest), np.log(16384), count)).round()
     points = CostPoints(
         tokens=tokens,
         squares=tokens * random.integers(64, 8192, count),
         adapters=random.integers(1, 17, count).astype(float),
         dropped=tokens * random.integers(0, 2, count),
         closes=random.integers(0, 5, count).astype(float),
+        replayed=((tokens <= replayed) & (np.arange(count) % 2 > 0)).astype(float),
         ms=np.ones(count),
         ahead_ms=np.full(count, np.inf) if ahead_ms is None else ahead_ms * random.uniform(0.0, 2.0, count),
     )
@@ -47,6 +55,24 @@ def measured(
 def test_exact_stages_give_layer_stage_and_floors_back() -> None:
     points, layers = measured(LayerFit(layer=LAYER, stage=STAGE))
     found = fit_layers(points, layers=layers, known=ATTENTION, terms=NOT_BY_SQUARES)
+    for name in LAYER.__dataclass_fields__:
+        assert getattr(found.layer, name) == pytest.approx(getattr(LAYER, name), rel=1e-6, abs=1e-12), name
+        assert getattr(found.stage, name) == pytest.approx(getattr(STAGE, name), rel=1e-6, abs=1e-12), name
+
+
+def test_what_is_replayed_has_floors_of_its_own_and_the_same_work() -> None:
+    floors = {"replay_floor_ms": 0.2, "replay_floor_per_layer_ms": 0.12}
+    planted = LayerFit(layer=LAYER, stage=STAGE, close_floor_ms=0.1, **floors)
+    points, layers = measured(planted, ahead_ms=0.2, count=200, smallest=64, replayed=1536)
+    own = points.replayed > 0
+    work, floor = planted.work_ms(points, layers=layers), planted.floor_ms(points, layers=layers)
+    # Both ways of launching are met with and without work that takes longer, and only one waits for its first launch.
+    for ones in (own, ~own):
+        assert {True, False} <= set((work[ones] > floor[ones]).tolist())
+    assert planted.waits_ms(points)[own].max() == 0.0 < planted.waits_ms(points)[~own].max()
+    found = fit_layers(points, layers=layers, known=ATTENTION, terms=NOT_BY_SQUARES)
+    for name, wanted in floors.items():
+        assert getattr(found, name) == pytest.approx(wanted, rel=1e-6), name
     for name in LAYER.__dataclass_fields__:
         assert getattr(found.layer, name) == pytest.approx(getattr(LAYER, name), rel=1e-6, abs=1e-12), name
         assert getattr(found.stage, name) == pytest.approx(getattr(STAGE, name), rel=1e-6, abs=1e-12), name

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraplex.traces.costs import CostProfile, CostTerms, Kernels, LinkCosts, MemoryCosts, PassCosts
+from loraplex.traces.costs import CostProfile, CostTerms, GraphCosts, Kernels, LinkCosts, MemoryCosts, PassCosts
 from loraplex.traces.errors import TraceError
 from loraplex.traces.fit_error import FitError
 from loraplex.traces.profile_file import load_profile_file, save_profile
@@ -36,6 +36,7 @@ def profiles(draw: st.DrawFn) -> CostProfile:
         backward=backward,
         weight_share=draw(st.floats(0, 1)),
         stage_forward=draw(terms),
+        graphs=GraphCosts(max_tokens=draw(st.integers(1, 10**6)), backward_floor_per_layer_ms=draw(costs)),
         recomputation=draw(st.dictionaries(st.sampled_from(["selective", "full"]), terms)),
         checkpointing=draw(st.dictionaries(st.sampled_from(["selective", "full"]), terms)),
         fit_errors=draw(
@@ -107,6 +108,11 @@ def test_what_is_left_out_holds_its_default(tmp_path: Path) -> None:
         ({"link": {"latency_ms": float("nan")}}, "latency_ms=nan must be a finite number"),
         ({"link": {"latency_ms": float("inf")}}, "latency_ms=inf must be a finite number"),
         ({"step_ms": 1.0}, "step_ms is unknown"),
+        ({"graphs": {"max_tokens": 10.5}}, "graphs.max_tokens=10.5 must be of type int"),
+        ({"graphs": {"max_tokens": -1}}, "graphs: max_tokens=-1 must be a finite number, not below 0"),
+        ({"graphs": {"tokens": 9}}, r"graphs.tokens is unknown; it may hold \['backward_floor_ms'"),
+        ({"graphs": {"forward_floor_ms": 0.1}}, "graphs.max_tokens=0 says that no microbatch is replayed, and yet"),
+        ({"memory": {"graph_tokens": -1}}, "memory: graph_tokens=-1 must be a finite number, not below 0"),
     ],
 )
 def test_a_bad_value_is_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """From raw points to the costs of a profile, on points made up from known costs."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from loraplex.traces import profiles
-from loraplex.traces.costs import CostProfile, CostTerms, PassCosts
+from loraplex.traces.costs import CostProfile, CostTerms, GraphCosts, PassCosts
 from loraplex.traces.errors import TraceError
 from loraplex.traces.memory_costs import RECOMPUTE_MODES
 from loraplex.traces.profile_fit import fit_profile
@@ -29,6 +29,9 @@ AROUND = ATTENTION + ELEMENTWISE
 AGAIN = {"none": CostTerms(), "selective": ELEMENTWISE, "full": FUSED + AROUND}
 PREPARED = {"none": CostTerms(), "selective": CostTerms(floor_ms=0.05), "full": CostTerms(floor_ms=0.1)}
 SAVED_MS_PER_TOKEN = 3e-5
+REPLAYED_TOKENS = 1536
+REPLAY_MS, REPLAY_MS_PER_LAYER = 0.12, 0.15
+"""The least that a forward of a replayed stage takes, in all and for each layer."""
 BLANK = CostProfile(
     name="made-up",
     origin="textbook",
@@ -39,14 +42,14 @@ BLANK = CostProfile(
 )
 
 
-def made_up(*, noise: float = 0.0, count: int = 40, seed: int = 0) -> pd.DataFrame:
+def made_up(*, noise: float = 0.0, count: int = 40, seed: int = 0, smallest: int = 256) -> pd.DataFrame:
     """What the profiler would write down. A backward takes twice a forward, and what it runs again; under the way of
     recomputing a forward takes longer to launch, and the first stage's backward makes no gradient of its input. A
     forward's work waits for the first launch where the backward of its like leaves none."""
     random = np.random.default_rng(seed)
     rows: list[dict[str, object]] = []
     for condition in range(count):
-        tokens = int(np.exp(random.uniform(np.log(256), np.log(16384))))
+        tokens = int(np.exp(random.uniform(np.log(smallest), np.log(16384))))
         load = {
             "condition": condition,
             "tokens": tokens,
@@ -89,6 +92,25 @@ def pieces(load: dict[str, int]) -> Iterator[tuple[str, int, str, CostTerms, flo
         yield piece, 1, "none", terms, 0.0
 
 
+def replayed(table: pd.DataFrame) -> pd.DataFrame:
+    """With small microbatches replayed in every whole stage, and in those of the middle launched one by one too, as
+    the profiler writes them down."""
+    small = table["piece"].isin(WHOLE) & (table["tokens"] <= REPLAYED_TOKENS)
+    rows = []
+    for row in table[small].to_dict(orient="records"):
+        back, layers = row["pass"] == "backward", row["layers"]
+        held = {name: row[name] for name in ("tokens", "squares", "adapters", "dropped")}
+        terms = ((FUSED + AROUND).scaled(layers) + STAGE).scaled(1.0 + back)
+        terms += AGAIN[row["recompute"]].scaled(layers * back)
+        end = float({"first": EMBEDDING.ms(tokens=row["tokens"]) * (1 - back)}.get(row["piece"], 0.0))
+        end += float(HEAD.ms(tokens=row["targets"]) * (1 + back)) if row["piece"] == "last" else 0.0
+        saved = SAVED_MS_PER_TOKEN * back * (row["piece"] == "first")
+        floor_ms = (REPLAY_MS + layers * REPLAY_MS_PER_LAYER) * (1.0 + back)
+        ms = float(terms.less_per_token(saved).ms(**held, floor_ms=floor_ms)) + end
+        rows.append(row | {"ms": ms, "replayed": True})
+    return points_table([*table[~small | (table["piece"] == "stage")].to_dict(orient="records"), *rows])
+
+
 def same(found: CostTerms, expected: CostTerms) -> None:
     for name in expected.__dataclass_fields__:
         assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-3, abs=1e-9), name
@@ -116,6 +138,46 @@ def test_exact_points_give_every_piece_back() -> None:
     same(fitted.backward.recomputation["full"], AGAIN["full"])
     assert [fitted.step_fixed_ms, fitted.step_ms_per_layer] == pytest.approx([0.2, 0.05])
     assert fitted.errors.abs().max() < 1e-6
+
+
+def test_small_microbatches_that_were_replayed_have_floors_of_their_own(tmp_path: Path) -> None:
+    table, path = replayed(made_up(smallest=64, count=60)), tmp_path / "profile.points.csv"
+    save_points(table, path, source="graphs")
+    pd.testing.assert_frame_equal(load_points(path), table, rtol=1e-5)
+    assert table["replayed"].sum() > 100
+    fitted = fit_profile(table)
+    profile = fitted.onto(replace(BLANK, graphs=GraphCosts(max_tokens=REPLAYED_TOKENS)))
+    assert asdict(profile.graphs) == pytest.approx(
+        {
+            "max_tokens": REPLAYED_TOKENS,
+            "forward_floor_ms": REPLAY_MS,
+            "forward_floor_per_layer_ms": REPLAY_MS_PER_LAYER,
+            "backward_floor_ms": 2 * REPLAY_MS,
+            "backward_floor_per_layer_ms": 2 * REPLAY_MS_PER_LAYER,
+        },
+        rel=1e-3,
+    )
+    # All else is found as without graphs.
+    for which, factor in ((fitted.forward, 1.0), (fitted.backward, 2.0)):
+        same(which.costs.linears["fused"], FUSED.scaled(factor))
+        same(which.costs.attention, ATTENTION.scaled(factor))
+        same(which.stage, STAGE.scaled(factor))
+        same(which.head, HEAD.scaled(factor))
+    assert fitted.backward.first_saved_ms_per_token == pytest.approx(SAVED_MS_PER_TOKEN, rel=1e-3)
+    for mode in ("selective", "full"):
+        same(fitted.forward.recomputation[mode], PREPARED[mode])
+        same(fitted.backward.recomputation[mode], AGAIN[mode])
+    assert fitted.errors.abs().max() < 1e-6
+    profile.save(tmp_path / "profile.json")
+    assert CostProfile.load(tmp_path / "profile.json") == profile
+
+
+def test_points_that_do_not_say_whether_they_were_replayed_were_not() -> None:
+    table = made_up(count=12)
+    older = points_table(table.drop(columns="replayed").to_dict(orient="records"))
+    assert not older["replayed"].any()
+    assert fit_profile(older).onto(BLANK) == fit_profile(table).onto(BLANK)
+    assert fit_profile(table).onto(BLANK).graphs == GraphCosts()
 
 
 def test_a_profile_foretells_stages_of_any_depth() -> None:
