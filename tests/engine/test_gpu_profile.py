@@ -23,7 +23,8 @@ from loraplex.planner.inputs.base_model import BaseModel, find_base_model
 from loraplex.planner.jobs import LoraSettings
 from loraplex.planner.model_shapes import ModelShapes
 from loraplex.traces.costs import CostProfile
-from loraplex.traces.profile_points import PIECES, load_points, points_path, save_points
+from loraplex.traces.graph_tokens import GRAPH_TOKENS
+from loraplex.traces.profile_points import PIECES, WHOLE, load_points, points_path, save_points
 
 LORAS = (LoraSettings(r=4), LoraSettings(r=4, lora_dropout=0.1))
 
@@ -159,6 +160,10 @@ def test_a_gpu_is_measured_with_its_memory(tmp_path: Path) -> None:
     transport = RendezvousTransport(Switchboard(1, timeout_s=60), 0)
     found = measure_gpu_profile(base, folder, transport, request, device=torch.device("cuda", 0))
     assert set(found.profile.forward.linears) == {"fused", "eager", "frozen"}
+    whole = found.points[found.points["piece"].isin(WHOLE)]
+    assert set(whole["replayed"][whole["tokens"] <= GRAPH_TOKENS]) == {False, True}
+    assert not whole["replayed"][whole["tokens"] > GRAPH_TOKENS].any()
+    assert (found.profile.graphs.max_tokens, found.profile.memory.graph_tokens) == (GRAPH_TOKENS, GRAPH_TOKENS)
     memory = found.profile.memory
     assert memory.activation_bytes_per_token_layer > memory.selective_bytes_per_token_layer > 0
     assert memory.selective_bytes_per_token_layer > memory.boundary_bytes_per_token >= 2 * 4096
