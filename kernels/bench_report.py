@@ -142,7 +142,7 @@ def plot(records: list[Record], gpu: str, path: Path) -> None:
         axis.axhline(GOAL, color="black", linewidth=0.8, linestyle=":")
         axis.set_xticks(range(len(linears)), linears, rotation=45, ha="right")
         axis.set_title(f"{num_adapters} adapter{'s' if num_adapters > 1 else ''}, dropout {dropout}")
-    axes[0, 0].set_ylim(0.9, max(1.1, 1.03 * top))
+    axes[0, 0].set_ylim(0, max(1.1, 1.03 * top))
     axes[0, 0].legend()
     axes[0, 0].set_ylabel("time / frozen linear")
     axes[1, 0].set_ylabel("time / frozen linear")
