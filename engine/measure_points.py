@@ -68,7 +68,7 @@ def _stage(setup: Setup, kind: StageKind) -> Stage:
         weights=setup.weights,
         device=setup.device,
     )
-    # Their memory would be taken for the stage's.
+    # Graphs come with what is measured (`_as_trained`): what they hold would be counted as the stage's.
     stage = replace(stage, graphs=None)
     setup.tell(f"{kind.piece} of {counted(kind.layers, 'layer')}: {seconds_since(begin_ns)} s to build")
     return stage
