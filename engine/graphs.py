@@ -8,6 +8,7 @@ time, stay outside.
 import contextlib
 import functools
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,10 @@ from .model import StageModel
 GRAPHS: Final = "LORAPLEX_CUDA_GRAPHS"
 """Environment variable: `off` launches every kernel by itself."""
 CHOICES: Final = ("auto", "off")
+
+_ONE_CAPTURE: Final = threading.Lock()
+"""Kernels that run beside a product share one second stream of the device, which only one capture can take along:
+stages in threads of one process, as in tests, take turns."""
 
 Layers = Callable[..., Tensor]
 """`inputs, rows=, routing=` -> hidden states, as StageModel's forward."""
@@ -123,9 +128,11 @@ class LayerGraphs:
         if not self.capture:
             return None
         lane = free[0] if free else Lane(pool=torch.cuda.graph_pool_handle())
+        _make_room(self._weight.device)
         reserved = torch.cuda.memory_reserved(self._weight.device)
         try:
-            lane.graphs[filled.bucket] = self._capture(filled, lane.pool)
+            with _ONE_CAPTURE:
+                lane.graphs[filled.bucket] = self._capture(filled, lane.pool)
         except RuntimeError as error:
             # Slower is better than not at all: out of memory, or a library that cannot be captured.
             self.capture = False
@@ -204,6 +211,13 @@ def layer_graphs(model: StageModel, *, recompute: RecomputeMode) -> LayerGraphs 
     if asked == "off" or weight.device.type != "cuda" or weight.dtype not in (torch.bfloat16, torch.float16):
         return None
     return LayerGraphs(functools.partial(model, recompute=recompute), model)
+
+
+def _make_room(device: torch.device) -> None:
+    # A capture cannot take what the allocator keeps for others, nor have it given back.
+    free, _ = torch.cuda.mem_get_info(device)
+    if free < torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device):
+        torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ class Stage:
 
     def replays(self, num_tokens: int) -> bool:
         """Whether microbatches of so many tokens are replayed as graphs, all but the first of a kind."""
-        return self.graphs is not None and num_tokens <= GRAPH_TOKENS
+        return self.graphs is not None and self.graphs.capture and num_tokens <= GRAPH_TOKENS
 
     def rewind(self) -> None:
         """Let the same steps be taken once more, for measuring; weights and moments simply go on."""

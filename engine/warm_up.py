@@ -56,9 +56,11 @@ def kinds(plan: Plan, *, buckets: GraphBuckets | None = None) -> tuple[Microbatc
         kind = bucket or (len(owners) > 1, drops, num_tokens.bit_length())
         counts[kind] += 1
         first.setdefault(kind, held)
+    # The largest first: what its graph needs of a lane serves those of all others.
+    largest_first = sorted(first.items(), key=lambda item: -item[1].num_tokens())
     return tuple(
         _as_first(held)
-        for kind, held in first.items()
+        for kind, held in largest_first
         for _ in range(2 if isinstance(kind, BatchBucket) and counts[kind] >= _WORTH_A_GRAPH else 1)
     )
 

@@ -70,8 +70,8 @@ def test_every_kind_of_microbatch_is_run_once_as_of_a_first_step() -> None:
         jobs=jobs, num_stages=2, num_replicas=7, microbatch_tokens=64, microbatches=tuple(map(microbatch, held))
     )
     alone, both, drops, *_, drops_longer = map(as_first, plan.microbatches)
-    # Alone without dropout, both, alone with dropout, and that longer; not the empty one, nor what is like another.
-    assert kinds(plan) == (alone, both, drops, drops_longer)
+    # Both, alone with dropout, and that shorter, alone without; not the empty one, nor what is like another.
+    assert kinds(plan) == (both, drops_longer, alone, drops)
 
 
 def test_its_peak_is_not_trainings(
@@ -97,4 +97,4 @@ def test_a_bucket_that_comes_often_is_run_twice_for_its_graph() -> None:
     held = tuple(microbatch(batch) for batch in job.global_batches)
     plan = Plan(jobs=(job,), num_stages=1, microbatch_tokens=512, microbatches=held)
     often, _, _, seldom, _ = map(as_first, held)
-    assert kinds(plan, buckets=GraphBuckets()) == (often, often, seldom)
+    assert kinds(plan, buckets=GraphBuckets()) == (seldom, often, often)
