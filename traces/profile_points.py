@@ -26,6 +26,7 @@ import pandas as pd
 from .errors import TraceError
 from .files import write_atomically
 from .fit import CostPoints, Float
+from .graph_tokens import filled_tokens
 
 COLUMNS: Mapping[str, str] = {
     "piece": "str",
@@ -66,9 +67,13 @@ def points_table(rows: Sequence[Mapping[Any, object]]) -> pd.DataFrame:
 
 
 def cost_points(rows: pd.DataFrame) -> CostPoints:
-    """What was measured of these rows, for fitting; with the work that the GPU had left where a column tells it."""
-    names = ("tokens", "squares", "adapters", "dropped", "closes", "replayed", "ms", "ahead_ms")
-    return CostPoints.of(**{name: rows[name].to_numpy() for name in names if name in rows})
+    """What was measured of these rows, for fitting, by the tokens that were computed; with the work that the GPU had
+    left where a column tells it."""
+    names = ("squares", "adapters", "dropped", "closes", "replayed", "ms", "ahead_ms")
+    return CostPoints.of(
+        tokens=filled_tokens(rows["tokens"], replayed=rows["replayed"]),
+        **{name: rows[name].to_numpy() for name in names if name in rows},
+    )
 
 
 def layers_of(rows: pd.DataFrame) -> Float:

@@ -6,13 +6,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .cost_terms import CostTerms, Float
+from .graph_tokens import filled_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphCosts:
     """Microbatches that are replayed as CUDA graphs: one launch a pass, in place of the floors of layers and stage.
 
-    Their work is what it is kernel by kernel, and shows where that was hidden behind its launches.
+    Their work is what it is kernel by kernel, padding included, and shows where that was hidden behind its launches.
     """
 
     max_tokens: int = 0
@@ -73,7 +74,7 @@ class StageCost:
         ahead_ms = self.backward_terms.ahead_ms(tokens=tokens, squares=squares, adapters=adapters, dropped=dropped)
         replayed = self.graphs.replays(tokens)
         layers = self.forward_terms.ms(
-            tokens=tokens,
+            tokens=filled_tokens(tokens, replayed=replayed),
             squares=squares,
             adapters=adapters,
             dropped=dropped,
@@ -93,11 +94,13 @@ class StageCost:
     ) -> Float:
         """Whole backward of each microbatch."""
         end_tokens = targets if self.end_by_targets else tokens
-        floor_ms = np.where(
-            self.graphs.replays(tokens), self.graphs.backward_floor_ms, self.backward_terms.launched_ms(adapters)
-        )
+        replayed = self.graphs.replays(tokens)
         layers = self.backward_terms.ms(
-            tokens=tokens, squares=squares, adapters=adapters, dropped=dropped, floor_ms=floor_ms
+            tokens=filled_tokens(tokens, replayed=replayed),
+            squares=squares,
+            adapters=adapters,
+            dropped=dropped,
+            floor_ms=np.where(replayed, self.graphs.backward_floor_ms, self.backward_terms.launched_ms(adapters)),
         )
         return layers + self.end_backward.ms(tokens=end_tokens, adapters=0.0)
 

@@ -102,15 +102,15 @@ def test_a_replayed_microbatch_is_launched_at_once_however_many_its_layers() -> 
         origin="textbook",
         source="launching of 2 ms beside a layer's of 1 ms, both ways, or of 0.5 ms in all",
         num_layers=8,
-        forward=PassCosts(linears={"fused": CostTerms(per_token_ms=0.01, floor_ms=1.0), "eager": CostTerms()}),
-        backward=PassCosts(linears={"fused": CostTerms(per_token_ms=0.02, floor_ms=1.0), "eager": CostTerms()}),
+        forward=PassCosts(linears={"fused": CostTerms(per_token_ms=0.0004, floor_ms=1.0), "eager": CostTerms()}),
+        backward=PassCosts(linears={"fused": CostTerms(per_token_ms=0.0008, floor_ms=1.0), "eager": CostTerms()}),
         stage_forward=CostTerms(floor_ms=2.0),
         stage_backward=CostTerms(floor_ms=2.0),
     )
     floors = {"forward_floor_ms": 0.5, "forward_floor_per_layer_ms": 0.05}
     floors |= {"backward_floor_ms": 0.7, "backward_floor_per_layer_ms": 0.1}
-    graphs = GraphCosts(max_tokens=40, **floors)
-    tokens = np.array([0, 5, 40, 41, 400])
+    graphs = GraphCosts(max_tokens=1000, **floors)
+    tokens = np.array([0, 5, 1000, 1001, 10_000])
     load: dict[str, NDArray[np.int64]] = {
         "tokens": tokens,
         "squares": 0 * tokens,
@@ -119,12 +119,12 @@ def test_a_replayed_microbatch_is_launched_at_once_however_many_its_layers() -> 
     }
     (plain,) = profile.stages(num_stages=1)
     (stage,) = replace(profile, graphs=graphs).stages(num_stages=1)
-    # Of 8 layers: at least 0.5 + 8 x 0.05 and 0.7 + 8 x 0.1 ms, else work that launches had hidden.
-    assert stage.forward_ms(**load).tolist() == [0.0, 0.9, 3.2, 10.0, 32.0]
-    assert stage.backward_ms(**load).tolist() == [0.0, 1.5, 6.4, 10.0, 64.0]
-    assert plain.forward_ms(**load).tolist() == [0.0, 10.0, 10.0, 10.0, 32.0]
+    # Of 8 layers: at least 0.5 + 8 x 0.05 and 0.7 + 8 x 0.1 ms, else work that launches had hidden, of 1,024 rows.
+    assert stage.forward_ms(**load).tolist() == pytest.approx([0.0, 0.9, 3.2768, 10.0, 32.0])
+    assert stage.backward_ms(**load).tolist() == pytest.approx([0.0, 1.5, 6.5536, 10.0, 64.0])
+    assert plain.forward_ms(**load).tolist() == pytest.approx([0.0, 10.0, 10.0, 10.0, 32.0])
     # Work waits for no first launch; a clock that is lower makes it longer, and launching no longer.
-    assert replace(stage, lead_in_ms=7.0).forward_ms(**load)[2] == 3.2
+    assert replace(stage, lead_in_ms=7.0).forward_ms(**load)[2] == pytest.approx(3.2768)
     # Evaluations, and what others compute in plain PyTorch, are launched kernel by kernel.
     assert stage.kernel_by_kernel() == plain
     eager = replace(profile, graphs=graphs).stages(num_stages=1, kernels="eager")

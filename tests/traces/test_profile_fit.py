@@ -11,6 +11,7 @@ import pytest
 from loraplex.traces import profiles
 from loraplex.traces.costs import CostProfile, CostTerms, GraphCosts, PassCosts
 from loraplex.traces.errors import TraceError
+from loraplex.traces.graph_tokens import filled_tokens
 from loraplex.traces.memory_costs import RECOMPUTE_MODES
 from loraplex.traces.profile_fit import fit_profile
 from loraplex.traces.profile_points import WHOLE, load_points, points_path, points_table, save_points
@@ -30,7 +31,7 @@ AGAIN = {"none": CostTerms(), "selective": ELEMENTWISE, "full": FUSED + AROUND}
 PREPARED = {"none": CostTerms(), "selective": CostTerms(floor_ms=0.05), "full": CostTerms(floor_ms=0.1)}
 SAVED_MS_PER_TOKEN = 3e-5
 REPLAYED_TOKENS = 1536
-REPLAY_MS, REPLAY_MS_PER_LAYER = 0.12, 0.15
+REPLAY_MS, REPLAY_MS_PER_LAYER = 0.12, 0.4
 """The least that a forward of a replayed stage takes, in all and for each layer."""
 BLANK = CostProfile(
     name="made-up",
@@ -99,10 +100,11 @@ def replayed(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for row in table[small].to_dict(orient="records"):
         back, layers = row["pass"] == "backward", row["layers"]
-        held = {name: row[name] for name in ("tokens", "squares", "adapters", "dropped")}
+        held = {name: row[name] for name in ("squares", "adapters", "dropped")}
+        held["tokens"] = float(filled_tokens(row["tokens"], replayed=True))
         terms = ((FUSED + AROUND).scaled(layers) + STAGE).scaled(1.0 + back)
         terms += AGAIN[row["recompute"]].scaled(layers * back)
-        end = float({"first": EMBEDDING.ms(tokens=row["tokens"]) * (1 - back)}.get(row["piece"], 0.0))
+        end = float({"first": EMBEDDING.ms(tokens=held["tokens"]) * (1 - back)}.get(row["piece"], 0.0))
         end += float(HEAD.ms(tokens=row["targets"]) * (1 + back)) if row["piece"] == "last" else 0.0
         saved = SAVED_MS_PER_TOKEN * back * (row["piece"] == "first")
         floor_ms = (REPLAY_MS + layers * REPLAY_MS_PER_LAYER) * (1.0 + back)
@@ -167,7 +169,7 @@ def test_small_microbatches_that_were_replayed_have_floors_of_their_own(tmp_path
     for mode in ("selective", "full"):
         same(fitted.forward.recomputation[mode], PREPARED[mode])
         same(fitted.backward.recomputation[mode], AGAIN[mode])
-    assert fitted.errors.abs().max() < 1e-6
+    assert fitted.errors.abs().max() < 1e-3
     profile.save(tmp_path / "profile.json")
     assert CostProfile.load(tmp_path / "profile.json") == profile
 
