@@ -185,7 +185,7 @@ class JobFile(_Entry):
     bnb_4bit_use_double_quant: bool = Field(
         default=False, description="With load_in_4bit, round the maxima of its blocks of 64 weights as well."
     )
-    sequence_len: Annotated[int, Field(ge=2)] = Field(default=2048, description="Most tokens of one sample.")
+    sequence_len: Annotated[int, Field(ge=2, le=2**31)] = Field(default=2048, description="Most tokens of one sample.")
     long_samples: LongSamples = Field(default="error", description="What happens to samples above sequence_len.")
     chat_template: str | None = Field(
         default=None, min_length=1, description="A Jinja file that replaces the tokenizer's chat template."
@@ -195,7 +195,7 @@ class JobFile(_Entry):
     )
     adapters: tuple[AdapterEntry, ...] = Field(strict=False, min_length=1, description="The adapters to train.")
     pipeline: PipelineEntry = Field(default=PipelineEntry(), description="How the model is spread over processes.")
-    microbatch_tokens: Annotated[int, Field(ge=2)] | None = Field(
+    microbatch_tokens: Annotated[int, Field(ge=2, le=2**31)] | None = Field(
         default=None, description="Tokens that go through the pipeline together; sequence_len when absent."
     )
     recompute: RecomputeChoice = Field(
