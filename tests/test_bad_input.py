@@ -87,7 +87,7 @@ def test_good_input_is_taken(folder: Path) -> None:
         ("two.json", "}]", "}", "two.json", "not readable as JSON"),
         ("two.json", "output", "outputs", "two.json, record 1", "output is missing"),
         ("jobs.yaml", "alpaca", "messages", "two.json, record 1", "must be a list of messages"),
-        ("jobs.yaml", "sequence_len: 64", "sequence_len: 40", "two.json, record 1", "1 in 1 samples that exceed"),
+        ("jobs.yaml", "sequence_len: 64", "sequence_len: 40", "two.json, record 1", "1 in 1 sample that exceed"),
         ("jobs.yaml", "name: two", "name: ONE", "jobs.yaml:9: adapters[1].name", "must differ"),
         ("jobs.yaml", "name: two", "name: ../x", "jobs.yaml:9: adapters[1].name", "becomes a folder"),
         ("jobs.yaml", "name: two", "name: /etc", "jobs.yaml:9: adapters[1].name", "becomes a folder"),
