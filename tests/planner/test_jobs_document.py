@@ -37,7 +37,7 @@ def kind(schema: dict[str, Any]) -> str:
         "object": "fields of an adapter",
     }[schema["type"]]
     bounds = [
-        f"{sign} {schema[name]:g}"
+        f"{sign} {schema[name]:,.10g}"
         for name, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
         # 2^63 is what a seed is stored in: nobody needs to read it.
         if name in schema and schema[name] < 2**62
