@@ -4,11 +4,13 @@ Below `GRAPH_TOKENS` a GPU has done a kernel's work before the host has launched
 microbatches of a bucket, so buckets are few: rows by steps, samples and adapters by coarse ones.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..kernels.bucket import Bucket
 from ..kernels.routing import WantedTables
 from ..kernels.sizes import round_up
+from ..planner.plan import Microbatch
 from ..traces.graph_tokens import GRAPH_TOKENS, STEP_TOKENS
 
 SAMPLES = (8, 32, 128)
@@ -33,6 +35,16 @@ class GraphBuckets:
     """The buckets of a stage, and what its layers want of the microbatches in them."""
 
     _wanted: dict[BatchBucket, WantedTables] = field(default_factory=dict)
+
+    def bucket_of(self, held: Microbatch, *, dropout: Sequence[float]) -> BatchBucket | None:
+        """That of a microbatch, where adapter i drops with probability `dropout[i]`; None as `bucket_for`."""
+        owners = [adapter for adapter, _ in held.adapter_tokens()]
+        return self.bucket_for(
+            num_rows=held.num_tokens(),
+            num_samples=len(held.samples),
+            num_segments=len(owners),
+            has_dropout=any(dropout[owner] > 0 for owner in owners),
+        )
 
     def bucket_for(
         self, *, num_rows: int, num_samples: int, num_segments: int, has_dropout: bool

@@ -2,7 +2,6 @@
 
 import datetime
 import hashlib
-import os
 import socket
 from contextlib import suppress
 
@@ -10,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from ..planner.errors import PlanError
-from ..traces.errors import InputError
+from .environment import asked_by
 from .gloo import GlooTransport, open_gloo
 from .nccl import NcclTransport
 from .peer import PeerTransport
@@ -26,10 +25,7 @@ _TRIAL_BYTES = 4096
 
 def asked_transport() -> str | None:
     """The transport between GPUs that the environment asks for, if any. Raises InputError for an unknown one."""
-    name = os.environ.get(TRANSPORT)
-    if name is not None and name not in _CHOICES:
-        raise InputError(f"{TRANSPORT}={name} is unknown; choose from {', '.join(_CHOICES)}, or leave it out")
-    return name
+    return asked_by(TRANSPORT, _CHOICES)
 
 
 def open_transport(

@@ -2,7 +2,6 @@
 
 import functools
 import importlib.util
-import os
 import warnings
 from collections.abc import Callable
 from typing import Any, Final
@@ -10,6 +9,7 @@ from typing import Any, Final
 import torch
 
 from ..traces.errors import InputError
+from .environment import asked_by
 
 ATTENTION: Final = "LORAPLEX_ATTENTION"
 """Environment variable that asks for an attention on GPUs."""
@@ -25,10 +25,7 @@ FlashAttention = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 def asked_attention() -> str:
     """auto, torch or flash, as the environment asks; auto where it does not. Raises InputError for another word."""
-    name = os.environ.get(ATTENTION, "auto")
-    if name not in CHOICES:
-        raise InputError(f"{ATTENTION}={name} is unknown; choose from {', '.join(CHOICES)}, or leave it out")
-    return name
+    return asked_by(ATTENTION, CHOICES) or "auto"
 
 
 @functools.cache

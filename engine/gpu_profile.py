@@ -16,7 +16,6 @@ from ..planner.jobs import LoraSettings
 from ..traces.costs import CostProfile, CostTerms, GraphCosts, Kernels, LinkCosts, MemoryCosts, PassCosts
 from ..traces.counted import counted
 from ..traces.fit import CostPoints, fit_terms
-from ..traces.graph_tokens import GRAPH_TOKENS
 from ..traces.profile_fit import fit_profile
 from ..traces.profiles import own_name
 from .device_memory import DeviceBytes, sharing_processes
@@ -94,7 +93,7 @@ def measure_gpu_profile(
         num_layers=base.num_layers,
         forward=_BLANK,
         backward=_BLANK,
-        graphs=GraphCosts(max_tokens=GRAPH_TOKENS if measured.table["replayed"].any() else 0),
+        graphs=GraphCosts(max_tokens=measured.graph_tokens()),
         link=link_costs(link_ms, wire),
         memory=_memory(measured, wire, device=device),
     )

@@ -7,7 +7,6 @@ time, stay outside.
 
 import contextlib
 import functools
-import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,9 +18,9 @@ from torch import Tensor
 
 from ..kernels.upload import split
 from ..traces.costs import RecomputeMode
-from ..traces.errors import InputError
 from .batch import Filled, PackedBatch
 from .buckets import BatchBucket, GraphBuckets
+from .environment import asked_by
 from .model import StageModel
 
 GRAPHS: Final = "LORAPLEX_CUDA_GRAPHS"
@@ -204,9 +203,7 @@ def layer_graphs(model: StageModel, *, recompute: RecomputeMode) -> LayerGraphs 
 
     Not in float32, where attention goes sample by sample. Raises InputError for another word in the environment.
     """
-    asked = os.environ.get(GRAPHS, "auto")
-    if asked not in CHOICES:
-        raise InputError(f"{GRAPHS}={asked} is unknown; choose from {', '.join(CHOICES)}, or leave it out")
+    asked = asked_by(GRAPHS, CHOICES)
     weight = next(model.parameters())
     if asked == "off" or weight.device.type != "cuda" or weight.dtype not in (torch.bfloat16, torch.float16):
         return None

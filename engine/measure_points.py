@@ -15,6 +15,7 @@ import torch
 
 from ..planner.plan import Plan
 from ..traces.counted import counted
+from ..traces.graph_tokens import GRAPH_TOKENS
 from ..traces.profile_points import points_table
 from .graphs import layer_graphs
 from .measure_pieces import Call, EagerLora, attention, eager_linears, frozen_linears, frozen_stage, time_pass
@@ -40,6 +41,10 @@ class Measured:
 
     table: pd.DataFrame
     static: tuple[StaticBytes, ...]
+
+    def graph_tokens(self) -> int:
+        """Up to so many tokens microbatches were replayed as CUDA graphs; 0 where none was."""
+        return GRAPH_TOKENS if self.table["replayed"].any() else 0
 
 
 def measure_points(setup: Setup, *, depths: Sequence[int]) -> Measured:

@@ -55,7 +55,8 @@ class Packer:
         borders, positions = row_places([sample.num_tokens for sample in samples])
         ids, labels = self._encoded(samples)
         targets = self._targets(samples, labels, borders)
-        bucket = self._bucket(microbatch)
+        buckets = self._buckets
+        bucket = None if buckets is None else buckets.bucket_of(microbatch, dropout=self._adapters.dropout)
         layers = self._layers(microbatch, ids, positions, borders, bucket=bucket)
         arrays = (*layers.arrays, targets - 1, labels[targets])
         buffer = send(arrays, self._device)
@@ -73,17 +74,6 @@ class Packer:
             target_ids=target_ids,
             shares=tuple(self._shares(microbatch)),
             filled=filled,
-        )
-
-    def _bucket(self, microbatch: Microbatch) -> BatchBucket | None:
-        if self._buckets is None:
-            return None
-        owners = [adapter for adapter, _ in microbatch.adapter_tokens()]
-        return self._buckets.bucket_for(
-            num_rows=microbatch.num_tokens(),
-            num_samples=len(microbatch.samples),
-            num_segments=len(owners),
-            has_dropout=any(self._adapters.dropout[adapter] > 0 for adapter in owners),
         )
 
     def _layers(

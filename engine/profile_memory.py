@@ -8,7 +8,6 @@ import pandas as pd
 
 from ..traces.costs import MemoryCosts
 from ..traces.fit import Float, nonnegative
-from ..traces.graph_tokens import GRAPH_TOKENS
 from .device_memory import DeviceBytes
 from .measure_points import Measured
 from .stage_kinds import StaticBytes
@@ -40,7 +39,7 @@ def memory_costs(measured: Measured, *, device: DeviceBytes, boundary_bytes_per_
         workspace_bytes_per_token=max(_passing(plain), _passing(_plain(backward))),
         logit_bytes_per_target=_per_target(forward),
         head_workspace_bytes=float(forward.loc[forward["piece"] == "last", "passing_bytes"].max()),
-        graph_tokens=GRAPH_TOKENS if measured.table["replayed"].any() else 0,
+        graph_tokens=measured.graph_tokens(),
         overhead_bytes=float(device.context),
         capacity_bytes=float(device.total),
     )

@@ -41,19 +41,16 @@ def kinds(plan: Plan, *, buckets: GraphBuckets | None = None) -> tuple[Microbatc
 
     Its samples are taken to be of the first global batch, so that no adapter needs to have taken a step.
     """
+    dropout = [job.lora.lora_dropout for job in plan.jobs]
     first: dict[Hashable, Microbatch] = {}
     counts: Counter[Hashable] = Counter()
     for held in plan.microbatches:
         owners = [adapter for adapter, _ in held.adapter_tokens()]
         if not owners:
             continue
-        num_tokens, drops = held.num_tokens(), any(plan.jobs[owner].lora.lora_dropout > 0 for owner in owners)
-        bucket = None
-        if buckets is not None:
-            bucket = buckets.bucket_for(
-                num_rows=num_tokens, num_samples=len(held.samples), num_segments=len(owners), has_dropout=drops
-            )
-        kind = bucket or (len(owners) > 1, drops, num_tokens.bit_length())
+        drops = any(dropout[owner] > 0 for owner in owners)
+        bucket = None if buckets is None else buckets.bucket_of(held, dropout=dropout)
+        kind = bucket or (len(owners) > 1, drops, held.num_tokens().bit_length())
         counts[kind] += 1
         first.setdefault(kind, held)
     # The largest first: what its graph needs of a lane serves those of all others.

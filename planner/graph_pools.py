@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..traces.costs import Float, MemoryCosts, RecomputeMode
-from ..traces.graph_tokens import STEP_TOKENS
+from ..traces.graph_tokens import filled_tokens
 from .graph import ProgramGraph
 from .loads import Loads
 from .program import ActionKind
@@ -26,11 +26,10 @@ def graph_pools(
     """Bytes of all lanes of every worker; `layers` counts those of each model part."""
     tokens = np.where(graph.microbatch >= 0, loads.tokens[graph.microbatch], 0)
     replayed = (tokens > 0) & (tokens <= memory.graph_tokens)
-    filled = -(-tokens // STEP_TOKENS) * STEP_TOKENS
     # A graph holds forward and backward, and so all that either needs in passing; the head is in none.
     kept = memory.kept_bytes_per_token_layer(recompute) * np.array(layers)[graph.part] + memory.stage_bytes_per_token
     passing = memory.workspace_bytes_per_token + memory.rebuilt_bytes_per_token(recompute)
-    lane = np.where(replayed, filled * (kept + passing), 0.0)
+    lane = np.where(replayed, filled_tokens(tokens, replayed=replayed) * (kept + passing), 0.0)
     opens = replayed & (graph.kind == int(ActionKind.FORWARD))
     closes = replayed & np.isin(graph.kind, FREEING)
     workers = [slice(first, last) for first, last in pairwise(graph.offsets.tolist())]

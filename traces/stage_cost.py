@@ -37,6 +37,28 @@ class GraphCosts:
         """Of microbatches of so many tokens, which ones are."""
         return np.asarray(np.asarray(tokens) <= self.max_tokens)
 
+    def layers_ms(
+        self,
+        terms: CostTerms,
+        *,
+        replay_floor_ms: float,
+        waits_ms: ArrayLike = 0.0,
+        tokens: ArrayLike,
+        squares: ArrayLike,
+        adapters: ArrayLike,
+        dropped: ArrayLike,
+    ) -> Float:
+        """One pass of a stage's layers; what is replayed pays for its padding and one launch, and waits for none."""
+        replayed = self.replays(tokens)
+        return terms.ms(
+            tokens=filled_tokens(tokens, replayed=replayed),
+            squares=squares,
+            adapters=adapters,
+            dropped=dropped,
+            waits_ms=np.where(replayed, 0.0, waits_ms),
+            floor_ms=np.where(replayed, replay_floor_ms, terms.launched_ms(adapters)),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageCost:
@@ -72,14 +94,14 @@ class StageCost:
         """Forward of each microbatch."""
         end_tokens = targets if self.end_by_targets else tokens
         ahead_ms = self.backward_terms.ahead_ms(tokens=tokens, squares=squares, adapters=adapters, dropped=dropped)
-        replayed = self.graphs.replays(tokens)
-        layers = self.forward_terms.ms(
-            tokens=filled_tokens(tokens, replayed=replayed),
+        layers = self.graphs.layers_ms(
+            self.forward_terms,
+            replay_floor_ms=self.graphs.forward_floor_ms,
+            waits_ms=np.maximum(0.0, self.lead_in_ms - ahead_ms),
+            tokens=tokens,
             squares=squares,
             adapters=adapters,
             dropped=dropped,
-            waits_ms=np.where(replayed, 0.0, np.maximum(0.0, self.lead_in_ms - ahead_ms)),
-            floor_ms=np.where(replayed, self.graphs.forward_floor_ms, self.forward_terms.launched_ms(adapters)),
         )
         return layers + self.end_forward.ms(tokens=end_tokens, adapters=0.0)
 
@@ -94,13 +116,13 @@ class StageCost:
     ) -> Float:
         """Whole backward of each microbatch."""
         end_tokens = targets if self.end_by_targets else tokens
-        replayed = self.graphs.replays(tokens)
-        layers = self.backward_terms.ms(
-            tokens=filled_tokens(tokens, replayed=replayed),
+        layers = self.graphs.layers_ms(
+            self.backward_terms,
+            replay_floor_ms=self.graphs.backward_floor_ms,
+            tokens=tokens,
             squares=squares,
             adapters=adapters,
             dropped=dropped,
-            floor_ms=np.where(replayed, self.graphs.backward_floor_ms, self.backward_terms.launched_ms(adapters)),
         )
         return layers + self.end_backward.ms(tokens=end_tokens, adapters=0.0)
 
